@@ -1,0 +1,2 @@
+//! bitmesh-common
+#![no_std]

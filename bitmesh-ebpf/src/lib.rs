@@ -1,0 +1,2 @@
+//! bitmesh-ebpf
+#![no_std]

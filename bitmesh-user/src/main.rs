@@ -1,0 +1,2 @@
+//! bitmesh-user
+fn main() {}
