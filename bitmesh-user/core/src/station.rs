@@ -29,8 +29,8 @@ impl Station {
 
     /// From a station table's key; `None` for what [`Station::new`] refuses.
     pub fn from_key(key: u64) -> Option<Self> {
-        let [vlan_high, vlan_low, a, b, c, d, e, f] = key.to_be_bytes();
-        Self::new([a, b, c, d, e, f], u16::from_be_bytes([vlan_high, vlan_low]))
+        let [vlan_high, vlan_low, mac @ ..] = key.to_be_bytes();
+        Self::new(mac, u16::from_be_bytes([vlan_high, vlan_low]))
     }
 }
 
@@ -52,6 +52,11 @@ impl fmt::Display for Station {
 #[error("not a station: write a unicast MAC as aa:bb:cc:dd:ee:ff, with /VLAN if it is tagged")]
 pub struct StationParseError;
 
+/// Two hexadecimal digits; `from_str_radix` alone takes a sign, too.
+fn is_octet(part: &str) -> bool {
+    part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit())
+}
+
 impl FromStr for Station {
     type Err = StationParseError;
 
@@ -63,7 +68,7 @@ impl FromStr for Station {
         let mut octets = [0; 6];
         let mut parts = mac.split(':');
         for octet in &mut octets {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or(StationParseError)?;
+            let part = parts.next().filter(|part| is_octet(part)).ok_or(StationParseError)?;
             *octet = u8::from_str_radix(part, 16).map_err(|_| StationParseError)?;
         }
         if parts.next().is_some() {
@@ -101,9 +106,15 @@ mod tests {
 
     #[test]
     fn what_is_no_unicast_mac_is_refused() {
-        for text in
-            ["", "01:00:5e:00:00:01", "00:00:00:00:00:00", "02:00:00:00:00:01/4095", "2:0:0:0:0:1", "02:00:00:00:00:01:02", "02:00:00:00:00:+1"]
-        {
+        for text in [
+            "",
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+            "02:00:00:00:00:01/4095",
+            "2:0:0:0:0:1",
+            "02:00:00:00:00:01:02",
+            "02:00:00:00:00:+1",
+        ] {
             assert_eq!(text.parse::<Station>(), Err(StationParseError), "{text}");
         }
     }

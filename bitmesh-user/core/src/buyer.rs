@@ -1,0 +1,202 @@
+//! The subscriber's rules around its channels: what is signed is stored before it is sent, and
+//! what a vanished provider holds comes back at the expiry.
+
+use bitcoin::{
+    Address, Amount, Block, Network, OutPoint, Transaction,
+    secp256k1::{XOnlyPublicKey, ecdsa::Signature},
+};
+
+use crate::{
+    channel::{
+        Batch, Book, ChannelId, ChannelParams, ChannelStatus, Entry, InvalidEvent,
+        SubscriberChannel, SubscriberEvent, funding_outpoint,
+    },
+    payer::Dispute,
+    wire::{ChannelReport, DisputeReport},
+};
+
+/// What to do, once its cause is durable.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Hand a transaction to the network.
+    Broadcast(Transaction),
+    /// Send a payment.
+    Pay(ChannelId, Amount, Signature),
+}
+
+/// A channel whose money is to be fetched back now.
+#[derive(Clone, Debug)]
+pub struct DueRefund {
+    /// Its name.
+    pub channel: ChannelId,
+    /// Its funding.
+    pub outpoint: OutPoint,
+    /// Index of the key that signs.
+    pub key_index: u32,
+}
+
+type Out = Batch<SubscriberEvent, Action>;
+
+/// The state of a subscriber.
+#[derive(Debug)]
+pub struct Buyer {
+    network: Network,
+    book: Book<SubscriberChannel>,
+    next_key_index: u32,
+}
+
+impl Buyer {
+    /// An empty subscriber on `network`.
+    pub fn new(network: Network) -> Self {
+        Self { network, book: Book::default(), next_key_index: 0 }
+    }
+
+    /// Follows an entry read back from the store, before anything else is put in.
+    pub fn replay(&mut self, entry: &Entry<SubscriberEvent>) -> Result<(), InvalidEvent> {
+        self.book.apply(entry)?;
+        if let Entry::Channel { event: SubscriberEvent::Negotiated { key_index, .. }, .. } = entry {
+            self.next_key_index = self.next_key_index.max(key_index + 1);
+        }
+        Ok(())
+    }
+
+    /// What a restart has to do again: fundings and refunds that are not in a block, and the
+    /// newest payment, which may have been signed and never sent.
+    pub fn resume(&self) -> Out {
+        let mut out = Out::default();
+        for (id, channel) in self.book.iter().filter(|(_, channel)| !channel.finished()) {
+            if let (None, Some(tx)) = (channel.funding(), channel.funding_tx()) {
+                out.act(Action::Broadcast(tx.clone()));
+            }
+            if let (None, Some(tx)) = (channel.spent(), channel.refund_tx()) {
+                out.act(Action::Broadcast(tx.clone()));
+            }
+            if let (Some((paid, signature)), ChannelStatus::Open) =
+                (channel.best(), channel.status(self.book.tip()))
+            {
+                out.act(Action::Pay(*id, paid, signature));
+            }
+        }
+        out
+    }
+
+    /// Both sides agreed on terms.
+    pub fn negotiated(
+        &mut self,
+        params: ChannelParams,
+        provider: XOnlyPublicKey,
+        url: String,
+        out: &mut Out,
+    ) -> ChannelId {
+        let channel = params.id();
+        let key_index = self.next_key_index;
+        self.next_key_index += 1;
+        let event =
+            SubscriberEvent::Negotiated { params: Box::new(params), key_index, provider, url };
+        self.book.record(channel, event, out);
+        channel
+    }
+
+    /// The funding transaction was signed. False, and nothing done, when it doesn't fund the
+    /// channel or another one does.
+    pub fn funding_signed(&mut self, channel: ChannelId, tx: Transaction, out: &mut Out) -> bool {
+        let fits = self.book.get(&channel).is_some_and(|known| {
+            known.funding_tx().is_none() && funding_outpoint(known.params(), &tx).is_some()
+        });
+        if fits {
+            self.book.record(channel, SubscriberEvent::FundingSigned { tx: tx.clone() }, out);
+            out.act(Action::Broadcast(tx));
+        }
+        fits
+    }
+
+    /// A payment was signed: it is stored, then sent.
+    pub fn payment_signed(
+        &mut self,
+        channel: ChannelId,
+        paid: Amount,
+        signature: Signature,
+        out: &mut Out,
+    ) {
+        let event = SubscriberEvent::PaymentSigned { paid, signature };
+        self.book.record(channel, event, out);
+        out.act(Action::Pay(channel, paid, signature));
+    }
+
+    /// The provider bills what was not counted.
+    pub fn disputed(&mut self, channel: ChannelId, dispute: Dispute, out: &mut Out) {
+        let (reported_octets, counted_octets) = (dispute.reported, dispute.counted);
+        let event = SubscriberEvent::Disputed { reported_octets, counted_octets };
+        self.book.record(channel, event, out);
+    }
+
+    /// Leave. Nothing more is signed on the channel.
+    pub fn close(&mut self, channel: ChannelId, out: &mut Out) {
+        self.book.record(channel, SubscriberEvent::CloseRequested, out);
+    }
+
+    /// A refund was signed.
+    pub fn refund_signed(&mut self, channel: ChannelId, tx: Transaction, out: &mut Out) {
+        let event = SubscriberEvent::RefundSigned { tx: tx.clone(), height: self.book.tip() };
+        self.book.record(channel, event, out);
+        out.act(Action::Broadcast(tx));
+    }
+
+    /// A block on the tip.
+    pub fn connect(&mut self, height: u32, block: &Block, out: &mut Out) {
+        self.book.connect(height, block, out);
+    }
+
+    /// The tip left the chain.
+    pub fn disconnect(&mut self, height: u32, out: &mut Out) {
+        self.book.disconnect(height, out);
+    }
+
+    /// Channels past their expiry that nobody settled.
+    pub fn refunds_due(&self) -> Vec<DueRefund> {
+        let tip = self.book.tip();
+        self.book
+            .iter()
+            .filter_map(|(id, channel)| {
+                let outpoint = channel.refund_due(tip)?;
+                Some(DueRefund { channel: *id, outpoint, key_index: channel.key_index() })
+            })
+            .collect()
+    }
+
+    /// Index of the wallet key that the next channel uses.
+    pub fn next_key_index(&self) -> u32 {
+        self.next_key_index
+    }
+
+    /// The channels and the chain as this side knows it.
+    pub fn book(&self) -> &Book<SubscriberChannel> {
+        &self.book
+    }
+
+    /// Every channel.
+    pub fn channels(&self) -> impl Iterator<Item = ChannelReport> + '_ {
+        self.book.iter().map(|(id, channel)| {
+            let params = channel.params().clone();
+            let address = Address::from_script(channel.funding_script(), self.network);
+            ChannelReport {
+                channel: *id,
+                status: channel.status(self.book.tip()),
+                descriptor: params.descriptor().to_string(),
+                address: address.map(|address| address.to_string()).unwrap_or_default(),
+                params,
+                station: None,
+                funding: channel.funding().map(|funding| funding.outpoint),
+                paid: channel.paid(),
+                commitments: channel.commitments(),
+                bought_octets: channel.bought(),
+                closing_txid: channel.refund_tx().map(Transaction::compute_txid),
+                closing_fee_sat: None,
+                settled_txid: channel.spent().map(|spent| spent.txid),
+                dispute: channel.disputed().map(|(reported_octets, counted_octets)| {
+                    DisputeReport { reported_octets, counted_octets }
+                }),
+            }
+        })
+    }
+}

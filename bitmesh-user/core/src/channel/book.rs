@@ -1,0 +1,302 @@
+//! The channels of one end, followed through the chain together; the same for both roles.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use bitcoin::{Block, BlockHash, OutPoint, ScriptBuf, Transaction};
+
+use super::{ChannelId, ChannelParams, Funding, InvalidEvent};
+use crate::{ledger::Usage, station::Station};
+
+/// Blocks that are remembered so that a reorganisation is seen after a restart, too.
+pub const TIPS_KEPT: usize = 100;
+
+/// What both roles' channels have in common.
+pub trait Machine: Sized {
+    /// What its journal holds.
+    type Event: Clone;
+
+    /// Starts from the first event.
+    fn open(event: &Self::Event) -> Result<Self, InvalidEvent>;
+    /// Follows an event.
+    fn apply(&mut self, event: &Self::Event) -> Result<(), InvalidEvent>;
+    /// The terms.
+    fn params(&self) -> &ChannelParams;
+    /// The script that the funding pays.
+    fn funding_script(&self) -> &ScriptBuf;
+    /// The funding, once it is in a block.
+    fn funding(&self) -> Option<Funding>;
+    /// What an output of the right script and value in a block means.
+    fn funding_seen(&self, outpoint: OutPoint, height: u32) -> Option<Self::Event>;
+    /// What a transaction in a block that spends the funding means.
+    fn spend_seen(&self, tx: &Transaction, height: u32) -> Option<Self::Event>;
+    /// What it means that a block left the chain.
+    fn block_gone(&self, height: u32) -> Option<Self::Event>;
+    /// The end, when the tip has come far enough.
+    fn finish(&self, tip: u32) -> Option<Self::Event>;
+}
+
+macro_rules! machine {
+    ($machine:ty, $event:ty) => {
+        impl $crate::channel::Machine for $machine {
+            type Event = $event;
+            fn open(event: &$event) -> Result<Self, InvalidEvent> {
+                Self::open(event)
+            }
+            fn apply(&mut self, event: &$event) -> Result<(), InvalidEvent> {
+                self.apply(event)
+            }
+            fn params(&self) -> &ChannelParams {
+                self.params()
+            }
+            fn funding_script(&self) -> &ScriptBuf {
+                self.funding_script()
+            }
+            fn funding(&self) -> Option<Funding> {
+                self.funding()
+            }
+            fn funding_seen(&self, outpoint: OutPoint, height: u32) -> Option<$event> {
+                self.funding_seen(outpoint, height)
+            }
+            fn spend_seen(&self, tx: &Transaction, height: u32) -> Option<$event> {
+                self.spend_seen(tx, height)
+            }
+            fn block_gone(&self, height: u32) -> Option<$event> {
+                self.block_gone(height)
+            }
+            fn finish(&self, tip: u32) -> Option<$event> {
+                self.finish(tip)
+            }
+        }
+    };
+}
+pub(super) use machine;
+
+/// One thing to be made durable.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry<E> {
+    /// Append to a channel's journal.
+    Channel {
+        /// Whose.
+        channel: ChannelId,
+        /// What.
+        event: E,
+    },
+    /// The chain has this block at this height; nothing is known above it.
+    Block {
+        /// Its height.
+        height: u32,
+        /// Its hash.
+        hash: BlockHash,
+    },
+    /// The chain no longer has a block at this height or above.
+    BlockGone {
+        /// Its height.
+        height: u32,
+    },
+    /// The newest usage of a station; replaces the one before.
+    Usage {
+        /// Whose.
+        station: Station,
+        /// Cumulative.
+        usage: Usage,
+    },
+}
+
+/// Proof that entries are on disk. Only the store makes one, after its commit has returned.
+#[derive(Debug)]
+pub struct Durable(());
+
+impl Durable {
+    /// To be called by the store alone, once every entry of a batch has been synced.
+    pub fn committed() -> Self {
+        Self(())
+    }
+}
+
+/// What came of some inputs: entries to make durable, then actions to take.
+#[derive(Debug)]
+#[must_use = "what is not committed is lost on restart"]
+pub struct Batch<E, A> {
+    entries: Vec<Entry<E>>,
+    actions: Vec<A>,
+}
+
+impl<E, A> Default for Batch<E, A> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), actions: Vec::new() }
+    }
+}
+
+impl<E, A> Batch<E, A> {
+    /// What the store has to write, in order, all or nothing.
+    pub fn entries(&self) -> &[Entry<E>] {
+        &self.entries
+    }
+
+    /// The actions, once their causes are durable.
+    pub fn release(self, _proof: &Durable) -> Vec<A> {
+        self.actions
+    }
+
+    pub(crate) fn record(&mut self, entry: Entry<E>) {
+        self.entries.push(entry);
+    }
+
+    pub(crate) fn act(&mut self, action: A) {
+        self.actions.push(action);
+    }
+}
+
+/// All channels of one end, with the scripts and outpoints to watch for.
+#[derive(Debug)]
+pub struct Book<M> {
+    channels: BTreeMap<ChannelId, M>,
+    scripts: HashMap<ScriptBuf, ChannelId>,
+    outpoints: HashMap<OutPoint, ChannelId>,
+    tips: VecDeque<(u32, BlockHash)>,
+}
+
+impl<M> Default for Book<M> {
+    fn default() -> Self {
+        Self {
+            channels: BTreeMap::new(),
+            scripts: HashMap::new(),
+            outpoints: HashMap::new(),
+            tips: VecDeque::new(),
+        }
+    }
+}
+
+impl<M: Machine> Book<M> {
+    /// Follows an entry of the journal: one just decided, or one read back.
+    pub fn apply(&mut self, entry: &Entry<M::Event>) -> Result<(), InvalidEvent> {
+        match entry {
+            Entry::Channel { channel, event } => self.apply_event(*channel, event)?,
+            Entry::Block { height, hash } => {
+                self.tips.push_back((*height, *hash));
+                if self.tips.len() > TIPS_KEPT {
+                    self.tips.pop_front();
+                }
+            }
+            Entry::BlockGone { height } => self.tips.retain(|(at, _)| at < height),
+            Entry::Usage { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn apply_event(&mut self, id: ChannelId, event: &M::Event) -> Result<(), InvalidEvent> {
+        let before = if let Some(channel) = self.channels.get_mut(&id) {
+            let before = channel.funding();
+            channel.apply(event)?;
+            before
+        } else {
+            let channel = M::open(event)?;
+            if channel.params().id() != id {
+                return Err(InvalidEvent("a channel under another's name"));
+            }
+            self.scripts.insert(channel.funding_script().clone(), id);
+            self.channels.insert(id, channel);
+            None
+        };
+        let after = self.channels.get(&id).and_then(M::funding);
+        if before != after {
+            before.map(|funding| self.outpoints.remove(&funding.outpoint));
+            after.map(|funding| self.outpoints.insert(funding.outpoint, id));
+        }
+        Ok(())
+    }
+
+    /// Decides an event: applies it and puts it into the batch.
+    ///
+    /// # Panics
+    /// When the event contradicts the state it was decided from.
+    pub(crate) fn record<A>(
+        &mut self,
+        channel: ChannelId,
+        event: M::Event,
+        batch: &mut Batch<M::Event, A>,
+    ) {
+        self.record_entry(Entry::Channel { channel, event }, batch);
+    }
+
+    fn record_entry<A>(&mut self, entry: Entry<M::Event>, batch: &mut Batch<M::Event, A>) {
+        self.apply(&entry).expect("an event follows from the state that decided it");
+        batch.record(entry);
+    }
+
+    /// Follows a new block on the tip.
+    pub(crate) fn connect<A>(
+        &mut self,
+        height: u32,
+        block: &Block,
+        batch: &mut Batch<M::Event, A>,
+    ) {
+        for tx in &block.txdata {
+            self.connect_tx(height, tx, batch);
+        }
+        let ends: Vec<_> = self
+            .channels
+            .iter()
+            .filter_map(|(id, channel)| Some((*id, channel.finish(height)?)))
+            .collect();
+        for (id, event) in ends {
+            self.record(id, event, batch);
+        }
+        self.record_entry(Entry::Block { height, hash: block.block_hash() }, batch);
+    }
+
+    fn connect_tx<A>(&mut self, height: u32, tx: &Transaction, batch: &mut Batch<M::Event, A>) {
+        for input in &tx.input {
+            let Some(id) = self.outpoints.get(&input.previous_output).copied() else { continue };
+            let event = self.channels.get(&id).and_then(|channel| channel.spend_seen(tx, height));
+            if let Some(event) = event {
+                self.record(id, event, batch);
+            }
+        }
+        for (vout, output) in (0u32..).zip(&tx.output) {
+            let Some(id) = self.scripts.get(&output.script_pubkey).copied() else { continue };
+            let outpoint = OutPoint::new(tx.compute_txid(), vout);
+            let event = self
+                .channels
+                .get(&id)
+                .filter(|channel| channel.params().capacity == output.value)
+                .and_then(|channel| channel.funding_seen(outpoint, height));
+            if let Some(event) = event {
+                self.record(id, event, batch);
+            }
+        }
+    }
+
+    /// Follows the tip's leaving the chain.
+    pub(crate) fn disconnect<A>(&mut self, height: u32, batch: &mut Batch<M::Event, A>) {
+        let undone: Vec<_> = self
+            .channels
+            .iter()
+            .filter_map(|(id, channel)| Some((*id, channel.block_gone(height)?)))
+            .collect();
+        for (id, event) in undone {
+            self.record(id, event, batch);
+        }
+        self.record_entry(Entry::BlockGone { height }, batch);
+    }
+
+    /// Height of the newest block; 0 before the first.
+    pub fn tip(&self) -> u32 {
+        self.tips.back().map_or(0, |(height, _)| *height)
+    }
+
+    /// The newest blocks, oldest first.
+    pub fn tips(&self) -> impl ExactSizeIterator<Item = (u32, BlockHash)> + '_ {
+        self.tips.iter().copied()
+    }
+
+    /// One channel.
+    pub fn get(&self, id: &ChannelId) -> Option<&M> {
+        self.channels.get(id)
+    }
+
+    /// Every channel, by id.
+    pub fn iter(&self) -> impl Iterator<Item = (&ChannelId, &M)> {
+        self.channels.iter()
+    }
+}

@@ -1,0 +1,269 @@
+//! What both ends agree on before money moves, and the script that follows from it.
+
+use std::{fmt, str::FromStr};
+
+use bitcoin::{
+    Amount, Network, PublicKey, ScriptBuf,
+    hashes::{Hash, HashEngine, sha256},
+    locktime::absolute,
+    secp256k1,
+};
+use miniscript::Descriptor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::{CAPACITY_MIN, CONFIRMATIONS_MAX, RESERVE};
+use crate::{
+    offer::OfferId,
+    pricing::{Schedule, ScheduleError},
+};
+
+/// The terms of one channel, fixed for its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChannelParams {
+    /// Chain that the funding is on.
+    pub network: Network,
+    /// The signed offer that the price and the terms are from.
+    pub offer: OfferId,
+    /// The subscriber's key in the funding script.
+    pub subscriber: secp256k1::PublicKey,
+    /// The provider's key in the funding script.
+    pub provider: secp256k1::PublicKey,
+    /// Height from which the subscriber alone can spend.
+    pub expiry_height: u32,
+    /// Exact value of the funding output.
+    #[serde(rename = "capacity_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub capacity: Amount,
+    /// Where every commitment sends what is not paid: a segwit script of the subscriber's wallet.
+    pub remainder_script: ScriptBuf,
+    /// What payments buy.
+    pub schedule: Schedule,
+    /// Blocks, the funding's own included, before payments are taken.
+    pub confirmations: u32,
+}
+
+/// Why two parties can't open such a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParamsError {
+    /// Under [`CAPACITY_MIN`] or over the money supply.
+    #[error("a channel holds {} to {} sat; choose another capacity", CAPACITY_MIN.to_sat(), Amount::MAX_MONEY.to_sat())]
+    Capacity,
+    /// Not a block height.
+    #[error("the expiry is a block height between 1 and 499999999")]
+    Expiry,
+    /// Both ends use one key.
+    #[error("subscriber and provider have the same key; make a new one")]
+    SameKey,
+    /// Not a segwit output script of a standard kind.
+    #[error("the remainder goes to a segwit address (P2WPKH, P2WSH or P2TR)")]
+    RemainderScript,
+    /// Asks for none or too many confirmations.
+    #[error("a funding needs 1 to {CONFIRMATIONS_MAX} confirmations")]
+    Confirmations,
+    /// See [`ScheduleError`].
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+}
+
+impl ChannelParams {
+    /// Checks terms that came from outside.
+    pub fn validate(&self) -> Result<(), ParamsError> {
+        self.schedule.validate()?;
+        let script = &self.remainder_script;
+        if !(script.is_p2wpkh() || script.is_p2wsh() || script.is_p2tr()) {
+            return Err(ParamsError::RemainderScript);
+        }
+        if self.capacity < CAPACITY_MIN || self.capacity > Amount::MAX_MONEY {
+            return Err(ParamsError::Capacity);
+        }
+        if self.expiry_height == 0 || absolute::Height::from_consensus(self.expiry_height).is_err()
+        {
+            return Err(ParamsError::Expiry);
+        }
+        if !(1..=CONFIRMATIONS_MAX).contains(&self.confirmations) {
+            return Err(ParamsError::Confirmations);
+        }
+        if self.subscriber == self.provider {
+            return Err(ParamsError::SameKey);
+        }
+        Ok(())
+    }
+
+    /// The funding output's descriptor: `wsh(and_v(v:pk(S),or_d(pk(P),after(T))))`. Both keys spend
+    /// at any time, the subscriber's alone from height T.
+    ///
+    /// # Panics
+    /// When the expiry is no block height, which [`Self::validate`] refuses.
+    pub fn descriptor(&self) -> Descriptor<PublicKey> {
+        let subscriber = PublicKey::new(self.subscriber);
+        let provider = PublicKey::new(self.provider);
+        let text = format!(
+            "wsh(and_v(v:pk({subscriber}),or_d(pk({provider}),after({}))))",
+            self.expiry_height
+        );
+        let descriptor = Descriptor::from_str(&text).expect("validated terms give a descriptor");
+        descriptor.sanity_check().expect("the template is sane for every key and height");
+        descriptor
+    }
+
+    /// The script that the funding pays.
+    pub fn funding_script(&self) -> ScriptBuf {
+        self.descriptor().script_pubkey()
+    }
+
+    /// The script that signatures commit to (BIP143's scriptCode).
+    pub fn witness_script(&self) -> ScriptBuf {
+        self.descriptor().explicit_script().expect("wsh has a witness script")
+    }
+
+    /// The channel's name: the same at both ends, before and after it is funded.
+    pub fn id(&self) -> ChannelId {
+        ChannelId::of_script(&self.funding_script())
+    }
+
+    /// Most that can be paid: the capacity without the reserve.
+    pub fn payable(&self) -> Amount {
+        self.capacity.checked_sub(RESERVE).unwrap_or(Amount::ZERO)
+    }
+}
+
+/// Tagged hash of the funding script (BIP340's construction, tag `bitmesh/channel`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelId([u8; 32]);
+
+impl ChannelId {
+    fn of_script(script: &ScriptBuf) -> Self {
+        Self(tagged_hash("bitmesh/channel", &[script.as_bytes()]))
+    }
+
+    /// The 32 octets.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// SHA256(SHA256(tag) || SHA256(tag) || parts...), BIP340.
+pub(crate) fn tagged_hash(tag: &str, parts: &[&[u8]]) -> [u8; 32] {
+    let tag = sha256::Hash::hash(tag.as_bytes());
+    let mut engine = sha256::Hash::engine();
+    engine.input(tag.as_ref());
+    engine.input(tag.as_ref());
+    for part in parts {
+        engine.input(part);
+    }
+    sha256::Hash::from_engine(engine).to_byte_array()
+}
+
+/// Not 64 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an id is 64 hexadecimal digits")]
+pub struct IdParseError;
+
+macro_rules! hex_id {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+        impl FromStr for $name {
+            type Err = IdParseError;
+            fn from_str(text: &str) -> Result<Self, IdParseError> {
+                let mut bytes = [0; 32];
+                hex::decode_to_slice(text, &mut bytes).map_err(|_| IdParseError)?;
+                Ok(Self(bytes))
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(de::Error::custom)
+            }
+        }
+    };
+}
+pub(crate) use hex_id;
+
+hex_id!(ChannelId);
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing, *};
+
+    #[test]
+    fn the_script_is_the_one_the_design_names() {
+        let params = testing::params();
+        let asm = params.witness_script().to_asm_string();
+        let expected = format!(
+            "OP_PUSHBYTES_33 {} OP_CHECKSIGVERIFY OP_PUSHBYTES_33 {} OP_CHECKSIG OP_IFDUP OP_NOTIF \
+             OP_PUSHBYTES_2 e803 OP_CLTV OP_ENDIF",
+            params.subscriber, params.provider
+        );
+        assert_eq!(asm, expected);
+    }
+
+    #[test]
+    fn terms_survive_json_and_unknown_fields_do_not() {
+        let params = testing::params();
+        let mut json = serde_json::to_value(&params).unwrap();
+        assert_eq!(serde_json::from_value::<ChannelParams>(json.clone()).unwrap(), params);
+        json["surprise"] = 1.into();
+        assert!(serde_json::from_value::<ChannelParams>(json).is_err());
+    }
+
+    #[test]
+    fn terms_are_checked_on_both_sides_of_each_edge() {
+        let with = |change: fn(&mut ChannelParams)| {
+            let mut params = testing::params();
+            change(&mut params);
+            params.validate()
+        };
+        assert_eq!(with(|_| ()), Ok(()));
+        assert_eq!(with(|p| p.capacity = CAPACITY_MIN), Ok(()));
+        assert_eq!(
+            with(|p| p.capacity = CAPACITY_MIN - Amount::ONE_SAT),
+            Err(ParamsError::Capacity)
+        );
+        assert_eq!(
+            with(|p| p.capacity = Amount::MAX_MONEY + Amount::ONE_SAT),
+            Err(ParamsError::Capacity)
+        );
+        assert_eq!(with(|p| p.expiry_height = 0), Err(ParamsError::Expiry));
+        assert_eq!(with(|p| p.expiry_height = 499_999_999), Ok(()));
+        assert_eq!(with(|p| p.expiry_height = 500_000_000), Err(ParamsError::Expiry));
+        assert_eq!(with(|p| p.confirmations = 0), Err(ParamsError::Confirmations));
+        assert_eq!(
+            with(|p| p.confirmations = CONFIRMATIONS_MAX + 1),
+            Err(ParamsError::Confirmations)
+        );
+        assert_eq!(with(|p| p.provider = p.subscriber), Err(ParamsError::SameKey));
+        assert_eq!(
+            with(|p| p.remainder_script = ScriptBuf::new()),
+            Err(ParamsError::RemainderScript)
+        );
+        assert_eq!(
+            with(|p| p.schedule.tiers.clear()),
+            Err(ParamsError::Schedule(ScheduleError::TierCount))
+        );
+    }
+
+    #[test]
+    fn every_term_of_the_script_changes_the_id() {
+        let params = testing::params();
+        let later = ChannelParams { expiry_height: params.expiry_height + 1, ..params.clone() };
+        let other = ChannelParams { provider: testing::public_key(9), ..params.clone() };
+        assert_ne!(params.id(), later.id());
+        assert_ne!(params.id(), other.id());
+        assert_eq!(params.id().to_string().parse(), Ok(params.id()));
+    }
+}

@@ -1,0 +1,428 @@
+//! The channel as the provider keeps it.
+
+use bitcoin::{
+    Amount, OutPoint, ScriptBuf, Transaction,
+    consensus::serde::{Hex, With},
+    secp256k1::{Secp256k1, Verification, ecdsa::Signature},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ClaimInput, FINAL_DEPTH_BLOCKS, Funding,
+    InvalidEvent, SpendKind, Spent, close_digest, verify_payment,
+};
+use crate::{
+    station::Station,
+    units::{Msat, Octets},
+};
+
+/// Blocks that an opened channel waits for its funding before it is forgotten.
+pub const FUNDING_WINDOW_BLOCKS: u32 = 432;
+
+/// What happened to a channel. The journal is a list of these.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ProviderEvent {
+    /// Terms agreed; nothing is at stake.
+    Opened {
+        /// The terms.
+        params: Box<ChannelParams>,
+        /// Index of the provider's key in its wallet.
+        key_index: u32,
+        /// Who asked, and whom payments credit.
+        station: Station,
+        /// Tip when it was opened.
+        height: u32,
+    },
+    /// The funding is in a block.
+    Funded(Funding),
+    /// A reorganisation took it out again.
+    Unfunded,
+    /// A better commitment was verified.
+    Paid {
+        /// Sum of all payments.
+        #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]
+        paid: Amount,
+        /// The subscriber's signature over it.
+        signature: Signature,
+    },
+    /// The subscriber asked for the claim to be made now.
+    CloseRequested,
+    /// A claim was signed and may be broadcast at any time.
+    ClaimSigned(ClaimRecord),
+    /// The funding was spent in a block.
+    Spent(Spent),
+    /// A reorganisation undid that.
+    Unspent,
+    /// The end: the spend is final, or no funding ever came.
+    Finished,
+}
+
+/// A claim that was signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimRecord {
+    /// The transaction, which may claim other channels too.
+    #[serde(with = "With::<Hex>")]
+    pub tx: Transaction,
+    /// Its fee rate, in satoshi per 1,000 weight units.
+    pub fee_rate_sat_per_kwu: u64,
+    /// What the whole transaction pays to miners.
+    #[serde(rename = "fee_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub fee: Amount,
+    /// Tip when it was signed.
+    pub height: u32,
+}
+
+/// Why a payment was refused. Nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PaymentError {
+    /// No funding in a block yet.
+    #[error("the funding is not in a block yet: wait for it, then pay again")]
+    Unfunded,
+    /// Too few confirmations.
+    #[error("the funding has {have} of {need} confirmations: wait, then pay again")]
+    Unconfirmed {
+        /// Blocks, its own included.
+        have: u32,
+        /// What the terms ask for.
+        need: u32,
+    },
+    /// Closing, claimed or expired.
+    #[error("the channel takes no more payments: open a new one")]
+    Closed,
+    /// Less than was paid before.
+    #[error("{best} has been paid already, and a payment states the sum: pay more than that")]
+    Stale {
+        /// The best payment.
+        best: Amount,
+    },
+    /// More than the channel holds.
+    #[error("the channel can pay {payable} in all: open a new one")]
+    TooLarge {
+        /// Capacity less the reserve.
+        payable: Amount,
+    },
+    /// Not a low-S signature of the subscriber's key over this commitment.
+    #[error(
+        "the signature is not the subscriber's over this payment: SINGLE|ANYONECANPAY, version 3, lock time 0, low S"
+    )]
+    Signature,
+}
+
+/// What a person wants to know of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum ChannelStatus {
+    /// Waiting for the funding.
+    Unfunded,
+    /// Waiting for confirmations.
+    Confirming {
+        /// Blocks so far.
+        have: u32,
+        /// Blocks needed.
+        need: u32,
+    },
+    /// Takes payments.
+    Open,
+    /// Takes no more payments; not settled in a block.
+    Closing,
+    /// Settled in a block.
+    Settled {
+        /// By claim or refund.
+        kind: SpendKind,
+        /// Blocks on it, its own included.
+        depth: u32,
+    },
+    /// Settled for good.
+    Closed {
+        /// By claim or refund; none when it was never funded.
+        kind: Option<SpendKind>,
+    },
+}
+
+/// The fold of a channel's journal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProviderChannel {
+    params: ChannelParams,
+    script: ScriptBuf,
+    key_index: u32,
+    station: Station,
+    opened_height: u32,
+    funding: Option<Funding>,
+    best: Option<Commitment>,
+    commitments: u64,
+    close_requested: bool,
+    claim: Option<ClaimRecord>,
+    spent: Option<Spent>,
+    finished: bool,
+}
+
+/// The best payment, and the funding that it spends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Commitment {
+    paid: Amount,
+    signature: Signature,
+    outpoint: OutPoint,
+}
+
+impl ProviderChannel {
+    /// The first event of a journal.
+    pub fn open(event: &ProviderEvent) -> Result<Self, InvalidEvent> {
+        let ProviderEvent::Opened { params, key_index, station, height } = event else {
+            return Err(InvalidEvent("a channel that was never opened"));
+        };
+        params.validate().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
+        Ok(Self {
+            script: params.funding_script(),
+            params: (**params).clone(),
+            key_index: *key_index,
+            station: *station,
+            opened_height: *height,
+            funding: None,
+            best: None,
+            commitments: 0,
+            close_requested: false,
+            claim: None,
+            spent: None,
+            finished: false,
+        })
+    }
+
+    /// Follows one event. The signature of a payment is checked when it arrives and again when it
+    /// is claimed; here its order and bounds are.
+    pub fn apply(&mut self, event: &ProviderEvent) -> Result<(), InvalidEvent> {
+        if self.finished {
+            return Err(InvalidEvent("an event after the end of a channel"));
+        }
+        match event {
+            ProviderEvent::Opened { .. } => return Err(InvalidEvent("a channel opened twice")),
+            ProviderEvent::Funded(funding) => {
+                if self.funding.is_some() {
+                    return Err(InvalidEvent("a channel funded twice"));
+                }
+                // Commitments spend one outpoint: those of a funding that was replaced are void.
+                self.best = self.best.filter(|best| best.outpoint == funding.outpoint);
+                self.funding = Some(*funding);
+            }
+            ProviderEvent::Unfunded => {
+                self.funding.take().ok_or(InvalidEvent("no funding to take away"))?;
+                self.spent = None;
+            }
+            ProviderEvent::Paid { paid, signature } => {
+                let funding = self.funding.ok_or(InvalidEvent("a payment without funding"))?;
+                if *paid <= self.paid() || *paid > self.params.payable() {
+                    return Err(InvalidEvent("a payment out of order or bounds"));
+                }
+                let outpoint = funding.outpoint;
+                self.best = Some(Commitment { paid: *paid, signature: *signature, outpoint });
+                self.commitments += 1;
+            }
+            ProviderEvent::CloseRequested => self.close_requested = true,
+            ProviderEvent::ClaimSigned(claim) => {
+                if self.best.is_none() {
+                    return Err(InvalidEvent("a claim of nothing"));
+                }
+                self.claim = Some(claim.clone());
+            }
+            ProviderEvent::Spent(spent) => {
+                if self.funding.is_none() || self.spent.is_some() {
+                    return Err(InvalidEvent("a spend without funding, or a second one"));
+                }
+                self.spent = Some(*spent);
+            }
+            ProviderEvent::Unspent => {
+                self.spent.take().ok_or(InvalidEvent("no spend to take back"))?;
+            }
+            ProviderEvent::Finished => self.finished = true,
+        }
+        Ok(())
+    }
+
+    /// Judges a payment of `paid` in all at the tip's height; `None` when it is the best one
+    /// again, which changes nothing.
+    pub fn pay<C: Verification>(
+        &self,
+        secp: &Secp256k1<C>,
+        paid: Amount,
+        signature: &Signature,
+        tip: u32,
+    ) -> Result<Option<ProviderEvent>, PaymentError> {
+        let funding = match self.status(tip) {
+            ChannelStatus::Open => self.funding.ok_or(PaymentError::Unfunded)?,
+            ChannelStatus::Unfunded => return Err(PaymentError::Unfunded),
+            ChannelStatus::Confirming { have, need } => {
+                return Err(PaymentError::Unconfirmed { have, need });
+            }
+            _ => return Err(PaymentError::Closed),
+        };
+        if paid < self.paid() {
+            return Err(PaymentError::Stale { best: self.paid() });
+        }
+        let payable = self.params.payable();
+        if paid > payable {
+            return Err(PaymentError::TooLarge { payable });
+        }
+        if !verify_payment(secp, &self.params, funding.outpoint, paid, signature) {
+            return Err(PaymentError::Signature);
+        }
+        if paid == self.paid() {
+            return Ok(None);
+        }
+        Ok(Some(ProviderEvent::Paid { paid, signature: *signature }))
+    }
+
+    /// Judges the subscriber's wish to close; `None` when the channel is closing already.
+    pub fn close<C: Verification>(
+        &self,
+        secp: &Secp256k1<C>,
+        signature: &Signature,
+    ) -> Result<Option<ProviderEvent>, PaymentError> {
+        let digest = close_digest(&self.params.id());
+        secp.verify_ecdsa(&digest, signature, &self.params.subscriber)
+            .map_err(|_| PaymentError::Signature)?;
+        let closing = self.close_requested || self.finished;
+        Ok((!closing).then_some(ProviderEvent::CloseRequested))
+    }
+
+    /// What a block at `height` with these transactions means for this channel, in order.
+    pub fn funding_seen(&self, outpoint: OutPoint, height: u32) -> Option<ProviderEvent> {
+        let wanted = self.funding.is_none() && !self.finished;
+        wanted.then_some(ProviderEvent::Funded(Funding { outpoint, height }))
+    }
+
+    /// What it means that `tx`, in a block at `height`, spends the funding.
+    pub fn spend_seen(&self, tx: &Transaction, height: u32) -> Option<ProviderEvent> {
+        if self.finished || self.spent.is_some() {
+            return None;
+        }
+        Spent::find(tx, &self.funding?.outpoint, height).map(ProviderEvent::Spent)
+    }
+
+    /// What it means that the block at `height` is no longer part of the chain.
+    pub fn block_gone(&self, height: u32) -> Option<ProviderEvent> {
+        if self.finished {
+            None
+        } else if self.funding.is_some_and(|funding| funding.height == height) {
+            Some(ProviderEvent::Unfunded)
+        } else if self.spent.is_some_and(|spent| spent.height == height) {
+            Some(ProviderEvent::Unspent)
+        } else {
+            None
+        }
+    }
+
+    /// The end, when the tip has come far enough for it.
+    pub fn finish(&self, tip: u32) -> Option<ProviderEvent> {
+        let settled =
+            self.spent.is_some_and(|spent| depth(spent.height, tip) >= FINAL_DEPTH_BLOCKS);
+        let never_funded = self.funding.is_none()
+            && self.best.is_none()
+            && tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS);
+        (!self.finished && (settled || never_funded)).then_some(ProviderEvent::Finished)
+    }
+
+    /// What to claim now: the channel is closing, nothing spent the funding, and no claim has been
+    /// waiting for less than [`CLAIM_BUMP_BLOCKS`].
+    pub fn claim_due(&self, tip: u32) -> Option<ClaimInput> {
+        let best = self.best?;
+        let funding = self.funding?;
+        let waiting =
+            self.claim.as_ref().is_some_and(|claim| tip < claim.height + CLAIM_BUMP_BLOCKS);
+        if waiting || self.status(tip) != ChannelStatus::Closing {
+            return None;
+        }
+        let signature = best.signature;
+        let params = self.params.clone();
+        Some(ClaimInput { params, funding: funding.outpoint, paid: best.paid, signature })
+    }
+
+    /// Where the channel stands when the tip is at `tip`.
+    pub fn status(&self, tip: u32) -> ChannelStatus {
+        if self.finished {
+            return ChannelStatus::Closed { kind: self.spent.map(|spent| spent.kind) };
+        }
+        if let Some(spent) = self.spent {
+            return ChannelStatus::Settled { kind: spent.kind, depth: depth(spent.height, tip) };
+        }
+        let expiring = tip.saturating_add(CLAIM_MARGIN_BLOCKS) >= self.params.expiry_height;
+        if self.close_requested || expiring {
+            return ChannelStatus::Closing;
+        }
+        match self.funding.map(|funding| depth(funding.height, tip)) {
+            None => ChannelStatus::Unfunded,
+            Some(have) if have < self.params.confirmations => {
+                ChannelStatus::Confirming { have, need: self.params.confirmations }
+            }
+            Some(_) => ChannelStatus::Open,
+        }
+    }
+
+    /// The terms.
+    pub fn params(&self) -> &ChannelParams {
+        &self.params
+    }
+
+    /// The script that the funding pays.
+    pub fn funding_script(&self) -> &ScriptBuf {
+        &self.script
+    }
+
+    /// Index of the provider's key in its wallet.
+    pub fn key_index(&self) -> u32 {
+        self.key_index
+    }
+
+    /// Whom payments credit.
+    pub fn station(&self) -> Station {
+        self.station
+    }
+
+    /// The funding, once it is in a block.
+    pub fn funding(&self) -> Option<Funding> {
+        self.funding
+    }
+
+    /// Sum of all payments.
+    pub fn paid(&self) -> Amount {
+        self.best.map_or(Amount::ZERO, |best| best.paid)
+    }
+
+    /// Octets that the payments bought.
+    pub fn bought(&self) -> Octets {
+        let paid = Msat::from_amount(self.paid()).unwrap_or_default();
+        self.params.schedule.octets_for(paid).unwrap_or(Octets(u64::MAX))
+    }
+
+    /// Payments taken.
+    pub fn commitments(&self) -> u64 {
+        self.commitments
+    }
+
+    /// The newest claim, confirmed or not.
+    pub fn claim(&self) -> Option<&ClaimRecord> {
+        self.claim.as_ref()
+    }
+
+    /// The confirmed spend.
+    pub fn spent(&self) -> Option<Spent> {
+        self.spent
+    }
+
+    /// Whether nothing can happen any more.
+    pub fn finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Whether it counts against the caps on channels that cost their opener nothing.
+    pub fn speculative(&self) -> bool {
+        self.funding.is_none() && !self.finished
+    }
+}
+
+/// Blocks on top of and including the one at `height`.
+pub(super) fn depth(height: u32, tip: u32) -> u32 {
+    (tip + 1).saturating_sub(height)
+}
+
+super::book::machine!(ProviderChannel, ProviderEvent);

@@ -1,0 +1,363 @@
+//! The channel as the subscriber keeps it.
+
+use bitcoin::{
+    Amount, OutPoint, ScriptBuf, Transaction,
+    consensus::serde::{Hex, With},
+    secp256k1::{Message, XOnlyPublicKey, ecdsa::Signature},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ChannelStatus, FINAL_DEPTH_BLOCKS,
+    Funding, InvalidEvent, Spent, payment_sighash, provider::depth,
+};
+use crate::units::{Msat, Octets};
+
+/// What happened to a channel. The journal is a list of these.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum SubscriberEvent {
+    /// Terms agreed.
+    Negotiated {
+        /// The terms.
+        params: Box<ChannelParams>,
+        /// Index of the subscriber's key in its wallet.
+        key_index: u32,
+        /// Who sells.
+        provider: XOnlyPublicKey,
+        /// Where its API is.
+        url: String,
+    },
+    /// The funding was signed and may be broadcast at any time.
+    FundingSigned {
+        /// The transaction.
+        #[serde(with = "With::<Hex>")]
+        tx: Transaction,
+    },
+    /// The funding is in a block.
+    Funded(Funding),
+    /// A reorganisation took it out again.
+    Unfunded,
+    /// A commitment was signed and may be sent at any time.
+    PaymentSigned {
+        /// Sum of all payments.
+        #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]
+        paid: Amount,
+        /// Over it.
+        signature: Signature,
+    },
+    /// The provider bills what was not counted here; nothing more is signed.
+    Disputed {
+        /// Octets that the provider reports.
+        reported_octets: Octets,
+        /// Octets counted here.
+        counted_octets: Octets,
+    },
+    /// Leave: nothing more is signed, the provider is asked to claim.
+    CloseRequested,
+    /// The refund was signed and may be broadcast at any time.
+    RefundSigned {
+        /// The transaction.
+        #[serde(with = "With::<Hex>")]
+        tx: Transaction,
+        /// Tip when it was signed.
+        height: u32,
+    },
+    /// The funding was spent in a block.
+    Spent(Spent),
+    /// A reorganisation undid that.
+    Unspent,
+    /// The end: the spend is final.
+    Finished,
+}
+
+/// Why nothing is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PayError {
+    /// The funding has too few confirmations.
+    #[error("the funding is not confirmed yet")]
+    Unconfirmed,
+    /// Closing, disputed, spent or about to expire.
+    #[error("the channel takes no more payments: open a new one")]
+    Closed,
+    /// Not more than was signed before.
+    #[error("{0} is signed already")]
+    NotMore(Amount),
+    /// More than the channel holds.
+    #[error("the channel is spent: it can pay {0} in all; close it and open a new one")]
+    Spent(Amount),
+}
+
+/// The fold of a channel's journal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SubscriberChannel {
+    params: ChannelParams,
+    script: ScriptBuf,
+    key_index: u32,
+    provider: XOnlyPublicKey,
+    url: String,
+    funding_tx: Option<Transaction>,
+    funding: Option<Funding>,
+    best: Option<(Amount, Signature)>,
+    commitments: u64,
+    disputed: Option<(Octets, Octets)>,
+    close_requested: bool,
+    refund: Option<(Transaction, u32)>,
+    spent: Option<Spent>,
+    finished: bool,
+}
+
+impl SubscriberChannel {
+    /// The first event of a journal.
+    pub fn open(event: &SubscriberEvent) -> Result<Self, InvalidEvent> {
+        let SubscriberEvent::Negotiated { params, key_index, provider, url } = event else {
+            return Err(InvalidEvent("a channel that was never negotiated"));
+        };
+        params.validate().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
+        Ok(Self {
+            script: params.funding_script(),
+            params: (**params).clone(),
+            key_index: *key_index,
+            provider: *provider,
+            url: url.clone(),
+            funding_tx: None,
+            funding: None,
+            best: None,
+            commitments: 0,
+            disputed: None,
+            close_requested: false,
+            refund: None,
+            spent: None,
+            finished: false,
+        })
+    }
+
+    /// Follows one event.
+    pub fn apply(&mut self, event: &SubscriberEvent) -> Result<(), InvalidEvent> {
+        if self.finished {
+            return Err(InvalidEvent("an event after the end of a channel"));
+        }
+        match event {
+            SubscriberEvent::Negotiated { .. } => {
+                return Err(InvalidEvent("a channel negotiated twice"));
+            }
+            SubscriberEvent::FundingSigned { tx } => {
+                if self.funding_tx.is_some() || funding_outpoint(&self.params, tx).is_none() {
+                    return Err(InvalidEvent("a second funding, or one of another channel"));
+                }
+                self.funding_tx = Some(tx.clone());
+            }
+            SubscriberEvent::Funded(funding) => {
+                if self.funding.is_some() {
+                    return Err(InvalidEvent("a channel funded twice"));
+                }
+                self.funding = Some(*funding);
+            }
+            SubscriberEvent::Unfunded => {
+                self.funding.take().ok_or(InvalidEvent("no funding to take away"))?;
+                self.spent = None;
+            }
+            SubscriberEvent::PaymentSigned { paid, signature } => {
+                if *paid <= self.paid() || *paid > self.params.payable() {
+                    return Err(InvalidEvent("a payment out of order or bounds"));
+                }
+                self.best = Some((*paid, *signature));
+                self.commitments += 1;
+            }
+            SubscriberEvent::Disputed { reported_octets, counted_octets } => {
+                self.disputed = Some((*reported_octets, *counted_octets));
+            }
+            SubscriberEvent::CloseRequested => self.close_requested = true,
+            SubscriberEvent::RefundSigned { tx, height } => {
+                self.refund = Some((tx.clone(), *height));
+            }
+            SubscriberEvent::Spent(spent) => {
+                if self.funding.is_none() || self.spent.is_some() {
+                    return Err(InvalidEvent("a spend without funding, or a second one"));
+                }
+                self.spent = Some(*spent);
+            }
+            SubscriberEvent::Unspent => {
+                self.spent.take().ok_or(InvalidEvent("no spend to take back"))?;
+            }
+            SubscriberEvent::Finished => self.finished = true,
+        }
+        Ok(())
+    }
+
+    /// What to sign to have paid `paid` in all.
+    pub fn payment(&self, paid: Amount, tip: u32) -> Result<Message, PayError> {
+        let funding = match self.status(tip) {
+            ChannelStatus::Open => self.funding.ok_or(PayError::Unconfirmed)?,
+            ChannelStatus::Unfunded | ChannelStatus::Confirming { .. } => {
+                return Err(PayError::Unconfirmed);
+            }
+            _ => return Err(PayError::Closed),
+        };
+        if self.disputed.is_some() {
+            return Err(PayError::Closed);
+        }
+        if paid <= self.paid() {
+            return Err(PayError::NotMore(self.paid()));
+        }
+        payment_sighash(&self.params, funding.outpoint, paid)
+            .ok_or(PayError::Spent(self.params.payable()))
+    }
+
+    /// What it means that a block at `height` holds `outpoint`, which pays the channel's script.
+    /// Only the output that this side funded counts: commitments spend no other.
+    pub fn funding_seen(&self, outpoint: OutPoint, height: u32) -> Option<SubscriberEvent> {
+        let own = self.funding_tx.as_ref().and_then(|tx| funding_outpoint(&self.params, tx));
+        let wanted = own == Some(outpoint) && self.funding.is_none() && !self.finished;
+        wanted.then_some(SubscriberEvent::Funded(Funding { outpoint, height }))
+    }
+
+    /// What it means that `tx`, in a block at `height`, spends the funding.
+    pub fn spend_seen(&self, tx: &Transaction, height: u32) -> Option<SubscriberEvent> {
+        if self.finished || self.spent.is_some() {
+            return None;
+        }
+        Spent::find(tx, &self.funding?.outpoint, height).map(SubscriberEvent::Spent)
+    }
+
+    /// What it means that the block at `height` is no longer part of the chain.
+    pub fn block_gone(&self, height: u32) -> Option<SubscriberEvent> {
+        if self.finished {
+            None
+        } else if self.funding.is_some_and(|funding| funding.height == height) {
+            Some(SubscriberEvent::Unfunded)
+        } else if self.spent.is_some_and(|spent| spent.height == height) {
+            Some(SubscriberEvent::Unspent)
+        } else {
+            None
+        }
+    }
+
+    /// The end, when the tip has come far enough for it.
+    pub fn finish(&self, tip: u32) -> Option<SubscriberEvent> {
+        let settled =
+            self.spent.is_some_and(|spent| depth(spent.height, tip) >= FINAL_DEPTH_BLOCKS);
+        let abandoned = self.funding_tx.is_none() && tip >= self.params.expiry_height;
+        (!self.finished && (settled || abandoned)).then_some(SubscriberEvent::Finished)
+    }
+
+    /// The outpoint to refund now: the next block may hold the refund, nothing spent the funding,
+    /// and no refund has been waiting for less than [`CLAIM_BUMP_BLOCKS`].
+    pub fn refund_due(&self, tip: u32) -> Option<OutPoint> {
+        let waiting = self
+            .refund
+            .as_ref()
+            .is_some_and(|(_, height)| tip < height.saturating_add(CLAIM_BUMP_BLOCKS));
+        let due = tip >= self.params.expiry_height && self.spent.is_none() && !self.finished;
+        self.funding.filter(|_| due && !waiting).map(|funding| funding.outpoint)
+    }
+
+    /// Where the channel stands when the tip is at `tip`.
+    pub fn status(&self, tip: u32) -> ChannelStatus {
+        if self.finished {
+            return ChannelStatus::Closed { kind: self.spent.map(|spent| spent.kind) };
+        }
+        if let Some(spent) = self.spent {
+            return ChannelStatus::Settled { kind: spent.kind, depth: depth(spent.height, tip) };
+        }
+        let expiring = tip.saturating_add(CLAIM_MARGIN_BLOCKS) >= self.params.expiry_height;
+        if self.close_requested || expiring {
+            return ChannelStatus::Closing;
+        }
+        match self.funding.map(|funding| depth(funding.height, tip)) {
+            None => ChannelStatus::Unfunded,
+            Some(have) if have < self.params.confirmations => {
+                ChannelStatus::Confirming { have, need: self.params.confirmations }
+            }
+            Some(_) => ChannelStatus::Open,
+        }
+    }
+
+    /// The terms.
+    pub fn params(&self) -> &ChannelParams {
+        &self.params
+    }
+
+    /// The script that the funding pays.
+    pub fn funding_script(&self) -> &ScriptBuf {
+        &self.script
+    }
+
+    /// Index of the subscriber's key in its wallet.
+    pub fn key_index(&self) -> u32 {
+        self.key_index
+    }
+
+    /// Who sells.
+    pub fn provider(&self) -> XOnlyPublicKey {
+        self.provider
+    }
+
+    /// Where the provider's API is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The funding transaction, once signed.
+    pub fn funding_tx(&self) -> Option<&Transaction> {
+        self.funding_tx.as_ref()
+    }
+
+    /// The funding, once it is in a block.
+    pub fn funding(&self) -> Option<Funding> {
+        self.funding
+    }
+
+    /// Sum of all payments signed.
+    pub fn paid(&self) -> Amount {
+        self.best.map_or(Amount::ZERO, |(paid, _)| paid)
+    }
+
+    /// The best payment, to be sent again after a restart.
+    pub fn best(&self) -> Option<(Amount, Signature)> {
+        self.best
+    }
+
+    /// Octets that the payments buy.
+    pub fn bought(&self) -> Octets {
+        let paid = Msat::from_amount(self.paid()).unwrap_or_default();
+        self.params.schedule.octets_for(paid).unwrap_or(Octets(u64::MAX))
+    }
+
+    /// Payments signed.
+    pub fn commitments(&self) -> u64 {
+        self.commitments
+    }
+
+    /// What the provider reported and what was counted here, when they differ too much.
+    pub fn disputed(&self) -> Option<(Octets, Octets)> {
+        self.disputed
+    }
+
+    /// The newest refund, confirmed or not.
+    pub fn refund_tx(&self) -> Option<&Transaction> {
+        self.refund.as_ref().map(|(tx, _)| tx)
+    }
+
+    /// The confirmed spend.
+    pub fn spent(&self) -> Option<Spent> {
+        self.spent
+    }
+
+    /// Whether nothing can happen any more.
+    pub fn finished(&self) -> bool {
+        self.finished
+    }
+}
+
+/// The output of `tx` that funds the channel.
+pub fn funding_outpoint(params: &ChannelParams, tx: &Transaction) -> Option<OutPoint> {
+    let script = params.funding_script();
+    let vout = tx
+        .output
+        .iter()
+        .position(|output| output.value == params.capacity && output.script_pubkey == script)?;
+    Some(OutPoint::new(tx.compute_txid(), u32::try_from(vout).ok()?))
+}
+
+super::book::machine!(SubscriberChannel, SubscriberEvent);

@@ -1,0 +1,132 @@
+//! Refusals, as the API tells them.
+
+use bitcoin::Amount;
+
+use crate::{
+    channel::{ChannelId, ParamsError, PaymentError},
+    wire::ErrorBody,
+};
+
+/// Why a request was not granted. Nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No chain source: fundings can't be seen.
+    #[error("this provider does not see the chain at the moment and opens no channels")]
+    ChainLost,
+    /// No such offer, or past its end.
+    #[error("no such offer, or it has ended")]
+    UnknownOffer,
+    /// Out of the offer's bounds.
+    #[error("the capacity is to be {min} to {max}")]
+    Capacity {
+        /// Smallest.
+        min: Amount,
+        /// Largest.
+        max: Amount,
+    },
+    /// Out of the offer's bounds.
+    #[error("the expiry is to be at height {min} to {max}")]
+    Expiry {
+        /// Soonest.
+        min: u32,
+        /// Latest.
+        max: u32,
+    },
+    /// Terms that the protocol doesn't have.
+    #[error("{0}")]
+    Params(ParamsError),
+    /// Too many channels wait for their funding.
+    #[error("too many channels wait for their funding")]
+    TooManyUnfunded,
+    /// The station has too many channels.
+    #[error("this station has too many channels")]
+    TooManyChannels,
+    /// The same keys and terms were opened before.
+    #[error("channel {0} exists")]
+    Exists(ChannelId),
+    /// No such channel.
+    #[error("no such channel")]
+    UnknownChannel,
+    /// A payment or a close that can't be taken.
+    #[error("{error}")]
+    Payment {
+        /// Why.
+        error: PaymentError,
+        /// What has been paid.
+        best: Amount,
+    },
+    /// The station table is full.
+    #[error("the payment is safe, but this edge serves as many stations as it can")]
+    TableFull,
+}
+
+impl Refusal {
+    /// Status code of the HTTP answer.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::ChainLost | Self::TableFull => 503,
+            Self::UnknownOffer | Self::UnknownChannel => 404,
+            Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => 422,
+            Self::TooManyUnfunded | Self::TooManyChannels => 429,
+            Self::Exists(_) => 409,
+            Self::Payment { error, .. } => match error {
+                PaymentError::Unfunded | PaymentError::Unconfirmed { .. } => 425,
+                PaymentError::Closed => 410,
+                PaymentError::Stale { .. } => 409,
+                PaymentError::TooLarge { .. } => 422,
+                PaymentError::Signature => 403,
+            },
+        }
+    }
+
+    /// For programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::ChainLost => "chain-lost",
+            Self::UnknownOffer => "unknown-offer",
+            Self::Capacity { .. } => "capacity",
+            Self::Expiry { .. } => "expiry",
+            Self::Params(_) => "terms",
+            Self::TooManyUnfunded => "too-many-unfunded",
+            Self::TooManyChannels => "too-many-channels",
+            Self::Exists(_) => "exists",
+            Self::UnknownChannel => "unknown-channel",
+            Self::TableFull => "station-table-full",
+            Self::Payment { error, .. } => match error {
+                PaymentError::Unfunded => "unfunded",
+                PaymentError::Unconfirmed { .. } => "unconfirmed",
+                PaymentError::Closed => "closed",
+                PaymentError::Stale { .. } => "stale-payment",
+                PaymentError::TooLarge { .. } => "payment-too-large",
+                PaymentError::Signature => "wrong-signature",
+            },
+        }
+    }
+
+    fn advice(&self) -> String {
+        match self {
+            Self::ChainLost => "try again in a minute; existing credit stays good".into(),
+            Self::UnknownOffer => "get /v1/offer and open on that".into(),
+            Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => {
+                "choose within the terms of /v1/offer".into()
+            }
+            Self::TooManyUnfunded => "fund the ones you opened, or wait".into(),
+            Self::TooManyChannels => "close one first".into(),
+            Self::Exists(id) => format!("get /v1/channels/{id}, or open with a new key"),
+            Self::UnknownChannel => "check the id; post to /v1/channels to open one".into(),
+            Self::TableFull => "credit becomes usable as soon as there is room".into(),
+            Self::Payment { error: PaymentError::Signature, .. } => {
+                "sign with the key that the channel was opened with".into()
+            }
+            Self::Payment { error: PaymentError::Closed, .. } => "open a new channel".into(),
+            Self::Payment { best, .. } => {
+                format!("get /v1/channels/{{id}}; {} sat are paid so far", best.to_sat())
+            }
+        }
+    }
+
+    /// The answer's body.
+    pub fn body(&self) -> ErrorBody {
+        ErrorBody { error: self.code().into(), message: self.to_string(), r#try: self.advice() }
+    }
+}

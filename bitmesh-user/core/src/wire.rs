@@ -1,0 +1,189 @@
+//! The bodies of the API's requests and answers, JSON. Unknown fields in a request are refused.
+
+use std::net::IpAddr;
+
+use bitcoin::{
+    Amount, OutPoint, ScriptBuf, Txid,
+    secp256k1::{PublicKey, ecdsa::Signature},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    channel::{ChannelId, ChannelParams, ChannelStatus},
+    ledger::Usage,
+    offer::OfferId,
+    station::Station,
+    units::Octets,
+};
+
+/// Largest body that either side accepts, in octets.
+pub const BODY_MAX_OCTETS: usize = 16 * 1024;
+
+/// `POST /v1/channels`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenRequest {
+    /// The offer that the subscriber accepts.
+    pub offer: OfferId,
+    /// Its key for this channel.
+    pub subscriber: PublicKey,
+    /// Exact value that it will fund the channel with.
+    #[serde(rename = "capacity_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub capacity: Amount,
+    /// Height from which it can refund itself.
+    pub expiry_height: u32,
+    /// Where the remainder goes at the close.
+    pub remainder_script: ScriptBuf,
+}
+
+/// Answer to `POST /v1/channels` and `GET /v1/channels/{id}`, and what `bitmesh channels` lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelReport {
+    /// The channel's name.
+    pub channel: ChannelId,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub status: ChannelStatus,
+    /// The terms.
+    pub params: ChannelParams,
+    /// Descriptor of the funding output: enough to refund with any wallet that knows descriptors.
+    pub descriptor: String,
+    /// The same as an address.
+    pub address: String,
+    /// Station that payments credit; absent on the subscriber's side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub station: Option<Station>,
+    /// The confirmed funding.
+    pub funding: Option<OutPoint>,
+    /// Sum of all payments.
+    #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub paid: Amount,
+    /// Number of payments.
+    pub commitments: u64,
+    /// What the payments bought.
+    pub bought_octets: Octets,
+    /// The newest claim or refund that was broadcast.
+    pub closing_txid: Option<Txid>,
+    /// The confirmed one.
+    pub settled_txid: Option<Txid>,
+    /// What the closing transaction pays to miners; it may close other channels too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closing_fee_sat: Option<u64>,
+    /// Numbers that both sides differ on, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispute: Option<DisputeReport>,
+}
+
+/// Why a subscriber stopped paying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisputeReport {
+    /// What the provider reported.
+    pub reported_octets: Octets,
+    /// What the subscriber counted.
+    pub counted_octets: Octets,
+}
+
+/// `POST /v1/channels/{id}/payments`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PaymentRequest {
+    /// Sum of all payments, this one included.
+    #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub paid: Amount,
+    /// Over the commitment: 64 octets r || s in hexadecimal, low S.
+    #[serde(with = "compact")]
+    pub signature: Signature,
+}
+
+/// Answer to a payment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PaymentReply {
+    /// The best payment that is durable at the provider.
+    #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub paid: Amount,
+    /// What the station has now.
+    pub account: AccountReport,
+}
+
+/// `POST /v1/channels/{id}/close`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloseRequest {
+    /// Over the tagged hash of the channel's id, by the subscriber's key of the channel.
+    #[serde(with = "compact")]
+    pub signature: Signature,
+}
+
+/// Answer to `GET /v1/account`, and what `bitmesh stations` lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountReport {
+    /// Whose.
+    pub station: Station,
+    /// Octets bought, in its life.
+    pub bought_octets: Octets,
+    /// Octets bought and not used.
+    pub credit_octets: Octets,
+    /// What it used.
+    pub usage: Usage,
+    /// The edge's own addresses: traffic with them is never billed.
+    pub edge_addresses: Vec<IpAddr>,
+}
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// For programs: stable, kebab-case.
+    pub error: String,
+    /// For people: what is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub r#try: String,
+}
+
+/// Signatures as 64 octets, r || s.
+mod compact {
+    use bitcoin::secp256k1::ecdsa::Signature;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(
+        signature: &Signature,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(signature.serialize_compact()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Signature, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut bytes = [0; 64];
+        hex::decode_to_slice(&text, &mut bytes)
+            .map_err(|_| de::Error::custom("a signature is 128 hexadecimal digits, r || s"))?;
+        Signature::from_compact(&bytes).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::testing;
+
+    #[test]
+    fn a_payment_is_two_fields_and_nothing_else() {
+        let payment = PaymentRequest {
+            paid: Amount::from_sat(12),
+            signature: testing::pay(&testing::params(), 12),
+        };
+        let json = serde_json::to_value(&payment).unwrap();
+        assert_eq!(json["paid_sat"], 12);
+        assert_eq!(json["signature"].as_str().map(str::len), Some(128));
+        assert_eq!(serde_json::from_value::<PaymentRequest>(json.clone()).unwrap(), payment);
+        for (field, value) in
+            [("paid_sat", "\"12\""), ("paid_sat", "-1"), ("signature", "\"00\""), ("more", "1")]
+        {
+            let mut bad = json.clone();
+            bad[field] = serde_json::from_str(value).unwrap();
+            assert!(serde_json::from_value::<PaymentRequest>(bad).is_err(), "{field}: {value}");
+        }
+    }
+}
