@@ -1,1 +1,3 @@
-//! BitMesh
+//! The adapters around the rules in `bitmesh-core`: kernel, chain, wallet, store, API, terminal.
+
+pub mod store;
