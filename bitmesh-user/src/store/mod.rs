@@ -211,7 +211,7 @@ impl Store {
                         .await?;
                 }
                 Entry::Block { height, hash } => {
-                    let forgotten = i64::from(*height) - TIPS_KEPT as i64;
+                    let forgotten = i64::from(*height) - i64::from(TIPS_KEPT);
                     sqlx::query(schema::INSERT_BLOCK)
                         .bind(i64::from(*height))
                         .bind(hash.to_byte_array().to_vec())

@@ -8,7 +8,7 @@ use super::{ChannelId, ChannelParams, Funding, InvalidEvent};
 use crate::{ledger::Usage, station::Station};
 
 /// Blocks that are remembered so that a reorganisation is seen after a restart, too.
-pub const TIPS_KEPT: usize = 100;
+pub const TIPS_KEPT: u32 = 100;
 
 /// What both roles' channels have in common.
 pub trait Machine: Sized {
@@ -174,7 +174,7 @@ impl<M: Machine> Book<M> {
             Entry::Channel { channel, event } => self.apply_event(*channel, event)?,
             Entry::Block { height, hash } => {
                 self.tips.push_back((*height, *hash));
-                if self.tips.len() > TIPS_KEPT {
+                if self.tips.len() > TIPS_KEPT as usize {
                     self.tips.pop_front();
                 }
             }

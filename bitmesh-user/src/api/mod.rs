@@ -1,0 +1,150 @@
+//! HTTP, for stations on the LAN and for the operator on a socket of this machine.
+//!
+//! It parses, bounds and answers; it decides nothing. Every request becomes an [`Ask`] in the
+//! runloop's mailbox, and the answer comes back through the envelope. It never sees a key, a file
+//! descriptor of the kernel's or the store.
+
+mod admin;
+mod public;
+mod server;
+
+pub use admin::{ADMIN_SOCKET, AdminError, ask_admin, serve_admin};
+pub use public::router;
+pub use server::{ServeError, listen_on, serve_lan};
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use bitcoin::Amount;
+use bitmesh_core::{
+    bitcoin,
+    channel::ChannelId,
+    controller::Refusal,
+    station::Station,
+    wire::{CloseRequest, ErrorBody, OpenRequest, PaymentRequest},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+/// Requests that wait for the runloop; more are answered 503.
+pub const MAILBOX_REQUESTS: usize = 1_024;
+
+/// What somebody wants of the runloop.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// The signed offer.
+    Offer,
+    /// A channel.
+    Open(Station, OpenRequest),
+    /// How a channel stands.
+    Channel(ChannelId),
+    /// A payment.
+    Pay(ChannelId, PaymentRequest),
+    /// The subscriber closes.
+    Close(ChannelId, CloseRequest),
+    /// What a station has.
+    Account(Station),
+    /// The operator's: everything at a glance.
+    Status,
+    /// The operator's: every channel.
+    Channels,
+    /// The operator's: every station.
+    Stations,
+    /// The operator's: balance and an address to fund it.
+    Wallet,
+    /// The operator's: close, as the end that it runs.
+    CloseOwn(ChannelId),
+    /// The operator's: raise or set what may be spent.
+    Budget(BudgetChange),
+}
+
+/// What the operator of a subscriber changes of its budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum BudgetChange {
+    /// So much more.
+    AddSat(u64),
+    /// So much in all.
+    SetSat(u64),
+}
+
+impl BudgetChange {
+    /// The new budget; `None` when it is more money than there is.
+    pub fn apply(self, budget: Amount) -> Option<Amount> {
+        let changed = match self {
+            Self::AddSat(sat) => budget.checked_add(Amount::from_sat(sat))?,
+            Self::SetSat(sat) => Amount::from_sat(sat),
+        };
+        (changed <= Amount::MAX_MONEY).then_some(changed)
+    }
+}
+
+/// A request with the way back.
+#[derive(Debug)]
+pub struct Envelope {
+    /// What is wanted.
+    pub ask: Ask,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// An answer's body, or why there is none.
+pub type Reply = Result<Value, ApiError>;
+
+/// An answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    /// Of the HTTP answer.
+    pub status: StatusCode,
+    /// Of the HTTP answer.
+    pub body: ErrorBody,
+}
+
+impl ApiError {
+    /// A refusal with a code for programs, a sentence and what to try.
+    pub fn new(status: StatusCode, code: &str, message: impl Into<String>, advice: &str) -> Self {
+        let body =
+            ErrorBody { error: code.into(), message: message.into(), r#try: advice.into() };
+        Self { status, body }
+    }
+
+    fn busy() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "this edge has more requests than it can answer, or is starting",
+            "try again in a second",
+        )
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let status = StatusCode::from_u16(refusal.status());
+        Self { status: status.unwrap_or(StatusCode::BAD_REQUEST), body: refusal.body() }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body)).into_response()
+    }
+}
+
+/// Serializes what always can be.
+pub fn value(body: impl Serialize) -> Value {
+    serde_json::to_value(body).unwrap_or(Value::Null)
+}
+
+/// Puts a request into the mailbox and waits for the answer; never waits for room.
+async fn ask(mailbox: &mpsc::Sender<Envelope>, ask: Ask) -> Result<Json<Value>, ApiError> {
+    let (reply, answer) = oneshot::channel();
+    mailbox.try_send(Envelope { ask, reply }).map_err(|_| ApiError::busy())?;
+    answer.await.map_err(|_| ApiError::busy())?.map(Json)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! What stations reach before and after they pay.
+
+use axum::{
+    Extension, Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    http::{Method, StatusCode, Uri},
+    routing::{get, post},
+};
+use bitmesh_core::{channel::ChannelId, station::Station, wire::BODY_MAX_OCTETS};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::{ApiError, Ask, Envelope, ask};
+
+/// Who is at the other end of a connection, as the neighbour table has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub(super) Option<Station>);
+
+type Mailbox = State<mpsc::Sender<Envelope>>;
+type Answer = Result<Json<Value>, ApiError>;
+
+/// The routes for stations.
+pub fn router(mailbox: mpsc::Sender<Envelope>) -> Router {
+    Router::new()
+        .route("/v1/offer", get(offer))
+        .route("/v1/account", get(account))
+        .route("/v1/channels", post(open))
+        .route("/v1/channels/{id}", get(channel))
+        .route("/v1/channels/{id}/payments", post(pay))
+        .route("/v1/channels/{id}/close", post(close))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(DefaultBodyLimit::max(BODY_MAX_OCTETS))
+        .with_state(mailbox)
+}
+
+async fn offer(State(mailbox): Mailbox) -> Answer {
+    ask(&mailbox, Ask::Offer).await
+}
+
+async fn account(State(mailbox): Mailbox, Extension(peer): Extension<Peer>) -> Answer {
+    ask(&mailbox, Ask::Account(station(peer)?)).await
+}
+
+async fn open(
+    State(mailbox): Mailbox,
+    Extension(peer): Extension<Peer>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let station = station(peer)?;
+    ask(&mailbox, Ask::Open(station, json(body)?)).await
+}
+
+async fn channel(State(mailbox): Mailbox, Path(id): Path<String>) -> Answer {
+    ask(&mailbox, Ask::Channel(channel_id(&id)?)).await
+}
+
+async fn pay(
+    State(mailbox): Mailbox,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    ask(&mailbox, Ask::Pay(channel_id(&id)?, json(body)?)).await
+}
+
+async fn close(
+    State(mailbox): Mailbox,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    ask(&mailbox, Ask::Close(channel_id(&id)?, json(body)?)).await
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "no-such-path",
+        format!("there is nothing at {}", uri.path()),
+        "GET /v1/offer, /v1/account, /v1/channels/{id}; POST /v1/channels, \
+         /v1/channels/{id}/payments, /v1/channels/{id}/close",
+    )
+}
+
+async fn not_allowed(method: Method) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method",
+        format!("{method} is not for this path"),
+        "GET reads, POST opens, pays and closes",
+    )
+}
+
+fn station(Peer(station): Peer) -> Result<Station, ApiError> {
+    station.ok_or_else(|| {
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "not-a-station",
+            "this edge sells only to machines on its own LAN, whose MAC it can see",
+            "connect to the provider's network directly, not through another router",
+        )
+    })
+}
+
+pub(super) fn channel_id(text: &str) -> Result<ChannelId, ApiError> {
+    text.parse().map_err(|error| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "channel-id",
+            format!("{error}"),
+            "take the id from the answer to POST /v1/channels",
+        )
+    })
+}
+
+pub(super) fn json<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiError> {
+    let body = body.map_err(|error| {
+        ApiError::new(
+            error.status(),
+            "body",
+            format!("the body can't be read: {error}"),
+            "send at most 16 KiB",
+        )
+    })?;
+    serde_json::from_slice(&body).map_err(|error| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "json",
+            format!("the body is not what this path takes: {error}"),
+            "send the JSON object that the README shows, without other fields",
+        )
+    })
+}

@@ -1,0 +1,138 @@
+//! The eBPF object, its maps and the configuration in them.
+
+use std::net::IpAddr;
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData, MapInfo},
+};
+use bitmesh_common::{
+    EDGE_ADDRESS_LIMIT, EDGE_MAP, EdgeConfig, STATIONS_MAP, STATS_MAP, StationSlot,
+};
+
+use super::{DataplaneError, memory::EdgeValue, pins::Pins};
+
+/// The object, as `cargo xtask build-ebpf` made it.
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bitmesh-ebpf.o"));
+
+/// Slots that a table can have.
+const SLOTS_MIN: u32 = 16;
+const SLOTS_MAX: u32 = 1 << 24;
+
+/// Loads the object with a table of `slots`, or onto the one that is pinned.
+pub(super) fn load(pins: &Pins, instance: &str, slots: u32) -> Result<Ebpf, DataplaneError> {
+    if !slots.is_power_of_two() || !(SLOTS_MIN..=SLOTS_MAX).contains(&slots) {
+        return Err(DataplaneError::BadTableSize { slots });
+    }
+    check_pinned(pins, instance, STATIONS_MAP, size_of::<StationSlot>(), slots)?;
+    check_pinned(pins, instance, EDGE_MAP, size_of::<EdgeConfig>(), 1)?;
+    let (stations, edge, stats) =
+        (pins.path(STATIONS_MAP), pins.path(EDGE_MAP), pins.path(STATS_MAP));
+    Ok(EbpfLoader::new()
+        .btf(None)
+        .map_max_entries(STATIONS_MAP, slots)
+        .map_pin_path(STATIONS_MAP, stations)
+        .map_pin_path(EDGE_MAP, edge)
+        .map_pin_path(STATS_MAP, stats)
+        .load(OBJECT)?)
+}
+
+fn check_pinned(
+    pins: &Pins,
+    instance: &str,
+    name: &str,
+    value_size: usize,
+    entries: u32,
+) -> Result<(), DataplaneError> {
+    let path = pins.path(name);
+    if !path.exists() {
+        return Ok(());
+    }
+    let info = MapInfo::from_pin(&path)?;
+    if u32::try_from(value_size) == Ok(info.value_size()) && info.max_entries() == entries {
+        return Ok(());
+    }
+    Err(DataplaneError::OtherTable {
+        instance: instance.to_owned(),
+        found: format!("{} entries of {} octets", info.max_entries(), info.value_size()),
+        wanted: format!("{entries} entries of {value_size} octets"),
+    })
+}
+
+/// Takes a map out of the object.
+pub(super) fn take_map(object: &mut Ebpf, name: &'static str) -> Result<Map, DataplaneError> {
+    object.take_map(name).ok_or(DataplaneError::ObjectLacks { name })
+}
+
+/// The map with the edge's configuration.
+pub(super) struct Edge(Array<MapData, EdgeValue>);
+
+impl Edge {
+    pub(super) fn new(map: Map) -> Result<Self, DataplaneError> {
+        Ok(Self(Array::try_from(map)?))
+    }
+
+    /// What the programs go by; all zero in a new map.
+    pub(super) fn read(&self) -> Result<EdgeConfig, DataplaneError> {
+        Ok(self.0.get(&0, 0)?.0)
+    }
+
+    pub(super) fn write(&mut self, config: EdgeConfig) -> Result<(), DataplaneError> {
+        Ok(self.0.set(0, EdgeValue(config), 0)?)
+    }
+}
+
+/// A configuration with these addresses and port; the rest is zero.
+pub(super) fn config(addresses: &[IpAddr], api_port: u16) -> Result<EdgeConfig, DataplaneError> {
+    let mut config = EdgeConfig {
+        hash_seed: 0,
+        slot_mask: 0,
+        api_port,
+        ipv4_count: 0,
+        ipv6_count: 0,
+        ipv4: [0; EDGE_ADDRESS_LIMIT],
+        ipv6: [[0; 2]; EDGE_ADDRESS_LIMIT],
+    };
+    for address in addresses {
+        let (count, free, version) = match address {
+            IpAddr::V4(v4) => {
+                let place = config.ipv4.get_mut(usize::from(config.ipv4_count));
+                let free = place.map(|place| *place = v4.to_bits());
+                (&mut config.ipv4_count, free, "IPv4")
+            }
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, e, f, g, h] = v6.segments().map(u64::from);
+                let halves = [a << 48 | b << 32 | c << 16 | d, e << 48 | f << 32 | g << 16 | h];
+                let place = config.ipv6.get_mut(usize::from(config.ipv6_count));
+                let free = place.map(|place| *place = halves);
+                (&mut config.ipv6_count, free, "IPv6")
+            }
+        };
+        free.ok_or(DataplaneError::TooManyAddresses { version })?;
+        *count += 1;
+    }
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_become_numbers_with_the_first_octet_on_top() {
+        let addresses = ["10.0.0.1".parse().unwrap(), "fe80::1:2".parse().unwrap()];
+        let config = config(&addresses, 8_480).unwrap();
+        assert_eq!((config.ipv4_count, config.ipv6_count, config.api_port), (1, 1, 8_480));
+        assert_eq!(config.ipv4[0], 0x0a00_0001);
+        assert_eq!(config.ipv6[0], [0xfe80 << 48, 0x0001_0002]);
+    }
+
+    #[test]
+    fn eight_addresses_fit_and_nine_do_not() {
+        let addresses = |n: u8| (0..n).map(|i| IpAddr::from([10, 0, 0, i])).collect::<Vec<_>>();
+        assert_eq!(config(&addresses(8), 1).unwrap().ipv4_count, 8);
+        let error = config(&addresses(9), 1).unwrap_err();
+        assert!(matches!(error, DataplaneError::TooManyAddresses { version: "IPv4" }));
+    }
+}

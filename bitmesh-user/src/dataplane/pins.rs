@@ -1,0 +1,218 @@
+//! Where maps and links stay when the controller is gone.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use bitmesh_common::LAYOUT_VERSION;
+use rustix::fs::{FlockOperation, flock};
+
+use super::DataplaneError;
+
+const ROOT: &str = "/sys/fs/bpf/bitmesh";
+/// Longest name of an instance, in octets.
+const INSTANCE_LIMIT: usize = 32;
+
+/// What holds a pin's program on its interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// A link to XDP.
+    Xdp,
+    /// A link to TC.
+    Tcx,
+    /// A filter of clsact. The pin is the program, and says that the filter is ours.
+    Clsact,
+}
+
+impl Holder {
+    const ALL: [Self; 3] = [Self::Xdp, Self::Tcx, Self::Clsact];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// Which side of an interface a program is on, as the host sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// What the interface receives.
+    Ingress,
+    /// What the interface sends.
+    Egress,
+}
+
+impl Side {
+    const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// One attachment's pin. bpffs takes no dots, so that interfaces are pinned by index, and by
+/// namespace, in which the index is one of a kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LinkPin {
+    pub(super) holder: Holder,
+    pub(super) side: Side,
+    pub(super) namespace: u64,
+    pub(super) index: u32,
+}
+
+impl LinkPin {
+    fn file(&self) -> String {
+        let (holder, side) = (self.holder.name(), self.side.name());
+        format!("{holder}_{side}_{}_{}", self.namespace, self.index)
+    }
+
+    fn parse(file: &str) -> Option<Self> {
+        let mut parts = file.split('_');
+        let (holder, side) = (parts.next()?, parts.next()?);
+        let pin = Self {
+            holder: Holder::ALL.into_iter().find(|known| known.name() == holder)?,
+            side: Side::ALL.into_iter().find(|known| known.name() == side)?,
+            namespace: parts.next()?.parse().ok()?,
+            index: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(pin)
+    }
+}
+
+/// The directory of one instance's pins, held against other processes.
+pub(super) struct Pins {
+    directory: PathBuf,
+    _held: File,
+}
+
+impl Pins {
+    /// The pins of a provider's dataplane.
+    pub(super) fn of_dataplane(instance: &str) -> Result<Self, DataplaneError> {
+        let room = room(instance)?;
+        let own = format!("v{LAYOUT_VERSION}");
+        for found in names(&room)? {
+            if found.starts_with('v') && found != own {
+                let instance = instance.to_owned();
+                return Err(DataplaneError::OtherLayout { instance, found });
+            }
+        }
+        Self::open(instance, room.join(own))
+    }
+
+    /// The pins of a subscriber's own count.
+    pub(super) fn of_observer(instance: &str) -> Result<Self, DataplaneError> {
+        Self::open(instance, room(instance)?.join(format!("observer{LAYOUT_VERSION}")))
+    }
+
+    /// Every directory of an instance's dataplane, of whatever layout.
+    pub(super) fn of_every_layout(instance: &str) -> Result<Vec<Self>, DataplaneError> {
+        let room = room(instance)?;
+        names(&room)?
+            .into_iter()
+            .filter(|name| name.starts_with('v'))
+            .map(|name| Self::open(instance, room.join(name)))
+            .collect()
+    }
+
+    fn open(instance: &str, directory: PathBuf) -> Result<Self, DataplaneError> {
+        let doing = || format!("opening {}", directory.display());
+        fs::create_dir_all(&directory).map_err(DataplaneError::system(doing()))?;
+        let held = File::open(&directory).map_err(DataplaneError::system(doing()))?;
+        flock(&held, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| DataplaneError::InUse { instance: instance.to_owned() })?;
+        Ok(Self { directory, _held: held })
+    }
+
+    pub(super) fn path(&self, map: &str) -> PathBuf {
+        self.directory.join(map)
+    }
+
+    pub(super) fn link_path(&self, pin: &LinkPin) -> PathBuf {
+        self.directory.join(pin.file())
+    }
+
+    /// Every attachment that is pinned.
+    pub(super) fn links(&self) -> Result<Vec<LinkPin>, DataplaneError> {
+        Ok(names(&self.directory)?.iter().filter_map(|name| LinkPin::parse(name)).collect())
+    }
+
+    pub(super) fn remove(&self, path: &Path) -> Result<(), DataplaneError> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(DataplaneError::system(format!("removing {}", path.display()))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes every pin and the directory; links without a pin let go of their interfaces.
+    pub(super) fn clear(self) -> Result<(), DataplaneError> {
+        for name in names(&self.directory)? {
+            self.remove(&self.directory.join(name))?;
+        }
+        fs::remove_dir(&self.directory).map_err(DataplaneError::system(format!(
+            "removing {}",
+            self.directory.display()
+        )))?;
+        // The instance's room stays while it has the other kind of pins.
+        if let Some(room) = self.directory.parent() {
+            let _kept = fs::remove_dir(room);
+        }
+        Ok(())
+    }
+}
+
+fn room(instance: &str) -> Result<PathBuf, DataplaneError> {
+    let usable = (1..=INSTANCE_LIMIT).contains(&instance.len())
+        && instance.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+    if usable {
+        Ok(Path::new(ROOT).join(instance))
+    } else {
+        Err(DataplaneError::BadInstance { name: instance.to_owned() })
+    }
+}
+
+fn names(directory: &Path) -> Result<Vec<String>, DataplaneError> {
+    let doing = || format!("listing {}", directory.display());
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(DataplaneError::system(doing())(error)),
+    };
+    entries
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<_>>()
+        .map_err(DataplaneError::system(doing()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_is_found_again_by_its_name() {
+        let pin =
+            LinkPin { holder: Holder::Tcx, side: Side::Egress, namespace: 4_026_531_840, index: 7 };
+        assert_eq!(LinkPin::parse(&pin.file()), Some(pin));
+        for other in ["STATIONS", "tcx_egress_1", "tcx_egress_1_2_3", "tcx_sideways_1_2"] {
+            assert_eq!(LinkPin::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_instance_name_stays_inside_its_directory() {
+        for name in ["", "..", "a/b", "a.b", &"x".repeat(33)] {
+            assert!(matches!(room(name), Err(DataplaneError::BadInstance { .. })), "{name:?}");
+        }
+        assert!(room("edge-1_b").is_ok());
+    }
+}

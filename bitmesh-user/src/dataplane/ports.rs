@@ -1,0 +1,129 @@
+//! What an interface is, asked of the kernel over rtnetlink: /sys may belong to another namespace.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use super::DataplaneError;
+
+/// An interface that can carry stations.
+#[derive(Clone, Debug)]
+pub(super) struct Port {
+    pub(super) name: String,
+    pub(super) index: u32,
+    /// The driver's kind of a virtual interface (`veth`, `bridge`, ...); `None` for a real one.
+    pub(super) kind: Option<String>,
+    /// The XDP program on it.
+    pub(super) xdp: Option<XdpProgram>,
+}
+
+/// An XDP program that is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct XdpProgram {
+    pub(super) id: u32,
+    pub(super) generic: bool,
+}
+
+impl Port {
+    /// The interface called `name` in this thread's network namespace.
+    pub(super) fn find(name: &str) -> Result<Self, DataplaneError> {
+        let missing = || DataplaneError::NoInterface { interface: name.to_owned() };
+        let link = query(name)
+            .map_err(DataplaneError::system(format!("asking the kernel about {name}")))?
+            .ok_or_else(missing)?;
+        if link.header.link_layer_type != LinkLayerType::Ether {
+            return Err(DataplaneError::NotEthernet { interface: name.to_owned() });
+        }
+        let mut port =
+            Self { name: name.to_owned(), index: link.header.index, kind: None, xdp: None };
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::LinkInfo(infos) => {
+                    port.kind = infos.into_iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                }
+                LinkAttribute::Xdp(details) => port.xdp = attached(&details),
+                _ => {}
+            }
+        }
+        Ok(port)
+    }
+}
+
+fn attached(details: &[LinkXdp]) -> Option<XdpProgram> {
+    let mode = details.iter().find_map(|detail| match detail {
+        LinkXdp::Attached(mode) => Some(*mode),
+        _ => None,
+    })?;
+    let id = details.iter().find_map(|detail| match detail {
+        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(*id),
+        _ => None,
+    })?;
+    Some(XdpProgram { id, generic: mode == XdpAttached::SocketBuffer })
+}
+
+fn query(name: &str) -> io::Result<Option<LinkMessage>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+
+    let mut link = LinkMessage::default();
+    link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let mut request =
+        NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetLink(link)));
+    request.finalize();
+    let mut octets = vec![0; request.buffer_len()];
+    request.serialize(&mut octets);
+    socket.send(&octets, 0)?;
+
+    let (answer, _) = socket.recv_from_full()?;
+    match parse(&answer)?.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
+        NetlinkPayload::Error(error) => {
+            let error = error.to_io();
+            match error.raw_os_error() {
+                // A name that is too long for the kernel is a range error, not an absence.
+                Some(libc::ENODEV | libc::ERANGE | libc::EINVAL) => Ok(None),
+                _ => Err(error),
+            }
+        }
+        _ => Err(io::Error::other("the kernel answered with another message")),
+    }
+}
+
+fn parse(octets: &[u8]) -> io::Result<NetlinkMessage<RouteNetlinkMessage>>
+where
+    RouteNetlinkMessage: NetlinkDeserializable,
+{
+    NetlinkMessage::deserialize(octets).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_not_there_is_named() {
+        let error = Port::find("nosuch0").unwrap_err();
+        assert!(matches!(error, DataplaneError::NoInterface { interface } if interface == "nosuch0"));
+        let too_long = Port::find("a-name-that-no-interface-can-have").unwrap_err();
+        assert!(matches!(too_long, DataplaneError::NoInterface { .. }));
+    }
+
+    #[test]
+    fn an_interface_without_macs_is_refused() {
+        let error = Port::find("lo").unwrap_err();
+        assert!(matches!(error, DataplaneError::NotEthernet { .. }));
+    }
+}

@@ -1,0 +1,235 @@
+//! The station table as userspace sees it: the one that inserts and removes.
+
+use std::{
+    collections::HashMap,
+    mem::offset_of,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use bitmesh_common::{
+    Base, Counts, Lease, PROBE_LIMIT, Probe, StationKey, StationSlot, Usage,
+};
+
+use super::{DataplaneError, StationUsage, memory::Memory};
+
+/// How long a slot rests after its station was removed. A program that found the slot just before
+/// still counts into it; programs run for microseconds.
+const QUARANTINE: Duration = Duration::from_secs(1);
+
+/// Octets that a station can have bought over its life: the kernel compares credit as a signed
+/// number, and this leaves both halves of the range to spare.
+pub(super) const BOUGHT_LIMIT: u64 = 1 << 62;
+
+const WORD: usize = size_of::<u64>();
+const SLOT_WORDS: usize = size_of::<StationSlot>() / WORD;
+const KEY: usize = (offset_of!(StationSlot, lease) + offset_of!(Lease, key)) / WORD;
+const LIMIT: usize = (offset_of!(StationSlot, lease) + offset_of!(Lease, limit)) / WORD;
+const UP: usize = (offset_of!(StationSlot, up) + offset_of!(Usage, counts)) / WORD;
+const DOWN: usize = (offset_of!(StationSlot, down) + offset_of!(Usage, counts)) / WORD;
+const BASE_UP: usize = (offset_of!(StationSlot, base) + offset_of!(Base, up)) / WORD;
+const BASE_DOWN: usize = (offset_of!(StationSlot, base) + offset_of!(Base, down)) / WORD;
+
+/// The table over mapped memory, with an index of who is where.
+pub(super) struct Table {
+    memory: Memory,
+    mask: u32,
+    seed: u64,
+    places: HashMap<StationKey, u32>,
+    resting: HashMap<u32, Instant>,
+}
+
+impl Table {
+    /// Words of memory that a table of `slots` takes.
+    pub(super) fn words(slots: u32) -> Option<usize> {
+        usize::try_from(slots).ok()?.checked_mul(SLOT_WORDS)
+    }
+
+    /// Reads what is in `memory`: nothing, or the stations that an earlier controller left there.
+    /// `None` unless the slots are a power of two.
+    pub(super) fn new(memory: Memory, seed: u64, now: Instant) -> Option<Self> {
+        let slots = u32::try_from(memory.words() / SLOT_WORDS).ok()?;
+        if !slots.is_power_of_two() {
+            return None;
+        }
+        let mut table =
+            Self { memory, mask: slots - 1, seed, places: HashMap::new(), resting: HashMap::new() };
+        for slot in 0..slots {
+            match table.load(slot, KEY) {
+                StationKey::EMPTY => {}
+                StationKey::REMOVED => {
+                    table.resting.insert(slot, now);
+                }
+                raw => {
+                    if let Some(key) = StationKey::from_raw(raw) {
+                        table.places.insert(key, slot);
+                    }
+                }
+            }
+        }
+        Some(table)
+    }
+
+    /// Stations in the table.
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Puts a station in. Its lifetime totals go on from `used`; it may use up to `bought` octets.
+    pub(super) fn insert(
+        &mut self,
+        key: StationKey,
+        used: StationUsage,
+        bought: u64,
+        now: Instant,
+    ) -> Result<(), DataplaneError> {
+        if bought > BOUGHT_LIMIT {
+            return Err(DataplaneError::TooMuch { bought });
+        }
+        if self.places.contains_key(&key) {
+            return Err(DataplaneError::AlreadyThere { key });
+        }
+        let slot = self.vacancy(key, now).ok_or(DataplaneError::TableFull {
+            stations: self.places.len(),
+            slots: self.slots(),
+        })?;
+        let base_up = difference(used.up, self.counts(slot, UP));
+        let base_down = difference(used.down, self.counts(slot, DOWN));
+        self.store_counts(slot, BASE_UP, base_up);
+        self.store_counts(slot, BASE_DOWN, base_down);
+        self.store(slot, LIMIT, limit(bought, base_up, base_down), Ordering::Relaxed);
+        self.store(slot, KEY, key.raw(), Ordering::Release);
+        self.resting.remove(&slot);
+        self.places.insert(key, slot);
+        Ok(())
+    }
+
+    /// Takes a station off and returns its totals. A frame that is being handled on another CPU at
+    /// this instant may not be in them.
+    pub(super) fn remove(&mut self, key: StationKey, now: Instant) -> Option<StationUsage> {
+        let slot = self.places.remove(&key)?;
+        self.store(slot, LIMIT, 0, Ordering::Relaxed);
+        self.store(slot, KEY, StationKey::REMOVED, Ordering::Release);
+        self.resting.insert(slot, now);
+        Some(self.usage_at(slot))
+    }
+
+    /// Raises what a station may use in its life to `bought` octets; a lower number does nothing.
+    pub(super) fn set_bought(
+        &mut self,
+        key: StationKey,
+        bought: u64,
+    ) -> Result<(), DataplaneError> {
+        if bought > BOUGHT_LIMIT {
+            return Err(DataplaneError::TooMuch { bought });
+        }
+        let slot = *self.places.get(&key).ok_or(DataplaneError::NotThere { key })?;
+        if bought > self.bought_at(slot) {
+            let (up, down) = (self.counts(slot, BASE_UP), self.counts(slot, BASE_DOWN));
+            self.store(slot, LIMIT, limit(bought, up, down), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// A station's lifetime totals.
+    pub(super) fn usage(&self, key: StationKey) -> Option<StationUsage> {
+        self.places.get(&key).map(|&slot| self.usage_at(slot))
+    }
+
+    /// Every station with what it bought and used, in no order.
+    pub(super) fn stations(&self) -> impl Iterator<Item = (StationKey, u64, StationUsage)> {
+        self.places
+            .iter()
+            .map(|(&key, &slot)| (key, self.bought_at(slot), self.usage_at(slot)))
+    }
+
+    fn slots(&self) -> u32 {
+        self.mask + 1
+    }
+
+    /// The first free slot in the station's sequence, while the table is at most half full.
+    fn vacancy(&self, key: StationKey, now: Instant) -> Option<u32> {
+        if self.places.len() >= usize::try_from(self.slots().div_ceil(2)).ok()? {
+            return None;
+        }
+        let mut probe = Probe::new(key, self.seed);
+        (0..PROBE_LIMIT).map(|_| probe.next(self.mask)).find(|&slot| match self.load(slot, KEY) {
+            StationKey::EMPTY => true,
+            StationKey::REMOVED => self
+                .resting
+                .get(&slot)
+                .is_none_or(|&since| now.saturating_duration_since(since) >= QUARANTINE),
+            _ => false,
+        })
+    }
+
+    fn bought_at(&self, slot: u32) -> u64 {
+        let (up, down) = (self.counts(slot, BASE_UP), self.counts(slot, BASE_DOWN));
+        self.load(slot, LIMIT).wrapping_add(up.octets).wrapping_add(down.octets)
+    }
+
+    fn usage_at(&self, slot: u32) -> StationUsage {
+        StationUsage {
+            up: sum(self.counts(slot, BASE_UP), self.counts(slot, UP)),
+            down: sum(self.counts(slot, BASE_DOWN), self.counts(slot, DOWN)),
+        }
+    }
+
+    fn counts(&self, slot: u32, first: usize) -> Counts {
+        Counts {
+            octets: self.load(slot, first),
+            frames: self.load(slot, first + 1),
+            refused_octets: self.load(slot, first + 2),
+            refused_frames: self.load(slot, first + 3),
+        }
+    }
+
+    fn store_counts(&self, slot: u32, first: usize, counts: Counts) {
+        let Counts { octets, frames, refused_octets, refused_frames } = counts;
+        for (i, value) in [octets, frames, refused_octets, refused_frames].into_iter().enumerate() {
+            self.store(slot, first + i, value, Ordering::Relaxed);
+        }
+    }
+
+    fn load(&self, slot: u32, word: usize) -> u64 {
+        self.at(slot, word).load(Ordering::Acquire)
+    }
+
+    fn store(&self, slot: u32, word: usize, value: u64, order: Ordering) {
+        self.at(slot, word).store(value, order);
+    }
+
+    fn at(&self, slot: u32, word: usize) -> &AtomicU64 {
+        let index = usize::try_from(slot & self.mask).unwrap_or(usize::MAX);
+        self.memory
+            .word(index.saturating_mul(SLOT_WORDS).saturating_add(word))
+            .expect("a masked slot is inside the mapping")
+    }
+}
+
+/// What the kernel must compare its own counters with, so that the station's lifetime use ends at
+/// `bought`.
+fn limit(bought: u64, base_up: Counts, base_down: Counts) -> u64 {
+    bought.wrapping_sub(base_up.octets).wrapping_sub(base_down.octets)
+}
+
+fn sum(base: Counts, counted: Counts) -> Counts {
+    Counts {
+        octets: base.octets.wrapping_add(counted.octets),
+        frames: base.frames.wrapping_add(counted.frames),
+        refused_octets: base.refused_octets.wrapping_add(counted.refused_octets),
+        refused_frames: base.refused_frames.wrapping_add(counted.refused_frames),
+    }
+}
+
+fn difference(total: Counts, counted: Counts) -> Counts {
+    Counts {
+        octets: total.octets.wrapping_sub(counted.octets),
+        frames: total.frames.wrapping_sub(counted.frames),
+        refused_octets: total.refused_octets.wrapping_sub(counted.refused_octets),
+        refused_frames: total.refused_frames.wrapping_sub(counted.refused_frames),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! What the kernel knows of addresses, routes and neighbours, by rtnetlink. It only reads: nothing
+//! here changes the box's configuration.
+
+use std::net::IpAddr;
+
+use bitmesh_core::station::Station;
+use futures_util::TryStreamExt as _;
+use rtnetlink::{
+    Handle, RouteMessageBuilder,
+    packet_route::{
+        address::AddressAttribute,
+        link::LinkAttribute,
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage},
+    },
+};
+
+/// What can go wrong while asking.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The kernel refused.
+    #[error("asking the kernel about the network: {0}")]
+    Netlink(#[from] rtnetlink::Error),
+    /// No netlink socket.
+    #[error("no netlink socket: {0}")]
+    Io(#[from] std::io::Error),
+    /// No such interface.
+    #[error("there is no interface {0}; `ip link` lists them")]
+    NoInterface(String),
+    /// No default route and no provider named.
+    #[error("there is no default route; connect to a network first, or name the provider with --provider")]
+    NoGateway,
+    /// No way to an address.
+    #[error("there is no route to {0}; connect to the provider's network first")]
+    NoRoute(IpAddr),
+}
+
+/// A connection to the kernel's routing tables, in the network namespace of its maker.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    handle: Handle,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+}
+
+impl Gateway {
+    /// Opens the connection; needs a tokio runtime.
+    pub fn open() -> Result<Self, GatewayError> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The interface of this name.
+    pub async fn interface(&self, name: &str) -> Result<Interface, GatewayError> {
+        let mut links = self.handle.link().get().match_name(name).execute();
+        match links.try_next().await {
+            Ok(Some(link)) => Ok(Interface { index: link.header.index, name: name.into() }),
+            _ => Err(GatewayError::NoInterface(name.into())),
+        }
+    }
+
+    async fn name_of(&self, index: u32) -> Result<Interface, GatewayError> {
+        let mut links = self.handle.link().get().match_index(index).execute();
+        let link = links.try_next().await?;
+        let name = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| {
+            if let LinkAttribute::IfName(name) = attribute { Some(name) } else { None }
+        });
+        let name = name.ok_or_else(|| GatewayError::NoInterface(index.to_string()))?;
+        Ok(Interface { index, name })
+    }
+
+    /// The box's own addresses, link-local ones included and loopback ones left out.
+    pub async fn own_addresses(&self) -> Result<Vec<IpAddr>, GatewayError> {
+        let mut found = Vec::new();
+        let mut messages = self.handle.address().get().execute();
+        while let Some(message) = messages.try_next().await? {
+            let of = |local: bool| {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Local(address) if local => Some(*address),
+                    AddressAttribute::Address(address) if !local => Some(*address),
+                    _ => None,
+                })
+            };
+            // On a point-to-point link `Address` is the peer's.
+            found.extend(of(true).or_else(|| of(false)).filter(|address| !address.is_loopback()));
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// The station behind an address on an interface, from the neighbour table.
+    pub async fn station(
+        &self,
+        interface: u32,
+        address: IpAddr,
+    ) -> Result<Option<Station>, GatewayError> {
+        let mut request = self.handle.neighbours().get();
+        request.message_mut().header.ifindex = interface;
+        let mut neighbours = request.execute();
+        while let Some(neighbour) = neighbours.try_next().await? {
+            let known = !matches!(
+                neighbour.header.state,
+                NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::Noarp
+            );
+            let is_it = neighbour.attributes.iter().any(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(known)) => {
+                    IpAddr::V4(*known) == address
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(known)) => {
+                    IpAddr::V6(*known) == address
+                }
+                _ => false,
+            });
+            if neighbour.header.ifindex == interface && known && is_it {
+                return Ok(neighbour.attributes.iter().find_map(link_layer_station));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The default gateway's address.
+    pub async fn default_gateway(&self) -> Result<IpAddr, GatewayError> {
+        let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+        for table in [v4, v6] {
+            let mut routes = self.handle.route().get(table).execute();
+            while let Some(route) = routes.try_next().await? {
+                if let (0, Some(gateway)) =
+                    (route.header.destination_prefix_length, gateway_of(&route))
+                {
+                    return Ok(gateway);
+                }
+            }
+        }
+        Err(GatewayError::NoGateway)
+    }
+
+    /// The interface that traffic to `address` leaves by.
+    pub async fn interface_to(&self, address: IpAddr) -> Result<Interface, GatewayError> {
+        let message = match address {
+            IpAddr::V4(address) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix(address, 32)
+                .build(),
+            IpAddr::V6(address) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .destination_prefix(address, 128)
+                .build(),
+        };
+        let route = self.handle.route().get(message).execute().try_next().await;
+        let route = route.ok().flatten().ok_or(GatewayError::NoRoute(address))?;
+        let index = route.attributes.iter().find_map(|attribute| {
+            if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None }
+        });
+        self.name_of(index.ok_or(GatewayError::NoRoute(address))?).await
+    }
+}
+
+fn link_layer_station(attribute: &NeighbourAttribute) -> Option<Station> {
+    let NeighbourAttribute::LinkLayerAddress(octets) = attribute else { return None };
+    Station::new(<[u8; 6]>::try_from(octets.as_slice()).ok()?, 0)
+}
+
+fn gateway_of(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })
+}
