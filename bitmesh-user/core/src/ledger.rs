@@ -4,41 +4,56 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Octets;
 
-/// What a station has sent and received, in its life. Every field only grows.
+/// Counters of one direction. Every field only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Usage {
-    /// L3 octets that the station sent and the edge forwarded.
-    pub up_octets: Octets,
+pub struct Counts {
+    /// L3 octets that were forwarded and are billed.
+    pub octets: Octets,
     /// Frames of the same; a GSO frame is one.
-    pub up_frames: u64,
-    /// L3 octets that the edge sent to the station.
-    pub down_octets: Octets,
-    /// Frames of the same.
-    pub down_frames: u64,
-    /// L3 octets to and from the station that were dropped for want of credit.
+    pub frames: u64,
+    /// L3 octets that were dropped for want of credit.
     pub refused_octets: Octets,
     /// Frames of the same.
     pub refused_frames: u64,
 }
 
+impl Counts {
+    fn max(self, other: Self) -> Self {
+        Self {
+            octets: self.octets.max(other.octets),
+            frames: self.frames.max(other.frames),
+            refused_octets: self.refused_octets.max(other.refused_octets),
+            refused_frames: self.refused_frames.max(other.refused_frames),
+        }
+    }
+}
+
+/// What a station has sent and received, in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Usage {
+    /// From the station to the internet.
+    pub up: Counts,
+    /// From the internet to the station.
+    pub down: Counts,
+}
+
 impl Usage {
     /// What is billed: both directions.
     pub fn billed(&self) -> Octets {
-        self.up_octets.saturating_add(self.down_octets)
+        self.up.octets.saturating_add(self.down.octets)
+    }
+
+    /// What was dropped for want of credit, both directions.
+    pub fn refused(&self) -> Octets {
+        self.up.refused_octets.saturating_add(self.down.refused_octets)
     }
 
     /// The larger of both readings, field by field: a reading that lags never takes usage back.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
-        Self {
-            up_octets: self.up_octets.max(other.up_octets),
-            up_frames: self.up_frames.max(other.up_frames),
-            down_octets: self.down_octets.max(other.down_octets),
-            down_frames: self.down_frames.max(other.down_frames),
-            refused_octets: self.refused_octets.max(other.refused_octets),
-            refused_frames: self.refused_frames.max(other.refused_frames),
-        }
+        Self { up: self.up.max(other.up), down: self.down.max(other.down) }
     }
 }
 
@@ -62,18 +77,20 @@ impl Account {
 mod tests {
     use super::*;
 
+    fn usage(up: u64, down: u64) -> Usage {
+        let of = |octets| Counts { octets: Octets(octets), ..Counts::default() };
+        Usage { up: of(up), down: of(down) }
+    }
+
     #[test]
     fn credit_is_what_was_bought_and_not_used_and_never_negative() {
-        let usage = Usage { up_octets: Octets(60), down_octets: Octets(30), ..Usage::default() };
+        let usage = usage(60, 30);
         assert_eq!(Account { bought: Octets(100), usage }.credit(), Octets(10));
         assert_eq!(Account { bought: Octets(80), usage }.credit(), Octets(0));
     }
 
     #[test]
     fn a_lagging_reading_takes_nothing_back() {
-        let ahead = Usage { up_octets: Octets(9), down_octets: Octets(1), ..Usage::default() };
-        let behind = Usage { up_octets: Octets(5), down_octets: Octets(2), ..Usage::default() };
-        let both = ahead.max(behind);
-        assert_eq!((both.up_octets, both.down_octets), (Octets(9), Octets(2)));
+        assert_eq!(usage(9, 1).max(usage(5, 2)), usage(9, 2));
     }
 }

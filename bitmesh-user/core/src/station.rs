@@ -2,48 +2,35 @@
 
 use std::{fmt, str::FromStr};
 
+use bitmesh_common::{Mac, StationKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-const MAC_BITS: u32 = 48;
-
-/// A MAC address and a VLAN id (0: untagged) in the layout of the station table's key.
+/// A MAC address and a VLAN id (0: untagged), as the station table's key has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Station(u64);
+pub struct Station(StationKey);
 
 impl Station {
     /// From the six octets of a unicast MAC address; `None` for a multicast or zero address or a
     /// VLAN id over 4094.
     pub fn new(mac: [u8; 6], vlan: u16) -> Option<Self> {
-        let [first, ..] = mac;
-        if first & 1 == 1 || mac == [0; 6] || vlan > 4_094 {
-            return None;
-        }
-        let bits = mac.iter().fold(0u64, |bits, octet| bits << 8 | u64::from(*octet));
-        Some(Self(u64::from(vlan) << MAC_BITS | bits))
+        StationKey::new(Mac::new(mac), vlan).map(Self)
     }
 
     /// The station table's key.
-    pub fn key(self) -> u64 {
+    pub fn key(self) -> StationKey {
         self.0
     }
+}
 
-    /// From a station table's key; `None` for what [`Station::new`] refuses.
-    pub fn from_key(key: u64) -> Option<Self> {
-        let [vlan_high, vlan_low, mac @ ..] = key.to_be_bytes();
-        Self::new(mac, u16::from_be_bytes([vlan_high, vlan_low]))
+impl From<StationKey> for Station {
+    fn from(key: StationKey) -> Self {
+        Self(key)
     }
 }
 
 impl fmt::Display for Station {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [vlan_high, vlan_low, mac @ ..] = self.0.to_be_bytes();
-        for (i, octet) in mac.iter().enumerate() {
-            write!(f, "{}{octet:02x}", if i == 0 { "" } else { ":" })?;
-        }
-        match u16::from_be_bytes([vlan_high, vlan_low]) {
-            0 => Ok(()),
-            vlan => write!(f, "/{vlan}"),
-        }
+        self.0.fmt(f)
     }
 }
 
@@ -100,7 +87,7 @@ mod tests {
         for text in ["02:00:00:00:00:01", "aa:bb:cc:dd:ee:ff/42"] {
             let station: Station = text.parse().unwrap();
             assert_eq!(station.to_string(), text);
-            assert_eq!(Station::from_key(station.key()), Some(station));
+            assert_eq!(Station::from(station.key()), station);
         }
     }
 

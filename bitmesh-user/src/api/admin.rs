@@ -108,8 +108,7 @@ pub async fn ask_admin(
     path: &str,
     body: Option<Value>,
 ) -> Result<Value, AdminError> {
-    let broken =
-        |source| AdminError::Broken { directory: directory.to_owned(), source };
+    let broken = |source| AdminError::Broken { directory: directory.to_owned(), source };
     let client = reqwest::Client::builder()
         .unix_socket(directory.join(ADMIN_SOCKET))
         .timeout(DEADLINE)
@@ -120,7 +119,11 @@ pub async fn ask_admin(
         request = request.json(&body);
     }
     let answer = request.send().await.map_err(|error| {
-        if error.is_connect() { AdminError::NotRunning(directory.to_owned()) } else { broken(error) }
+        if error.is_connect() {
+            AdminError::NotRunning(directory.to_owned())
+        } else {
+            broken(error)
+        }
     })?;
     if answer.status().is_success() {
         answer.json().await.map_err(broken)

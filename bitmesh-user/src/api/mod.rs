@@ -106,8 +106,7 @@ pub struct ApiError {
 impl ApiError {
     /// A refusal with a code for programs, a sentence and what to try.
     pub fn new(status: StatusCode, code: &str, message: impl Into<String>, advice: &str) -> Self {
-        let body =
-            ErrorBody { error: code.into(), message: message.into(), r#try: advice.into() };
+        let body = ErrorBody { error: code.into(), message: message.into(), r#try: advice.into() };
         Self { status, body }
     }
 

@@ -114,7 +114,9 @@ pub(super) fn channel_id(text: &str) -> Result<ChannelId, ApiError> {
     })
 }
 
-pub(super) fn json<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, ApiError> {
+pub(super) fn json<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+) -> Result<T, ApiError> {
     let body = body.map_err(|error| {
         ApiError::new(
             error.status(),

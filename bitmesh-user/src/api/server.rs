@@ -34,7 +34,9 @@ const HEAD_MAX_OCTETS: usize = 16 * 1_024;
 
 /// Why the API isn't there.
 #[derive(Debug, thiserror::Error)]
-#[error("listening on port {port} of {interface}: {source}; stop what uses the port, or choose another --api-port")]
+#[error(
+    "listening on port {port} of {interface}: {source}; stop what uses the port, or choose another --api-port"
+)]
 pub struct ServeError {
     interface: String,
     port: u16,
@@ -63,8 +65,8 @@ pub async fn serve_lan(
     gateway: Gateway,
     router: Router,
 ) {
-    let router = router
-        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_DEADLINE));
+    let router =
+        router.layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_DEADLINE));
     let open = Connections::default();
     loop {
         let (stream, peer) = match listener.accept().await {

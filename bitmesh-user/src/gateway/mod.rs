@@ -28,7 +28,9 @@ pub enum GatewayError {
     #[error("there is no interface {0}; `ip link` lists them")]
     NoInterface(String),
     /// No default route and no provider named.
-    #[error("there is no default route; connect to a network first, or name the provider with --provider")]
+    #[error(
+        "there is no default route; connect to a network first, or name the provider with --provider"
+    )]
     NoGateway,
     /// No way to an address.
     #[error("there is no route to {0}; connect to the provider's network first")]

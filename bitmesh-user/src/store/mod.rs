@@ -15,10 +15,11 @@ use bitcoin::{
     BlockHash, Network,
     hashes::{Hash, HashEngine, sha256},
 };
+use bitmesh_common::StationKey;
 use bitmesh_core::{
     bitcoin,
     channel::{Durable, Entry, TIPS_KEPT},
-    ledger::Usage,
+    ledger::{Counts, Usage},
     station::Station,
     units::Octets,
 };
@@ -169,17 +170,18 @@ impl Store {
     }
 
     fn usage<E>(&self, row: &SqliteRow) -> Result<Entry<E>, StoreError> {
-        let station = Station::from_key(row.try_get::<i64, _>(0)?.cast_unsigned());
-        let station = station.ok_or_else(|| self.damaged("a station".into()))?;
         let at = |column| row.try_get::<i64, _>(column).map(i64::cast_unsigned);
-        let usage = Usage {
-            up_octets: Octets(at(1)?),
-            up_frames: at(2)?,
-            down_octets: Octets(at(3)?),
-            down_frames: at(4)?,
-            refused_octets: Octets(at(5)?),
-            refused_frames: at(6)?,
+        let station = StationKey::from_raw(at(0)?).map(Station::from);
+        let station = station.ok_or_else(|| self.damaged("a station".into()))?;
+        let counts = |first| -> Result<Counts, sqlx::Error> {
+            Ok(Counts {
+                octets: Octets(at(first)?),
+                frames: at(first + 1)?,
+                refused_octets: Octets(at(first + 2)?),
+                refused_frames: at(first + 3)?,
+            })
         };
+        let usage = Usage { up: counts(1)?, down: counts(5)? };
         Ok(Entry::Usage { station, usage })
     }
 
@@ -229,16 +231,16 @@ impl Store {
                         .await?;
                 }
                 Entry::Usage { station, usage } => {
-                    sqlx::query(schema::UPSERT_USAGE)
-                        .bind(station.key().cast_signed())
-                        .bind(usage.up_octets.0.cast_signed())
-                        .bind(usage.up_frames.cast_signed())
-                        .bind(usage.down_octets.0.cast_signed())
-                        .bind(usage.down_frames.cast_signed())
-                        .bind(usage.refused_octets.0.cast_signed())
-                        .bind(usage.refused_frames.cast_signed())
-                        .execute(&mut *transaction)
-                        .await?;
+                    let mut query =
+                        sqlx::query(schema::UPSERT_USAGE).bind(station.key().raw().cast_signed());
+                    for counts in [usage.up, usage.down] {
+                        query = query
+                            .bind(counts.octets.0.cast_signed())
+                            .bind(counts.frames.cast_signed())
+                            .bind(counts.refused_octets.0.cast_signed())
+                            .bind(counts.refused_frames.cast_signed());
+                    }
+                    query.execute(&mut *transaction).await?;
                 }
             }
         }

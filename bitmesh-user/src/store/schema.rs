@@ -13,13 +13,21 @@ pub(super) const SELECT_BLOCKS: &str = "SELECT height, hash FROM blocks ORDER BY
 pub(super) const FORGET_BLOCKS: &str = "DELETE FROM blocks WHERE height <= $1";
 pub(super) const DELETE_BLOCKS: &str = "DELETE FROM blocks WHERE height >= $1";
 pub(super) const UPSERT_USAGE: &str = "INSERT INTO usage (station, up_octets, up_frames, \
-    down_octets, down_frames, refused_octets, refused_frames) VALUES ($1, $2, $3, $4, $5, $6, $7) \
-    ON CONFLICT (station) DO UPDATE SET up_octets = excluded.up_octets, \
-    up_frames = excluded.up_frames, down_octets = excluded.down_octets, \
-    down_frames = excluded.down_frames, refused_octets = excluded.refused_octets, \
-    refused_frames = excluded.refused_frames";
-pub(super) const SELECT_USAGE: &str = "SELECT station, up_octets, up_frames, down_octets, \
-    down_frames, refused_octets, refused_frames FROM usage ORDER BY station";
+    up_refused_octets, up_refused_frames, down_octets, \
+    down_frames, down_refused_octets, down_refused_frames) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (station) DO UPDATE SET \
+    up_octets = excluded.up_octets, \
+    up_frames = excluded.up_frames, \
+    up_refused_octets = excluded.up_refused_octets, \
+    up_refused_frames = excluded.up_refused_frames, \
+    down_octets = excluded.down_octets, \
+    down_frames = excluded.down_frames, \
+    down_refused_octets = excluded.down_refused_octets, \
+    down_refused_frames = excluded.down_refused_frames";
+pub(super) const SELECT_USAGE: &str = "SELECT station, up_octets, up_frames, up_refused_octets, \
+    up_refused_frames, down_octets, down_frames, \
+    down_refused_octets, down_refused_frames \
+    FROM usage ORDER BY station";
 pub(super) const INSERT_WALLET: &str = "INSERT INTO wallet_changes (body) VALUES ($1)";
 pub(super) const SELECT_WALLET: &str = "SELECT body FROM wallet_changes ORDER BY seq";
 pub(super) const SELECT_SETTING: &str = "SELECT value FROM settings WHERE name = $1";
@@ -40,10 +48,12 @@ CREATE TABLE usage (
     station INTEGER PRIMARY KEY,
     up_octets INTEGER NOT NULL,
     up_frames INTEGER NOT NULL,
+    up_refused_octets INTEGER NOT NULL,
+    up_refused_frames INTEGER NOT NULL,
     down_octets INTEGER NOT NULL,
     down_frames INTEGER NOT NULL,
-    refused_octets INTEGER NOT NULL,
-    refused_frames INTEGER NOT NULL
+    down_refused_octets INTEGER NOT NULL,
+    down_refused_frames INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE wallet_changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL) STRICT;
 ";

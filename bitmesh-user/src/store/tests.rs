@@ -27,7 +27,9 @@ async fn open(directory: &Path) -> Result<Store, StoreError> {
 async fn what_was_committed_is_there_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let station: Station = "02:00:00:00:00:01/7".parse().unwrap();
-    let usage = Usage { up_octets: Octets(u64::MAX), refused_frames: 3, ..Usage::default() };
+    let up = Counts { octets: Octets(u64::MAX), frames: 1, ..Counts::default() };
+    let down = Counts { refused_octets: Octets(2), refused_frames: 3, ..Counts::default() };
+    let usage = Usage { up, down };
     let entries = vec![
         event(1, "opened"),
         event(2, "opened"),

@@ -13,6 +13,7 @@ use crate::{
         ChannelStatus, Durable, close_digest,
         testing::{self, PROVIDER, SUBSCRIBER, public_key, secp, secret_key, sign},
     },
+    ledger::Counts,
     offer::tests::offer,
     units::Msat,
 };
@@ -135,7 +136,8 @@ fn a_replayed_journal_gives_the_same_provider() {
     let mut provider = Provider::new();
     let channel = provider.opened();
     provider.pay(&channel, 3);
-    let usage = Usage { up_octets: Octets(9), ..Usage::default() };
+    let up = Counts { octets: Octets(9), ..Counts::default() };
+    let usage = Usage { up, ..Usage::default() };
     provider.put(Input::Usage(vec![(station(1), usage)]));
     provider.put(Input::Checkpoint);
     let mut again = Controller::new(Network::Regtest, vec![]);

@@ -1,0 +1,250 @@
+//! Tables and sentences for a terminal.
+
+use std::fmt::Display;
+
+use bitmesh_core::{
+    channel::{ChannelStatus, SpendKind},
+    offer::SignedOffer,
+    pricing::Schedule,
+    units::Octets,
+    wire::{AccountReport, ChannelReport},
+};
+use comfy_table::{ContentArrangement, Table, presets};
+
+use crate::runloop::status::{ProviderStatus, Status, SubscriberStatus, WalletStatus};
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header);
+    table
+}
+
+/// Two columns without lines between them.
+fn facts(rows: &[(&str, String)]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    for (name, value) in rows {
+        table.add_row([(*name).to_owned(), value.clone()]);
+    }
+    table.to_string()
+}
+
+fn short(id: impl Display) -> String {
+    id.to_string().chars().take(12).collect()
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn sat(sat: u64) -> String {
+    format!("{} sat", grouped(sat))
+}
+
+fn price(schedule: &Schedule) -> String {
+    let tiers: Vec<_> = schedule
+        .tiers
+        .iter()
+        .map(|tier| match tier.from_octets {
+            Octets(0) => format!("{} msat/MiB", grouped(tier.msat_per_mib)),
+            from => format!("{} msat/MiB from {from} on", grouped(tier.msat_per_mib)),
+        })
+        .collect();
+    tiers.join(", ")
+}
+
+pub(super) fn is_live(channel: &ChannelReport) -> bool {
+    !matches!(
+        channel.status,
+        ChannelStatus::Closed { .. } | ChannelStatus::Settled { .. } | ChannelStatus::Closing
+    )
+}
+
+fn state(channel: &ChannelReport) -> String {
+    let by = |kind: SpendKind| match kind {
+        SpendKind::Claim => "claimed",
+        SpendKind::Refund => "refunded",
+    };
+    match channel.status {
+        _ if channel.dispute.is_some() => "disputed".into(),
+        ChannelStatus::Unfunded => "waiting for funding".into(),
+        ChannelStatus::Confirming { have, need } => format!("confirming {have}/{need}"),
+        ChannelStatus::Open => "open".into(),
+        ChannelStatus::Closing => "closing".into(),
+        ChannelStatus::Settled { kind, depth } => format!("{}, {depth} deep", by(kind)),
+        ChannelStatus::Closed { kind: Some(kind) } => by(kind).into(),
+        ChannelStatus::Closed { kind: None } => "never funded".into(),
+    }
+}
+
+pub(super) fn channels(channels: &[ChannelReport]) -> String {
+    if channels.is_empty() {
+        return "no channels yet".into();
+    }
+    let mut rows =
+        table(&["channel", "state", "station", "capacity", "paid", "payments", "bought", "expires"]);
+    for channel in channels {
+        rows.add_row([
+            short(channel.channel),
+            state(channel),
+            channel.station.map_or_else(|| "-".into(), |station| station.to_string()),
+            sat(channel.params.capacity.to_sat()),
+            sat(channel.paid.to_sat()),
+            grouped(channel.commitments),
+            channel.bought_octets.to_string(),
+            format!("block {}", grouped(channel.params.expiry_height.into())),
+        ]);
+    }
+    rows.to_string()
+}
+
+pub(super) fn stations(stations: &[AccountReport]) -> String {
+    if stations.is_empty() {
+        return "no station has bought anything yet".into();
+    }
+    let mut rows = table(&["station", "bought", "sent", "received", "credit", "refused"]);
+    for account in stations {
+        rows.add_row([
+            account.station.to_string(),
+            account.bought_octets.to_string(),
+            account.usage.up.octets.to_string(),
+            account.usage.down.octets.to_string(),
+            account.credit_octets.to_string(),
+            account.usage.refused().to_string(),
+        ]);
+    }
+    rows.to_string()
+}
+
+pub(super) fn wallet(wallet: &WalletStatus) -> String {
+    facts(&[
+        ("balance", sat(wallet.confirmed_sat)),
+        ("pending", sat(wallet.pending_sat)),
+        ("receive at", wallet.address.clone()),
+        ("seed", format!("fingerprint {}", wallet.fingerprint)),
+    ])
+}
+
+pub(super) fn offer(offer: &SignedOffer) -> String {
+    let terms = &offer.offer.terms;
+    let range = format!("{} to {}", sat(terms.capacity_min.to_sat()), sat(terms.capacity_max.to_sat()));
+    facts(&[
+        ("provider", offer.offer.provider.to_string()),
+        ("price", price(&offer.offer.schedule)),
+        ("paid ahead", format!("at most {}", terms.tick_max_octets)),
+        ("channel", range),
+        ("confirmations", terms.confirmations.to_string()),
+        ("network", offer.offer.network.to_string()),
+        ("signature", "good".into()),
+    ])
+}
+
+pub(super) fn budget(status: &Status) -> String {
+    match status {
+        Status::Provider(_) => "a provider has no budget: it is paid".into(),
+        Status::Subscriber(status) => facts(&[
+            ("budget", sat(status.budget_sat)),
+            ("spent", sat(status.spent_sat)),
+            ("left", sat(status.budget_sat.saturating_sub(status.spent_sat))),
+        ]),
+    }
+}
+
+pub(super) fn status(status: &Status) -> String {
+    match status {
+        Status::Provider(status) => provider(status),
+        Status::Subscriber(status) => subscriber(status),
+    }
+}
+
+fn chain(network: impl Display, height: u32, synced: bool) -> String {
+    let state = if synced { "synced" } else { "NOT synced: no new channels; is the node up?" };
+    format!("{network}, block {}, {state}", grouped(height.into()))
+}
+
+fn provider(status: &ProviderStatus) -> String {
+    let mut rows = vec![
+        ("selling as", status.provider.to_string()),
+        ("chain", chain(status.chain.network, status.chain.height, status.chain.synced)),
+    ];
+    if let Some(offer) = &status.offer {
+        rows.push(("price", price(&offer.offer.schedule)));
+    }
+    rows.extend([
+        (
+            "stations",
+            format!("{} with credit, {} known", status.stations_with_credit, status.stations),
+        ),
+        ("channels", format!("{} open, {} in all", status.channels_open, status.channels)),
+        ("earned", format!("{} for {}", sat(status.paid_sat), status.billed_octets)),
+        ("wallet", format!("{} + {} pending", sat(status.wallet.confirmed_sat), sat(status.wallet.pending_sat))),
+    ]);
+    let mut hooks = table(&["port", "direction", "program", "why"]);
+    for hook in &status.hooks {
+        hooks.add_row([&hook.interface, &hook.direction, &hook.hook, &hook.reason]);
+    }
+    let mut causes = table(&["frames", "cause"]);
+    for (cause, frames) in status.causes.iter().filter(|(_, frames)| **frames > 0) {
+        causes.add_row([grouped(*frames), cause.clone()]);
+    }
+    format!("{}\n\n{hooks}\n\n{causes}", facts(&rows))
+}
+
+fn subscriber(status: &SubscriberStatus) -> String {
+    let mut rows = vec![
+        ("buying from", status.url.clone()),
+        ("state", status.message.clone()),
+        ("chain", chain(status.chain.network, status.chain.height, status.chain.synced)),
+        (
+            "budget",
+            format!("{} of {} spent", sat(status.spent_sat), sat(status.budget_sat)),
+        ),
+    ];
+    if let Some(channel) = &status.channel {
+        rows.push(("price", price(&channel.params.schedule)));
+        rows.push((
+            "channel",
+            format!(
+                "{}, {} of {} paid in {} payments",
+                state(channel),
+                sat(channel.paid.to_sat()),
+                sat(channel.params.capacity.to_sat()),
+                grouped(channel.commitments)
+            ),
+        ));
+    }
+    if let Some(account) = &status.account {
+        rows.push(("used", account.usage.billed().to_string()));
+        rows.push(("credit", account.credit_octets.to_string()));
+    }
+    rows.push(("tick", format!("{} in {} ms", status.tick_octets, status.round_trip_ms)));
+    rows.push((
+        "wallet",
+        format!("{} + {} pending", sat(status.wallet.confirmed_sat), sat(status.wallet.pending_sat)),
+    ));
+    facts(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_for_people() {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What `bitmesh status` shows, as the daemons tell it.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use bitcoin::{Network, secp256k1::XOnlyPublicKey};
+use bitmesh_core::{
+    bitcoin,
+    offer::SignedOffer,
+    units::Octets,
+    wire::{AccountReport, ChannelReport},
+};
+use serde::{Deserialize, Serialize};
+
+/// A daemon's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "kebab-case")]
+pub enum Status {
+    /// Of `bitmesh sell`.
+    Provider(Box<ProviderStatus>),
+    /// Of `bitmesh buy`.
+    Subscriber(Box<SubscriberStatus>),
+}
+
+/// What both roles tell of the chain and their wallet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChainStatus {
+    /// Chain that channels are on.
+    pub network: Network,
+    /// Height of the newest block seen.
+    pub height: u32,
+    /// Whether the node answers and is caught up.
+    pub synced: bool,
+}
+
+/// The wallet at a glance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalletStatus {
+    /// In blocks.
+    pub confirmed_sat: u64,
+    /// Not in blocks yet.
+    pub pending_sat: u64,
+    /// Names the seed words without telling them.
+    pub fingerprint: String,
+    /// Where to send money to.
+    pub address: String,
+}
+
+/// A program on a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookStatus {
+    /// The port.
+    pub interface: String,
+    /// `upload` or `download`.
+    pub direction: String,
+    /// What the program is attached to.
+    pub hook: String,
+    /// Why that.
+    pub reason: String,
+}
+
+/// Of `bitmesh sell`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProviderStatus {
+    /// The key that signs offers.
+    pub provider: XOnlyPublicKey,
+    /// The chain.
+    #[serde(flatten)]
+    pub chain: ChainStatus,
+    /// The newest offer.
+    pub offer: Option<SignedOffer>,
+    /// The box's addresses: traffic with them is free.
+    pub edge_addresses: Vec<IpAddr>,
+    /// Programs on ports.
+    pub hooks: Vec<HookStatus>,
+    /// Frames that were dropped or passed free, by cause.
+    pub causes: BTreeMap<String, u64>,
+    /// Stations with credit.
+    pub stations_with_credit: u64,
+    /// Stations in all.
+    pub stations: u64,
+    /// Channels that take payments.
+    pub channels_open: u64,
+    /// Channels in all.
+    pub channels: u64,
+    /// Sum of all payments, in satoshi.
+    pub paid_sat: u64,
+    /// Octets billed, both directions, all stations.
+    pub billed_octets: Octets,
+    /// The wallet.
+    pub wallet: WalletStatus,
+}
+
+/// How far a subscriber is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The wallet is short of what a channel takes.
+    NeedsFunds,
+    /// The provider does not answer.
+    ProviderUnreachable,
+    /// The offer can't be taken; the message says why.
+    OfferRefused,
+    /// The funding waits for blocks.
+    Confirming,
+    /// Paying as it uses.
+    Buying,
+    /// What may be spent is spent.
+    BudgetSpent,
+    /// The channel is empty.
+    ChannelSpent,
+    /// The provider billed what was not counted.
+    Disputed,
+    /// Nothing more is paid; waits for the settlement.
+    Closing,
+    /// Settled in a block.
+    Closed,
+}
+
+/// Of `bitmesh buy`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SubscriberStatus {
+    /// The chain.
+    #[serde(flatten)]
+    pub chain: ChainStatus,
+    /// The provider's API.
+    pub url: String,
+    /// The key that signed the offer.
+    pub provider: Option<XOnlyPublicKey>,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The same for people, with what to do.
+    pub message: String,
+    /// The channel in use.
+    pub channel: Option<ChannelReport>,
+    /// May be spent, over all channels.
+    pub budget_sat: u64,
+    /// Was spent, over all channels.
+    pub spent_sat: u64,
+    /// What the provider said last.
+    pub account: Option<AccountReport>,
+    /// Octets counted here since the daemon started.
+    pub counted_octets: Octets,
+    /// Paid ahead of use at the present rate.
+    pub tick_octets: Octets,
+    /// Mean round trip of a payment.
+    pub round_trip_ms: u64,
+    /// The wallet.
+    pub wallet: WalletStatus,
+}
