@@ -1,2 +1,39 @@
-//! bitmesh-common
+//! What the kernel programs and the controller share: the layout of the maps and the arithmetic on
+//! it.
+//!
+//! It touches nothing: no memory of its own, no clock, no allocation, no dependency. It never holds
+//! a rule of money; it says where a number lives, who writes it, and how both sides find it.
 #![no_std]
+#![allow(clippy::inline_always, reason = "the verifier follows no call that it need not follow")]
+
+mod cause;
+mod edge;
+mod key;
+mod observed;
+mod probe;
+mod slot;
+
+pub use cause::{CAUSES, Cause};
+pub use edge::{EDGE_ADDRESS_LIMIT, EdgeConfig};
+pub use key::{Mac, StationKey};
+pub use observed::{Observed, ObserverConfig};
+pub use probe::{PROBE_LIMIT, Probe};
+pub use slot::{Base, Counts, Lease, StationSlot, Usage, credit};
+
+/// Version of everything in this crate that is seen by both sides. It is part of the pins' path:
+/// a controller never takes over a table whose layout it does not know.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Slots of the station table where nobody asks for another number.
+pub const DEFAULT_TABLE_SLOTS: u32 = 65_536;
+
+/// Name of the map with the station table.
+pub const STATIONS_MAP: &str = "STATIONS";
+/// Name of the map with the edge's own addresses and ports.
+pub const EDGE_MAP: &str = "EDGE";
+/// Name of the map with frames by [`Cause`], one counter per CPU each.
+pub const STATS_MAP: &str = "STATS";
+/// Name of the map with a subscriber's own count.
+pub const OBSERVED_MAP: &str = "OBSERVED";
+/// Name of the map that says what a subscriber's own count leaves out.
+pub const OBSERVER_MAP: &str = "OBSERVER";

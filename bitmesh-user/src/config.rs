@@ -413,6 +413,8 @@ fn make_private(directory: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn sell(directory: &Path, toml: &str, flags: SellArgs) -> Result<SellConfig> {
@@ -434,7 +436,6 @@ mod tests {
         assert_eq!(config.lan, ["eth1"]);
         assert_eq!(config.api_port, API_PORT);
         assert_eq!(config.common.node, "http://127.0.0.1:18443");
-        use std::os::unix::fs::PermissionsExt as _;
         let mode = std::fs::metadata(config.common.data_dir).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
     }

@@ -1,5 +1,11 @@
 //! The adapters around the rules in `bitmesh-core`: kernel, chain, wallet, store, API, terminal.
 
 pub mod api;
+pub mod chain;
+pub mod cli;
+pub mod config;
+pub mod dataplane;
 pub mod gateway;
+pub mod runloop;
 pub mod store;
+pub mod wallet;

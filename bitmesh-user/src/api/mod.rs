@@ -5,10 +5,12 @@
 //! descriptor of the kernel's or the store.
 
 mod admin;
+mod client;
 mod public;
 mod server;
 
 pub use admin::{ADMIN_SOCKET, AdminError, ask_admin, serve_admin};
+pub use client::{ClientError, Provider};
 pub use public::router;
 pub use server::{ServeError, listen_on, serve_lan};
 

@@ -6,7 +6,10 @@ mod show;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use bitmesh_core::{channel::ChannelId, wire::{AccountReport, ChannelReport}};
+use bitmesh_core::{
+    channel::ChannelId,
+    wire::{AccountReport, ChannelReport},
+};
 use clap::{Args, Parser, Subcommand};
 use reqwest::Method;
 use serde::de::DeserializeOwned;
@@ -15,7 +18,10 @@ use serde_json::Value;
 use crate::{
     api::{ADMIN_SOCKET, BudgetChange, ask_admin, value},
     config::{BuyArgs, SellArgs, default_data_dir},
-    runloop::{self, status::{Status, WalletStatus}},
+    runloop::{
+        self,
+        status::{Status, WalletStatus},
+    },
 };
 
 /// Share an internet connection and be paid for it in bitcoin, octet by octet; or buy one.
@@ -134,20 +140,16 @@ impl Cli {
     pub async fn run(self) -> Result<()> {
         match self.command {
             Command::Sell(args) if args.detach => runloop::detach(args.instance.as_deref()),
-            Command::Sell(args) => runloop::sell(args.resolve()?).await,
-            Command::Buy(args) => runloop::buy(args.resolve()?).await,
-            Command::Status(query) => {
-                query.show::<Status>("/v1/status", show::status).await
-            }
+            Command::Sell(args) => Box::pin(runloop::sell(args.resolve()?)).await,
+            Command::Buy(args) => Box::pin(runloop::buy(args.resolve()?)).await,
+            Command::Status(query) => query.show::<Status>("/v1/status", show::status).await,
             Command::Channels(query) => {
                 query.show::<Vec<ChannelReport>>("/v1/channels", |c| show::channels(c)).await
             }
             Command::Stations(query) => {
                 query.show::<Vec<AccountReport>>("/v1/stations", |s| show::stations(s)).await
             }
-            Command::Wallet(query) => {
-                query.show::<WalletStatus>("/v1/wallet", show::wallet).await
-            }
+            Command::Wallet(query) => query.show::<WalletStatus>("/v1/wallet", show::wallet).await,
             Command::Budget(args) => args.run().await,
             Command::Close(args) => args.run().await,
             Command::Offers(args) => {
@@ -176,9 +178,12 @@ impl Query {
     /// The directory that was named, else the one whose daemon runs.
     fn directory(&self) -> PathBuf {
         self.data_dir.clone().unwrap_or_else(|| {
-            let sell = default_data_dir("sell");
-            let buy = default_data_dir("buy");
-            if buy.join(ADMIN_SOCKET).exists() && !sell.join(ADMIN_SOCKET).exists() { buy } else { sell }
+            let [sell, buy] = ["sell", "buy"].map(default_data_dir);
+            if buy.join(ADMIN_SOCKET).exists() && !sell.join(ADMIN_SOCKET).exists() {
+                buy
+            } else {
+                sell
+            }
         })
     }
 
@@ -212,13 +217,12 @@ impl BudgetArgs {
 impl CloseArgs {
     async fn run(self) -> Result<()> {
         let directory = self.query.directory();
-        let ids = match self.channel {
-            Some(id) => vec![id],
-            None => {
-                let raw = ask_admin(&directory, Method::GET, "/v1/channels", None).await?;
-                let channels: Vec<ChannelReport> = serde_json::from_value(raw)?;
-                channels.iter().filter(|c| show::is_live(c)).map(|c| c.channel).collect()
-            }
+        let ids = if let Some(id) = self.channel {
+            vec![id]
+        } else {
+            let raw = ask_admin(&directory, Method::GET, "/v1/channels", None).await?;
+            let channels: Vec<ChannelReport> = serde_json::from_value(raw)?;
+            channels.iter().filter(|c| show::is_live(c)).map(|c| c.channel).collect()
         };
         let mut closed: Vec<ChannelReport> = Vec::new();
         for id in ids {
@@ -229,4 +233,3 @@ impl CloseArgs {
         print(self.query.json, &value(&closed), &closed, |closed| show::channels(closed))
     }
 }
-

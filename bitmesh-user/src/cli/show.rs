@@ -93,8 +93,9 @@ pub(super) fn channels(channels: &[ChannelReport]) -> String {
     if channels.is_empty() {
         return "no channels yet".into();
     }
-    let mut rows =
-        table(&["channel", "state", "station", "capacity", "paid", "payments", "bought", "expires"]);
+    let mut rows = table(&[
+        "channel", "state", "station", "capacity", "paid", "payments", "bought", "expires",
+    ]);
     for channel in channels {
         rows.add_row([
             short(channel.channel),
@@ -139,7 +140,8 @@ pub(super) fn wallet(wallet: &WalletStatus) -> String {
 
 pub(super) fn offer(offer: &SignedOffer) -> String {
     let terms = &offer.offer.terms;
-    let range = format!("{} to {}", sat(terms.capacity_min.to_sat()), sat(terms.capacity_max.to_sat()));
+    let range =
+        format!("{} to {}", sat(terms.capacity_min.to_sat()), sat(terms.capacity_max.to_sat()));
     facts(&[
         ("provider", offer.offer.provider.to_string()),
         ("price", price(&offer.offer.schedule)),
@@ -189,7 +191,14 @@ fn provider(status: &ProviderStatus) -> String {
         ),
         ("channels", format!("{} open, {} in all", status.channels_open, status.channels)),
         ("earned", format!("{} for {}", sat(status.paid_sat), status.billed_octets)),
-        ("wallet", format!("{} + {} pending", sat(status.wallet.confirmed_sat), sat(status.wallet.pending_sat))),
+        (
+            "wallet",
+            format!(
+                "{} + {} pending",
+                sat(status.wallet.confirmed_sat),
+                sat(status.wallet.pending_sat)
+            ),
+        ),
     ]);
     let mut hooks = table(&["port", "direction", "program", "why"]);
     for hook in &status.hooks {
@@ -207,10 +216,7 @@ fn subscriber(status: &SubscriberStatus) -> String {
         ("buying from", status.url.clone()),
         ("state", status.message.clone()),
         ("chain", chain(status.chain.network, status.chain.height, status.chain.synced)),
-        (
-            "budget",
-            format!("{} of {} spent", sat(status.spent_sat), sat(status.budget_sat)),
-        ),
+        ("budget", format!("{} of {} spent", sat(status.spent_sat), sat(status.budget_sat))),
     ];
     if let Some(channel) = &status.channel {
         rows.push(("price", price(&channel.params.schedule)));
@@ -232,7 +238,11 @@ fn subscriber(status: &SubscriberStatus) -> String {
     rows.push(("tick", format!("{} in {} ms", status.tick_octets, status.round_trip_ms)));
     rows.push((
         "wallet",
-        format!("{} + {} pending", sat(status.wallet.confirmed_sat), sat(status.wallet.pending_sat)),
+        format!(
+            "{} + {} pending",
+            sat(status.wallet.confirmed_sat),
+            sat(status.wallet.pending_sat)
+        ),
     ));
     facts(&rows)
 }

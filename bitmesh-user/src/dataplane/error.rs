@@ -2,7 +2,12 @@
 
 use std::{io, path::PathBuf};
 
-use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
+use aya::{
+    EbpfError,
+    maps::MapError,
+    pin::PinError,
+    programs::{ProgramError, links::LinkError},
+};
 use bitmesh_common::StationKey;
 
 /// A failure of the dataplane. Each says what to do next.
@@ -34,9 +39,7 @@ pub enum DataplaneError {
         source: io::Error,
     },
     /// The instance's name cannot be part of a path in bpffs.
-    #[error(
-        "instance name {name:?} is not usable: take 1 to 32 letters, digits, `-` or `_`"
-    )]
+    #[error("instance name {name:?} is not usable: take 1 to 32 letters, digits, `-` or `_`")]
     BadInstance {
         /// The name as given.
         name: String,
@@ -87,6 +90,15 @@ pub enum DataplaneError {
         hook: &'static str,
         /// The kernel's answer.
         source: Box<ProgramError>,
+    },
+    /// A link is not what its pin says, or the kernel gave none.
+    #[error(
+        "this kernel holds a program without a link, or a pin is not a link ({source}): run \
+         `bitmesh sell --detach`, then use `--upload-hook tc`"
+    )]
+    BrokenLink {
+        /// What was wrong.
+        source: Box<LinkError>,
     },
     /// The interface is metered by another kind of hook since before.
     #[error(
@@ -178,9 +190,7 @@ pub enum DataplaneError {
     )]
     Load(#[from] Box<EbpfError>),
     /// A program did not load or attach.
-    #[error(
-        "the kernel refused a program: {0}; `bitmesh doctor` shows what this kernel has"
-    )]
+    #[error("the kernel refused a program: {0}; `bitmesh doctor` shows what this kernel has")]
     Program(#[from] Box<ProgramError>),
     /// A map could not be read or written.
     #[error("a map could not be used: {0}; restart, and run `bitmesh sell --detach` if it stays")]

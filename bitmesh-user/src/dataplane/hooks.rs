@@ -1,23 +1,26 @@
 //! Puts the programs on the interfaces, and takes over where an earlier controller left them.
 
-use std::io;
+use std::{error::Error, io, path::Path};
 
 use aya::{
     Ebpf,
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
         loaded_programs,
+        tc::{
+            self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError,
+            TcHandle,
+        },
     },
-    sys::SyscallError,
+    sys::NetlinkError,
 };
 use serde::Serialize;
 
 use super::{
     DataplaneError, TcHook, UploadHook, host,
-    pins::{Holder, LinkPin, Pins, Side},
-    ports::Port,
+    pins::{self, Holder, LinkPin, Pins, Side},
+    ports::{self, Port, XdpProgram},
 };
 
 /// Priority and handle of our filters under clsact: fixed, so that a later controller replaces the
@@ -86,10 +89,9 @@ impl Attacher<'_> {
             (UploadHook::Tc, None | Some(Holder::Tcx | Holder::Clsact)) => {
                 self.tc(port, Side::Ingress, "upload_tc", "asked for".to_owned())
             }
-            (_, Some(found)) => Err(DataplaneError::OtherHook {
-                interface: port.name.clone(),
-                found: found.name(),
-            }),
+            (_, Some(found)) => {
+                Err(DataplaneError::OtherHook { interface: port.name.clone(), found: found.name() })
+            }
         }
     }
 
@@ -101,7 +103,7 @@ impl Attacher<'_> {
         }
         match self.xdp(port, Some(XdpMode::Driver)) {
             Err(DataplaneError::HookRefused { source, .. }) => {
-                let why = format!("the driver has no native XDP ({})", innermost(&source));
+                let why = format!("the driver has no native XDP ({})", root_cause(&*source));
                 self.tc(port, Side::Ingress, "upload_tc", why)
             }
             other => other,
@@ -116,21 +118,18 @@ impl Attacher<'_> {
         program: &'static str,
         why: String,
     ) -> Result<Hook, DataplaneError> {
-        let holder = match (self.found(port, side)?, self.tc_hook) {
-            (Some(Holder::Xdp), _) => {
-                let interface = port.name.clone();
-                return Err(DataplaneError::OtherHook { interface, found: Holder::Xdp.name() });
-            }
-            (Some(found), TcHook::Auto) => found,
-            (None, TcHook::Auto) if host::has_tcx() => Holder::Tcx,
-            (None, TcHook::Auto) => Holder::Clsact,
-            (None | Some(Holder::Tcx), TcHook::Tcx) => Holder::Tcx,
-            (None | Some(Holder::Clsact), TcHook::Clsact) => Holder::Clsact,
-            (Some(found), _) => {
-                let interface = port.name.clone();
-                return Err(DataplaneError::OtherHook { interface, found: found.name() });
-            }
+        let wish = match self.tc_hook {
+            TcHook::Auto => None,
+            TcHook::Tcx => Some(Holder::Tcx),
+            TcHook::Clsact => Some(Holder::Clsact),
         };
+        let best = if host::has_tcx() { Holder::Tcx } else { Holder::Clsact };
+        let found = self.found(port, side)?;
+        let holder = wish.or(found).unwrap_or(best);
+        if let Some(found) = found.filter(|found| *found != holder || *found == Holder::Xdp) {
+            let interface = port.name.clone();
+            return Err(DataplaneError::OtherHook { interface, found: found.name() });
+        }
         let pin = self.pin(holder, port, side);
         let classifier = classifier(self.object, program)?;
         let taken_over = if holder == Holder::Tcx {
@@ -151,14 +150,16 @@ impl Attacher<'_> {
             .program_mut("upload_xdp")
             .ok_or(DataplaneError::ObjectLacks { name: "upload_xdp" })?
             .try_into()?;
-        load_once(program.fd().is_ok(), || program.load())?;
+        if program.fd().is_err() {
+            program.load()?;
+        }
 
         let mut taken_over = false;
         if path.exists() {
-            let link = pinned(&path)?.try_into().map_err(ProgramError::from)?;
-            match program.attach_to_link(link) {
+            let link = pinned(&path)?;
+            match program.attach_to_link(link.try_into().map_err(broken_link)?) {
                 Ok(_) => taken_over = true,
-                Err(error) if os_error(&error) == Some(libc::ENOLINK) => self.pins.remove(&path)?,
+                Err(error) if is_gone(&error) => pins::remove(&path)?,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -168,10 +169,7 @@ impl Attacher<'_> {
                 .attach_to_if_index(port.index, mode)
                 .map_err(|error| xdp_refused(port, mode, error))?;
             // Without a descriptor there is nothing to pin: the wrapper detaches and says so.
-            let link: FdLink = program
-                .take_link(id)?
-                .try_into()
-                .map_err(|error: LinkError| xdp_refused(port, mode, error.into()))?;
+            let link: FdLink = program.take_link(id)?.try_into().map_err(broken_link)?;
             link.pin(&path)
                 .map_err(|source| DataplaneError::Pin { path, source: Box::new(source) })?;
         }
@@ -212,15 +210,12 @@ impl Attacher<'_> {
 
 /// Takes one attachment away.
 pub(super) fn detach(pins: &Pins, pin: &LinkPin, namespace: u64) -> Result<(), DataplaneError> {
-    if pin.holder == Holder::Clsact
-        && pin.namespace == namespace
-        && let Some(interface) = rustix_name(pin.index)
-        && let Ok(filter) = our_filter(&interface, pin.side)
-    {
-        // Dropping the link deletes the filter; one that is gone already is as good.
-        drop(filter);
+    if pin.holder == Holder::Clsact && pin.namespace == namespace {
+        // Dropping its link deletes the filter. Where interface or filter are gone, so be it.
+        let interface = ports::name_of(pin.index)?;
+        drop(interface.map(|interface| our_filter(&interface, pin.side)));
     }
-    pins.remove(&pins.link_path(pin))
+    pins::remove(&pins.link_path(pin))
 }
 
 fn tcx(
@@ -231,22 +226,19 @@ fn tcx(
 ) -> Result<bool, DataplaneError> {
     let path = pins.link_path(pin);
     if path.exists() {
-        let link: SchedClassifierLink = pinned(&path)?.try_into().map_err(ProgramError::from)?;
-        match program.attach_to_link(link) {
+        let link = pinned(&path)?;
+        match program.attach_to_link(link.try_into().map_err(broken_link)?) {
             Ok(_) => return Ok(true),
-            Err(error) if os_error(&error) == Some(libc::ENOLINK) => pins.remove(&path)?,
+            Err(error) if is_gone(&error) => pins::remove(&path)?,
             Err(error) => return Err(error.into()),
         }
     }
-    // First on the way in and last on the way out: what another program drops is not billed.
-    let order = match pin.side {
-        Side::Ingress => LinkOrder::last(),
-        Side::Egress => LinkOrder::last(),
-    };
+    // Last, so that nobody pays for what another program drops.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::last());
     let id = program
-        .attach_with_options(&port.name, attach_type(pin.side), TcAttachOptions::TcxOrder(order))
+        .attach_with_options(&port.name, attach_type(pin.side), options)
         .map_err(|error| refused(port, "a tcx link", error))?;
-    let link: FdLink = program.take_link(id)?.try_into().map_err(ProgramError::from)?;
+    let link: FdLink = program.take_link(id)?.try_into().map_err(broken_link)?;
     link.pin(&path).map_err(|source| DataplaneError::Pin { path, source: Box::new(source) })?;
     Ok(false)
 }
@@ -264,27 +256,128 @@ fn clsact(
     let path = pins.link_path(pin);
     let ours = path.exists();
     if !ours {
-        program
-            .pin(&path)
-            .map_err(|source| DataplaneError::Pin { path: path.clone(), source: Box::new(source) })?;
+        // First, so that a filter without a pin is never ours.
+        let pin_error =
+            |source| DataplaneError::Pin { path: path.clone(), source: Box::new(source) };
+        program.pin(&path).map_err(pin_error)?;
     }
-    let filter = our_filter(&port.name, pin.side)
-        .map_err(DataplaneError::system(format!("finding {}", port.name)))?;
-    let replaced = if ours { program.attach_to_link(filter) } else {
-        std::mem::forget(filter);
-        Err(ProgramError::NotAttached)
+    let replaced = if ours { replace_filter(program, pin.side, port)? } else { None };
+    let taken_over = replaced.is_some();
+    let id = match replaced {
+        Some(id) => id,
+        None => program
+            .attach_with_options(
+                &port.name,
+                attach_type(pin.side),
+                TcAttachOptions::Netlink(NlOptions {
+                    priority: CLSACT_PRIORITY,
+                    handle: CLSACT_HANDLE,
+                    classid: None,
+                }),
+            )
+            .map_err(|error| refused(port, "a clsact filter", error))?,
     };
-    let (id, taken_over) = match replaced {
-        Ok(id) => (id, true),
-        Err(_) => {
-            let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
-            let options = TcAttachOptions::Netlink(options);
-            let attached =
-                program.attach_with_options(&port.name, attach_type(pin.side), options);
-            (attached.map_err(|error| refused(port, "a clsact filter", error))?, false)
-        }
-    };
-    // The filter is to outlive this process, and its link deletes it when dropped.
+    // The filter is to outlive this process; its link would delete it when dropped.
     std::mem::forget(program.take_link(id)?);
     Ok(taken_over)
+}
+
+/// Replaces the program of our filter in place; `None` when the filter is gone.
+fn replace_filter(
+    program: &mut SchedClassifier,
+    side: Side,
+    port: &Port,
+) -> Result<Option<SchedClassifierLinkId>, DataplaneError> {
+    let filter = our_filter(&port.name, side)
+        .map_err(DataplaneError::system(format!("finding {}", port.name)))?;
+    match program.attach_to_link(filter) {
+        Ok(id) => Ok(Some(id)),
+        Err(error) if os_error(&error) == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(refused(port, "a clsact filter", error)),
+    }
+}
+
+fn our_filter(interface: &str, side: Side) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(
+        interface,
+        attach_type(side),
+        CLSACT_PRIORITY,
+        CLSACT_HANDLE,
+        None,
+    )
+}
+
+fn attach_type(side: Side) -> TcAttachType {
+    match side {
+        Side::Ingress => TcAttachType::Ingress,
+        Side::Egress => TcAttachType::Egress,
+    }
+}
+
+fn classifier<'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, DataplaneError> {
+    let program: &mut SchedClassifier =
+        object.program_mut(name).ok_or(DataplaneError::ObjectLacks { name })?.try_into()?;
+    if program.fd().is_err() {
+        program.load()?;
+    }
+    Ok(program)
+}
+
+fn pinned(path: &Path) -> Result<FdLink, DataplaneError> {
+    PinnedLink::from_pin(path).map(FdLink::from).map_err(broken_link)
+}
+
+fn broken_link(error: LinkError) -> DataplaneError {
+    DataplaneError::BrokenLink { source: Box::new(error) }
+}
+
+fn refused(port: &Port, hook: &'static str, source: ProgramError) -> DataplaneError {
+    DataplaneError::HookRefused { interface: port.name.clone(), hook, source: Box::new(source) }
+}
+
+fn xdp_refused(port: &Port, mode: XdpMode, error: ProgramError) -> DataplaneError {
+    let busy = matches!(os_error(&error), Some(libc::EBUSY | libc::EEXIST));
+    match port.xdp {
+        Some(XdpProgram { id, .. }) if busy => {
+            DataplaneError::ForeignXdp { interface: port.name.clone(), id, name: program_name(id) }
+        }
+        _ if mode == XdpMode::Skb => refused(port, "generic XDP", error),
+        _ => refused(port, "native XDP", error),
+    }
+}
+
+fn program_name(id: u32) -> String {
+    loaded_programs()
+        .flatten()
+        .find(|program| program.id() == id)
+        .and_then(|program| program.name_as_str().map(ToOwned::to_owned))
+        .unwrap_or_else(|| "without a name".to_owned())
+}
+
+/// The link is there, but its interface is not.
+fn is_gone(error: &ProgramError) -> bool {
+    os_error(error) == Some(libc::ENOLINK)
+}
+
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    error.source().map_or_else(|| error.to_string(), root_cause)
+}
+
+/// The kernel's own answer, under however many layers.
+fn os_error(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let number = match error.downcast_ref::<io::Error>() {
+            Some(io_error) => io_error.raw_os_error(),
+            None => error.downcast_ref::<NetlinkError>().and_then(NetlinkError::raw_os_error),
+        };
+        if number.is_some() {
+            return number;
+        }
+        cause = error.source();
+    }
+    None
 }

@@ -9,7 +9,7 @@ use std::{
 
 use aya::Pod;
 use bitmesh_common::{EdgeConfig, ObserverConfig};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 const WORD: usize = size_of::<u64>();
 
@@ -43,11 +43,12 @@ impl Memory {
     }
 
     /// Zeroed memory of the same kind without a kernel behind it.
+    #[cfg(test)]
     pub(super) fn anonymous(words: usize) -> io::Result<Self> {
         let octets = octets(words)?;
         // SAFETY: the kernel chooses the address, so that nothing else is there.
         let start = unsafe {
-            mmap_anonymous(
+            rustix::mm::mmap_anonymous(
                 ptr::null_mut(),
                 octets,
                 ProtFlags::READ | ProtFlags::WRITE,

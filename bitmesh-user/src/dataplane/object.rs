@@ -13,8 +13,7 @@ use bitmesh_common::{
 use super::{DataplaneError, memory::EdgeValue, pins::Pins};
 
 /// The object, as `cargo xtask build-ebpf` made it.
-pub static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bitmesh-ebpf.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bitmesh-ebpf.o"));
 
 /// Slots that a table can have.
 const SLOTS_MIN: u32 = 16;
@@ -102,8 +101,8 @@ pub(super) fn config(addresses: &[IpAddr], api_port: u16) -> Result<EdgeConfig, 
                 (&mut config.ipv4_count, free, "IPv4")
             }
             IpAddr::V6(v6) => {
-                let [a, b, c, d, e, f, g, h] = v6.segments().map(u64::from);
-                let halves = [a << 48 | b << 32 | c << 16 | d, e << 48 | f << 32 | g << 16 | h];
+                let word = |part: u128| u64::try_from(part & u128::from(u64::MAX)).unwrap_or(0);
+                let halves = [word(v6.to_bits() >> 64), word(v6.to_bits())];
                 let place = config.ipv6.get_mut(usize::from(config.ipv6_count));
                 let free = place.map(|place| *place = halves);
                 (&mut config.ipv6_count, free, "IPv6")

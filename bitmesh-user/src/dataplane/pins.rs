@@ -145,29 +145,28 @@ impl Pins {
         Ok(names(&self.directory)?.iter().filter_map(|name| LinkPin::parse(name)).collect())
     }
 
-    pub(super) fn remove(&self, path: &Path) -> Result<(), DataplaneError> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(DataplaneError::system(format!("removing {}", path.display()))(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Removes every pin and the directory; links without a pin let go of their interfaces.
     pub(super) fn clear(self) -> Result<(), DataplaneError> {
         for name in names(&self.directory)? {
-            self.remove(&self.directory.join(name))?;
+            remove(&self.directory.join(name))?;
         }
-        fs::remove_dir(&self.directory).map_err(DataplaneError::system(format!(
-            "removing {}",
-            self.directory.display()
-        )))?;
+        fs::remove_dir(&self.directory)
+            .map_err(DataplaneError::system(format!("removing {}", self.directory.display())))?;
         // The instance's room stays while it has the other kind of pins.
         if let Some(room) = self.directory.parent() {
             let _kept = fs::remove_dir(room);
         }
         Ok(())
+    }
+}
+
+/// Removes one pin, which may be gone already.
+pub(super) fn remove(path: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(DataplaneError::system(format!("removing {}", path.display()))(error))
+        }
+        _ => Ok(()),
     }
 }
 

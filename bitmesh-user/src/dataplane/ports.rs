@@ -35,7 +35,9 @@ impl Port {
     /// The interface called `name` in this thread's network namespace.
     pub(super) fn find(name: &str) -> Result<Self, DataplaneError> {
         let missing = || DataplaneError::NoInterface { interface: name.to_owned() };
-        let link = query(name)
+        let mut asked = LinkMessage::default();
+        asked.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        let link = query(asked)
             .map_err(DataplaneError::system(format!("asking the kernel about {name}")))?
             .ok_or_else(missing)?;
         if link.header.link_layer_type != LinkLayerType::Ether {
@@ -59,6 +61,20 @@ impl Port {
     }
 }
 
+/// The name of the interface with this index in this thread's network namespace.
+pub(super) fn name_of(index: u32) -> Result<Option<String>, DataplaneError> {
+    let mut asked = LinkMessage::default();
+    asked.header.index = index;
+    let link = query(asked)
+        .map_err(DataplaneError::system(format!("asking the kernel about interface {index}")))?;
+    Ok(link.and_then(|link| {
+        link.attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        })
+    }))
+}
+
 fn attached(details: &[LinkXdp]) -> Option<XdpProgram> {
     let mode = details.iter().find_map(|detail| match detail {
         LinkXdp::Attached(mode) => Some(*mode),
@@ -71,17 +87,15 @@ fn attached(details: &[LinkXdp]) -> Option<XdpProgram> {
     Some(XdpProgram { id, generic: mode == XdpAttached::SocketBuffer })
 }
 
-fn query(name: &str) -> io::Result<Option<LinkMessage>> {
+fn query(asked: LinkMessage) -> io::Result<Option<LinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
 
-    let mut link = LinkMessage::default();
-    link.attributes.push(LinkAttribute::IfName(name.to_owned()));
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST;
     let mut request =
-        NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetLink(link)));
+        NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetLink(asked)));
     request.finalize();
     let mut octets = vec![0; request.buffer_len()];
     request.serialize(&mut octets);
@@ -116,7 +130,9 @@ mod tests {
     #[test]
     fn an_interface_that_is_not_there_is_named() {
         let error = Port::find("nosuch0").unwrap_err();
-        assert!(matches!(error, DataplaneError::NoInterface { interface } if interface == "nosuch0"));
+        assert!(
+            matches!(error, DataplaneError::NoInterface { interface } if interface == "nosuch0")
+        );
         let too_long = Port::find("a-name-that-no-interface-can-have").unwrap_err();
         assert!(matches!(too_long, DataplaneError::NoInterface { .. }));
     }

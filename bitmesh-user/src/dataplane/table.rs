@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bitmesh_common::{
-    Base, Counts, Lease, PROBE_LIMIT, Probe, StationKey, StationSlot, Usage,
-};
+use bitmesh_common::{Base, Counts, Lease, PROBE_LIMIT, Probe, StationKey, StationSlot, Usage};
 
 use super::{DataplaneError, StationUsage, memory::Memory};
 
@@ -138,9 +136,7 @@ impl Table {
 
     /// Every station with what it bought and used, in no order.
     pub(super) fn stations(&self) -> impl Iterator<Item = (StationKey, u64, StationUsage)> {
-        self.places
-            .iter()
-            .map(|(&key, &slot)| (key, self.bought_at(slot), self.usage_at(slot)))
+        self.places.iter().map(|(&key, &slot)| (key, self.bought_at(slot), self.usage_at(slot)))
     }
 
     fn slots(&self) -> u32 {

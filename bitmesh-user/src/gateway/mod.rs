@@ -79,8 +79,9 @@ impl Gateway {
         Ok(Interface { index, name })
     }
 
-    /// The box's own addresses, link-local ones included and loopback ones left out.
-    pub async fn own_addresses(&self) -> Result<Vec<IpAddr>, GatewayError> {
+    /// The box's own addresses with the index of their interface, link-local ones included and
+    /// loopback ones left out.
+    pub async fn own_addresses(&self) -> Result<Vec<(u32, IpAddr)>, GatewayError> {
         let mut found = Vec::new();
         let mut messages = self.handle.address().get().execute();
         while let Some(message) = messages.try_next().await? {
@@ -92,10 +93,10 @@ impl Gateway {
                 })
             };
             // On a point-to-point link `Address` is the peer's.
-            found.extend(of(true).or_else(|| of(false)).filter(|address| !address.is_loopback()));
+            let address = of(true).or_else(|| of(false)).filter(|address| !address.is_loopback());
+            found.extend(address.map(|address| (message.header.index, address)));
         }
-        found.sort();
-        found.dedup();
+        found.sort_unstable();
         Ok(found)
     }
 

@@ -461,6 +461,11 @@ impl Controller {
         self.accounts.entry(station).or_default().bought = bought;
     }
 
+    /// The box has other addresses now.
+    pub fn set_edge_addresses(&mut self, edge_addresses: Vec<IpAddr>) {
+        self.edge_addresses = edge_addresses;
+    }
+
     /// Index of the wallet key that the next channel uses.
     pub fn next_key_index(&self) -> u32 {
         self.next_key_index

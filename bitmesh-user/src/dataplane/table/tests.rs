@@ -92,7 +92,8 @@ proptest! {
                             prop_assert!(model.contains_key(&key));
                         }
                         Err(error) => {
-                            prop_assert!(matches!(error, DataplaneError::TableFull { .. }));
+                            let full = matches!(error, DataplaneError::TableFull { .. });
+                            prop_assert!(full, "{error}");
                             prop_assert!(!model.contains_key(&key));
                         }
                     }
@@ -154,7 +155,7 @@ fn a_removed_slot_rests_before_it_is_used_again() {
     let now = Instant::now();
     table.insert(key(1), StationUsage::default(), 100, now).unwrap();
     table.remove(key(1), now).unwrap();
-    let just_before = now + QUARANTINE - Duration::from_nanos(1);
+    let just_before = now + (QUARANTINE - Duration::from_nanos(1));
     assert!(table.insert(key(2), StationUsage::default(), 100, just_before).is_err());
     table.insert(key(2), StationUsage::default(), 100, now + QUARANTINE).unwrap();
     assert_eq!(table.usage(key(2)), Some(StationUsage::default()));

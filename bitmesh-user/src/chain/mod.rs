@@ -1,0 +1,121 @@
+//! The chain, from a source that is not trusted: blocks are checked against their headers and their
+//! predecessors before anything believes them. The only user of node protocols; it holds no key.
+
+mod follower;
+mod rpc;
+
+use std::{future::Future, pin::Pin};
+
+use bitcoin::{Block, BlockHash, FeeRate, Network, Transaction};
+use bitmesh_core::bitcoin;
+
+pub use follower::{ChainEvent, follow};
+pub use rpc::NodeRpc;
+
+/// An answer on its way from a source.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ChainError>> + Send + 'a>>;
+
+/// Where blocks come from and transactions go to.
+pub trait ChainSource: Send + Sync {
+    /// Whether it answers, and follows the chain that it should.
+    fn check(&self) -> Answer<'_, ()>;
+    /// Height and hash of its best block.
+    fn tip(&self) -> Answer<'_, (u32, BlockHash)>;
+    /// Hash of its block at a height up to the tip's.
+    fn hash_at(&self, height: u32) -> Answer<'_, BlockHash>;
+    /// A block by its hash. Not checked yet.
+    fn block(&self, hash: BlockHash) -> Answer<'_, Block>;
+    /// What to pay miners to be in a block within `blocks`.
+    fn fee_rate(&self, blocks: u16) -> Answer<'_, FeeRate>;
+    /// Hands a transaction to the network.
+    fn broadcast<'a>(
+        &'a self,
+        tx: &'a Transaction,
+    ) -> Pin<Box<dyn Future<Output = Broadcast> + Send + 'a>>;
+}
+
+/// What became of a transaction. Accepted is not confirmed: watch the blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broadcast {
+    /// In the source's mempool.
+    Accepted,
+    /// In a block already.
+    Known,
+    /// Not taken; sending it again changes nothing.
+    Rejected {
+        /// What the source said.
+        reason: String,
+    },
+    /// Not known whether it got there; send it again.
+    Unreachable {
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// Why a source gave no answer that can be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// No connection.
+    #[error(
+        "the node at {url} does not answer ({reason}); is it running, with server=1, and is --node right?"
+    )]
+    Unreachable {
+        /// Where it was looked for.
+        url: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// Wrong name or password.
+    #[error("the node at {url} refuses the login ({login}); is it that node's?")]
+    Login {
+        /// Where.
+        url: String,
+        /// With what.
+        login: String,
+    },
+    /// Starting up or catching up.
+    #[error("the node is not ready ({0}); wait until it has caught up")]
+    NotReady(String),
+    /// It follows another chain.
+    #[error(
+        "the node is on {found}, not on {wanted}; name the right one with --node, or choose --network {found}"
+    )]
+    WrongChain {
+        /// What it said.
+        found: String,
+        /// What was asked for.
+        wanted: Network,
+    },
+    /// It refused.
+    #[error("the node answers {code} to {method}: {message}")]
+    Refused {
+        /// What was asked.
+        method: &'static str,
+        /// Bitcoin Core's `RPCErrorCode`.
+        code: i64,
+        /// In its words.
+        message: String,
+    },
+    /// It said what can't be.
+    #[error("the node's answer to {method} makes no sense: {reason}; is --node a Bitcoin node?")]
+    Broken {
+        /// What was asked.
+        method: &'static str,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A block that doesn't fit where it should, or isn't what its hash says.
+    #[error("the node lies: the block at height {height} {what}; use another node")]
+    Invalid {
+        /// Where.
+        height: u32,
+        /// What was wrong.
+        what: &'static str,
+    },
+    /// More blocks left the chain than are remembered.
+    #[error(
+        "the node's chain has none of the last {0} blocks that were seen; is it the right chain? if it is, restore the data directory from a backup"
+    )]
+    TooDeep(usize),
+}

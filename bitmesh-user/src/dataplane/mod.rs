@@ -1,0 +1,290 @@
+//! The dataplane: loads the programs, puts them on the LAN ports, and keeps the station table.
+//!
+//! The only holder of BPF file descriptors. It may touch bpffs, the interfaces that it is told to
+//! meter, and the maps. It never decides who may use how much: it carries out what the controller
+//! says, and reports what the kernel counted. It never takes a program off an interface because the
+//! controller stops; only [`Dataplane::detach`] and [`purge`] do.
+
+mod error;
+mod hooks;
+mod host;
+mod memory;
+mod object;
+mod observer;
+mod pins;
+mod ports;
+mod table;
+
+use std::{io, net::IpAddr, os::fd::AsFd, time::Instant};
+
+use aya::maps::{Map, MapData, PerCpuArray};
+use bitmesh_common::{CAUSES, EDGE_MAP, EdgeConfig, STATIONS_MAP, STATS_MAP};
+pub use bitmesh_common::{Cause, Counts, DEFAULT_TABLE_SLOTS, Mac, StationKey};
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    error::DataplaneError,
+    hooks::{Hook, HookKind},
+    object::OBJECT,
+    observer::Observer,
+    pins::Side,
+};
+use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, ports::Port, table::Table};
+
+/// Where a provider meters, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of this provider on this machine: 1 to 32 letters, digits, `-` or `_`. Pins of one
+    /// instance are never another's.
+    pub instance: String,
+    /// LAN ports to meter. Of a bridge, its ports: on the bridge itself, frames between two of its
+    /// ports would not be seen.
+    pub lan: Vec<String>,
+    /// How to meter uploads.
+    pub upload_hook: UploadHook,
+    /// How to hold programs at TC.
+    pub tc_hook: TcHook,
+    /// Slots of the station table, a power of two; half of them can be taken.
+    pub table_slots: u32,
+    /// The edge's own addresses, at most 8 of each IP version. Traffic with them is not billed. The
+    /// link-local addresses of the LAN ports belong here too, or stations cannot reach services
+    /// (`DHCPv6`, DNS) over them.
+    pub edge_addresses: Vec<IpAddr>,
+    /// TCP port of the payment API and the portal.
+    pub api_port: u16,
+}
+
+/// How to meter what stations send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UploadHook {
+    /// Native XDP on real ports whose driver has it, TC elsewhere.
+    #[default]
+    Auto,
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP after the driver. For tests: it miscounts merged packets.
+    XdpGeneric,
+    /// TC ingress.
+    Tc,
+}
+
+/// How to hold programs at TC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcHook {
+    /// By links where the kernel has them (6.6), by clsact elsewhere.
+    #[default]
+    Auto,
+    /// By links.
+    Tcx,
+    /// By filters of clsact.
+    Clsact,
+}
+
+/// What a station used in its life, over all the slots that it had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StationUsage {
+    /// From the station to the internet.
+    pub up: Counts,
+    /// From the internet to the station.
+    pub down: Counts,
+}
+
+impl StationUsage {
+    /// L3 octets that were billed, both directions together; held at 2^64 - 1.
+    pub fn octets(&self) -> u64 {
+        self.up.octets.saturating_add(self.down.octets)
+    }
+}
+
+/// Frames that passed or were dropped without being billed, by cause, since the pins were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats([u64; CAUSES]);
+
+impl Stats {
+    /// Frames with this cause.
+    pub fn of(&self, cause: Cause) -> u64 {
+        self.iter().find_map(|(known, frames)| (known == cause).then_some(frames)).unwrap_or(0)
+    }
+
+    /// Every cause with its frames.
+    pub fn iter(&self) -> impl Iterator<Item = (Cause, u64)> {
+        Cause::ALL.into_iter().zip(self.0)
+    }
+}
+
+/// The programs on their ports, and the table that they honour.
+pub struct Dataplane {
+    loaded: Loaded,
+    pins: Pins,
+}
+
+struct Loaded {
+    table: Table,
+    edge: Edge,
+    stats: PerCpuArray<MapData, u64>,
+    hooks: Vec<Hook>,
+}
+
+impl Dataplane {
+    /// Loads the programs and puts them on the ports, or takes over from an earlier controller of
+    /// the same instance: its table stays, its programs are replaced in place, and no frame passes
+    /// unmetered in between. Ports that are not in `options` any more are let go.
+    pub fn open(options: &Options) -> Result<Self, DataplaneError> {
+        host::check()?;
+        let ports =
+            options.lan.iter().map(|name| Port::find(name)).collect::<Result<Vec<_>, _>>()?;
+        let config = object::config(&options.edge_addresses, options.api_port)?;
+        let pins = Pins::of_dataplane(&options.instance)?;
+        let fresh = !pins.path(STATIONS_MAP).exists();
+        match load(options, &ports, config, &pins) {
+            Ok(loaded) => Ok(Self { loaded, pins }),
+            Err(error) => {
+                if fresh {
+                    clear(pins)?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What was put where, in the order of the ports.
+    pub fn hooks(&self) -> &[Hook] {
+        &self.loaded.hooks
+    }
+
+    /// Replaces the edge's own addresses and the API's port.
+    pub fn set_edge(&mut self, addresses: &[IpAddr], api_port: u16) -> Result<(), DataplaneError> {
+        let mut config = object::config(addresses, api_port)?;
+        let now = self.loaded.edge.read()?;
+        (config.hash_seed, config.slot_mask) = (now.hash_seed, now.slot_mask);
+        self.loaded.edge.write(config)
+    }
+
+    /// Puts a station in the table. Its totals go on from `used`, and it may use `bought` octets
+    /// in its life. A full table refuses.
+    pub fn insert(
+        &mut self,
+        key: StationKey,
+        used: StationUsage,
+        bought: u64,
+    ) -> Result<(), DataplaneError> {
+        self.loaded.table.insert(key, used, bought, Instant::now())
+    }
+
+    /// Takes a station off the table: nothing that is billed passes any more. Returns its totals,
+    /// `None` if it was not there. A frame that another CPU is handling at this instant may be
+    /// missing from them, one for each CPU at most.
+    pub fn remove(&mut self, key: StationKey) -> Option<StationUsage> {
+        self.loaded.table.remove(key, Instant::now())
+    }
+
+    /// Raises what a station may use in its life to `bought` octets. A lower number than before
+    /// changes nothing.
+    pub fn set_bought(&mut self, key: StationKey, bought: u64) -> Result<(), DataplaneError> {
+        self.loaded.table.set_bought(key, bought)
+    }
+
+    /// A station's totals, `None` if it is not in the table.
+    pub fn usage(&self, key: StationKey) -> Option<StationUsage> {
+        self.loaded.table.usage(key)
+    }
+
+    /// Every station in the table with the octets that it bought and what it used, in no order.
+    pub fn stations(&self) -> impl Iterator<Item = (StationKey, u64, StationUsage)> {
+        self.loaded.table.stations()
+    }
+
+    /// How many stations are in the table.
+    pub fn station_count(&self) -> usize {
+        self.loaded.table.len()
+    }
+
+    /// What was not billed, by cause.
+    pub fn stats(&self) -> Result<Stats, DataplaneError> {
+        let mut frames = [0; CAUSES];
+        for (i, total) in (0u32..).zip(&mut frames) {
+            *total = self.loaded.stats.get(&i, 0)?.iter().sum();
+        }
+        Ok(Stats(frames))
+    }
+
+    /// Takes the programs off the ports and forgets the table. Until something else stops it,
+    /// traffic then passes unmetered.
+    pub fn detach(self) -> Result<(), DataplaneError> {
+        clear(self.pins)
+    }
+}
+
+/// Takes an instance off its ports whether or not a controller left it there, of whatever version.
+/// Returns whether there was anything. Fails while a controller runs it.
+pub fn purge(instance: &str) -> Result<bool, DataplaneError> {
+    let found = Pins::of_every_layout(instance)?;
+    let any = !found.is_empty();
+    found.into_iter().try_for_each(clear)?;
+    Ok(any)
+}
+
+fn clear(pins: Pins) -> Result<(), DataplaneError> {
+    let namespace = host::namespace()?;
+    for pin in pins.links()? {
+        hooks::detach(&pins, &pin, namespace)?;
+    }
+    pins.clear()
+}
+
+fn load(
+    options: &Options,
+    ports: &[Port],
+    mut config: EdgeConfig,
+    pins: &Pins,
+) -> Result<Loaded, DataplaneError> {
+    let slots = options.table_slots;
+    let mut object = object::load(pins, &options.instance, slots)?;
+    let mut edge = Edge::new(object::take_map(&mut object, EDGE_MAP)?)?;
+    config.hash_seed = match edge.read()?.hash_seed {
+        0 => new_seed()?,
+        seed => seed,
+    };
+    config.slot_mask = slots.saturating_sub(1);
+    edge.write(config)?;
+    let table = open_table(&object::take_map(&mut object, STATIONS_MAP)?, slots, &config)?;
+    let stats = PerCpuArray::try_from(object::take_map(&mut object, STATS_MAP)?)?;
+
+    let namespace = host::namespace()?;
+    let tc_hook = options.tc_hook;
+    let mut attacher = Attacher { object: &mut object, pins, namespace, tc_hook };
+    let mut hooks = Vec::new();
+    for port in ports {
+        let why = "downloads are metered where the port sends".to_owned();
+        hooks.push(attacher.tc(port, Side::Egress, "download_tc", why)?);
+        hooks.push(attacher.upload(port, options.upload_hook)?);
+    }
+    for pin in pins.links()? {
+        let kept = pin.namespace == namespace && ports.iter().any(|p| p.index == pin.index);
+        if !kept {
+            hooks::detach(pins, &pin, namespace)?;
+        }
+    }
+    Ok(Loaded { table, edge, stats, hooks })
+}
+
+fn open_table(map: &Map, slots: u32, config: &EdgeConfig) -> Result<Table, DataplaneError> {
+    let Map::Array(map) = map else {
+        return Err(DataplaneError::ObjectLacks { name: STATIONS_MAP });
+    };
+    let bad_size = || DataplaneError::BadTableSize { slots };
+    let words = Table::words(slots).ok_or_else(bad_size)?;
+    let memory = Memory::of_map(map.fd().as_fd(), words)
+        .map_err(DataplaneError::system("mapping the station table"))?;
+    Table::new(memory, config.hash_seed, Instant::now()).ok_or_else(bad_size)
+}
+
+/// A seed that is not 0, which means "never set up".
+fn new_seed() -> Result<u64, DataplaneError> {
+    let random = getrandom::u64().map_err(|error| {
+        DataplaneError::system("reading random numbers")(io::Error::other(error.to_string()))
+    })?;
+    Ok(random.max(1))
+}

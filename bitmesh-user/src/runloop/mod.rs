@@ -1,0 +1,215 @@
+//! The daemons. The only readers of the clock; the owners of the core's state.
+//!
+//! A loop takes what comes from the API, the chain and the kernel, hands it to the core with the
+//! time, has the store commit what was decided, and only then acts. It never decides about money
+//! itself.
+
+mod buy;
+mod sell;
+pub mod status;
+
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result};
+use axum::http::StatusCode;
+use bitcoin::{BlockHash, FeeRate, Network, Transaction, secp256k1::Secp256k1};
+use bitmesh_core::{
+    bitcoin,
+    channel::{Batch, Entry},
+    offer::SignedOffer,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{info, warn};
+
+pub use buy::buy;
+pub use sell::{detach, sell};
+
+use self::status::{ChainStatus, WalletStatus};
+use crate::{
+    api::{ApiError, Provider},
+    chain::{Broadcast, ChainEvent, ChainSource, NodeRpc, follow},
+    config::{API_PORT, Common},
+    gateway::Gateway,
+    store::{Store, StoreError, StoreRole},
+    wallet::{Wallet, seed},
+};
+
+/// How often the node is asked for new blocks.
+const CHAIN_INTERVAL: Duration = Duration::from_millis(500);
+/// Blocks in which a claim or a funding should confirm.
+const FEE_TARGET_BLOCKS: u16 = 6;
+/// How often a broadcast is tried while the node does not answer.
+const BROADCAST_TRIES: u32 = 20;
+/// Pause between them.
+const BROADCAST_PAUSE: Duration = Duration::from_secs(3);
+
+/// What both roles stand on: the disk, the keys and the chain.
+struct Foundation {
+    data_dir: PathBuf,
+    store: Store,
+    wallet: Wallet,
+    source: Arc<dyn ChainSource>,
+}
+
+impl Foundation {
+    /// Opens, or makes, the data directory's seed, store and wallet, and reads the journal.
+    async fn open<E: Serialize + DeserializeOwned>(
+        common: &Common,
+        role: StoreRole,
+    ) -> Result<(Self, Vec<Entry<E>>)> {
+        let mut store = Store::open(&common.data_dir, role, common.network).await?;
+        let mut entries = store.load::<E>().await?;
+        let changes = store.wallet_changes().await?;
+        let source: Arc<dyn ChainSource> =
+            Arc::new(NodeRpc::new(&common.node, common.node_login.clone(), common.network)?);
+        let (words, made) = seed::open(&common.data_dir)?;
+        if made {
+            warn!(
+                "new seed words are in {}: copy them to paper. They alone bring back the money of \
+                 this wallet and its channels",
+                seed::path(&common.data_dir).display()
+            );
+        }
+        let wallet = if changes.is_empty() {
+            source.check().await?;
+            let (height, hash) = source.tip().await.context("the first start needs the node")?;
+            let mut wallet = Wallet::create(&words, common.network, (height, hash))?;
+            let birthday = [Entry::Block { height, hash }];
+            store.commit(&birthday, wallet.take_changes()?.as_deref()).await?;
+            entries.extend(birthday);
+            wallet
+        } else {
+            Wallet::load(&words, common.network, &changes)?
+        };
+        Ok((Self { data_dir: common.data_dir.clone(), store, wallet, source }, entries))
+    }
+
+    /// Follows the chain from the blocks that were seen last.
+    fn follow(&self, tips: Vec<(u32, BlockHash)>) -> mpsc::Receiver<ChainEvent> {
+        follow(self.source.clone(), tips, CHAIN_INTERVAL)
+    }
+
+    /// Shows the wallet what happened on chain; stored with the next commit.
+    fn follow_wallet(&mut self, event: &ChainEvent) -> Result<()> {
+        if let ChainEvent::Connected { height, block, .. } = event {
+            self.wallet.connect_block(block, *height)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a batch durable, with what the wallet has to remember, and gives out its actions.
+    async fn commit<E: Serialize, A>(&mut self, out: Batch<E, A>) -> Result<Vec<A>, Failure> {
+        let wallet = self.wallet.take_changes()?;
+        let durable = self.store.commit(out.entries(), wallet.as_deref()).await?;
+        Ok(out.release(&durable))
+    }
+
+    async fn close(self) -> Result<(), StoreError> {
+        self.store.close().await
+    }
+}
+
+type Failure = anyhow::Error;
+
+/// The only clock: seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn chain_status(network: Network, height: u32, synced: bool) -> ChainStatus {
+    ChainStatus { network, height, synced }
+}
+
+fn wallet_status(foundation: &mut Foundation) -> WalletStatus {
+    let balance = foundation.wallet.balance();
+    WalletStatus {
+        confirmed_sat: balance.confirmed.to_sat(),
+        pending_sat: balance.pending.to_sat(),
+        fingerprint: foundation.wallet.fingerprint().to_string(),
+        address: foundation.wallet.unused_address().to_string(),
+    }
+}
+
+/// What to pay miners now; a floor when the node has no estimate.
+async fn fee_rate(source: &dyn ChainSource) -> FeeRate {
+    source.fee_rate(FEE_TARGET_BLOCKS).await.unwrap_or_else(|error| {
+        warn!("no fee estimate ({error}); taking {}", FeeRate::BROADCAST_MIN);
+        FeeRate::BROADCAST_MIN
+    })
+}
+
+/// Hands a transaction to the network; while the node does not answer, again and again.
+async fn broadcast(source: &dyn ChainSource, tx: Transaction) {
+    let txid = tx.compute_txid();
+    for _ in 0..BROADCAST_TRIES {
+        match source.broadcast(&tx).await {
+            Broadcast::Accepted => return info!("broadcast {txid}"),
+            Broadcast::Known => return,
+            Broadcast::Rejected { reason } => {
+                return warn!("the network does not take {txid}: {reason}");
+            }
+            Broadcast::Unreachable { reason } => {
+                warn!("{txid} is not broadcast yet: {reason}");
+                tokio::time::sleep(BROADCAST_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Ends when the process is asked to stop.
+fn stop_signal() -> Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(Box::pin(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }))
+}
+
+fn starting() -> ApiError {
+    ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "starting",
+        "this daemon is still starting",
+        "try again in a second",
+    )
+}
+
+fn wrong_role(message: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::CONFLICT,
+        "wrong-role",
+        message,
+        "name the other daemon's directory with --data-dir",
+    )
+}
+
+/// Gets a provider's offer and checks it.
+pub async fn offer(provider: Option<&str>, network: Network) -> Result<SignedOffer> {
+    let url = match provider {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => provider_url(Gateway::open()?.default_gateway().await?),
+    };
+    let offer = Provider::new(url)?.offer().await?;
+    offer.verify(&Secp256k1::verification_only(), network, now())?;
+    Ok(offer)
+}
+
+fn provider_url(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => format!("http://{address}:{API_PORT}"),
+        IpAddr::V6(address) => format!("http://[{address}]:{API_PORT}"),
+    }
+}
