@@ -1,1 +1,14 @@
-//! tests
+//! What the end-to-end tests and the lab share: network namespaces, a real regtest node, counters
+//! that know nothing of BitMesh, and the daemons as processes.
+//!
+//! Traffic stays in namespaces that the run made, and goes with them: everything here cleans up
+//! when it is dropped, and what a killed run left is swept by the next.
+
+pub mod counters;
+pub mod daemon;
+pub mod netns;
+mod offload;
+pub mod regtest;
+pub mod topology;
+pub mod traffic;
+pub mod world;

@@ -14,6 +14,12 @@
 //! ```
 //!
 //! The edge is 02:00:00:00:00:01 with 10.64.0.1, `fd64::1` and `fe80::1`, its API on port 8480.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a helper that fails is a test that fails"
+)]
 
 use std::{fs, path::Path};
 
@@ -27,6 +33,7 @@ use bitmesh_common::{
     STATS_MAP, StationKey,
 };
 use bitmesh_user::dataplane::OBJECT;
+use object::{Object, ObjectSection, SectionKind};
 
 const SLOTS: u32 = 64;
 const SEED: u64 = 0x5eed;
@@ -186,6 +193,38 @@ fn frames_of_many_cpus_are_all_counted() {
     let value = kernel.stations.get(&slot, 0).unwrap();
     let frames = THREADS * u64::from(FRAMES);
     assert_eq!((value[UP] - UP_BEFORE, value[UP + 1]), (60 * frames, frames));
+}
+
+/// An atomic whose result is used is where the compiler went wrong before: every frame dropped, and
+/// nothing said so. The programs add and never fetch.
+#[test]
+fn the_object_has_no_atomic_that_fetches() {
+    const INSTRUCTION: usize = 8;
+    const LOAD_IMMEDIATE_64: u8 = 0x18;
+    const ATOMIC_32: u8 = 0xc3;
+    const ATOMIC_64: u8 = 0xdb;
+    const ADD_WITHOUT_FETCH: i32 = 0;
+
+    let object = object::File::parse(OBJECT).unwrap();
+    let mut atomics = 0;
+    for section in object.sections().filter(|section| section.kind() == SectionKind::Text) {
+        let code = section.data().unwrap();
+        let mut instructions = code.chunks_exact(INSTRUCTION).enumerate();
+        while let Some((at, instruction)) = instructions.next() {
+            match instruction[0] {
+                // Takes two places, the second of which is data.
+                LOAD_IMMEDIATE_64 => drop(instructions.next()),
+                ATOMIC_32 | ATOMIC_64 => {
+                    let operation = i32::from_le_bytes(instruction[4..].try_into().unwrap());
+                    let name = section.name().unwrap();
+                    assert_eq!(operation, ADD_WITHOUT_FETCH, "{name}, instruction {at}");
+                    atomics += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(atomics >= 4, "each program counts by atomic adds, found {atomics}");
 }
 
 fn run(file: &str) {

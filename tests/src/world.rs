@@ -1,0 +1,147 @@
+//! A provider, a subscriber and a node, ready to trade.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use bitcoin::Amount;
+use bitmesh_core::wire::{AccountReport, ChannelReport};
+use bitmesh_user::runloop::status::{Phase, Status, SubscriberStatus, WalletStatus};
+use tempfile::TempDir;
+
+use crate::{
+    daemon::{Daemon, eventually},
+    regtest::{Node, PASSWORD, USER},
+    topology::{EDGE_V4, FREELOADER_LAN, LAN, NODE_FOR_EDGE, NODE_FOR_SUBSCRIBER, Topology, WAN},
+};
+
+/// Time that a step which needs a block or two may take.
+const STEP: Duration = Duration::from_secs(30);
+
+/// The processes of a trade, on a topology.
+pub struct World<'a> {
+    /// The chain.
+    pub node: Node<'a>,
+    /// Sells.
+    pub provider: Daemon<'a>,
+    /// Buys.
+    pub subscriber: Daemon<'a>,
+    data: TempDir,
+}
+
+/// What differs from trade to trade.
+#[derive(Clone, Debug)]
+pub struct Trade<'a> {
+    /// Price, in msat per MiB.
+    pub price: u64,
+    /// What the subscriber may spend, in satoshi.
+    pub budget: u64,
+    /// What it puts into the channel, in satoshi.
+    pub capacity: u64,
+    /// More flags of `bitmesh sell`.
+    pub sell: &'a [&'a str],
+}
+
+impl Default for Trade<'_> {
+    fn default() -> Self {
+        Self { price: 1_000, budget: 40_000, capacity: 50_000, sell: &[] }
+    }
+}
+
+impl<'a> World<'a> {
+    /// A chain, a provider that sells and a subscriber that is not started yet.
+    pub fn new(topology: &'a Topology, trade: &Trade<'_>) -> Result<Self> {
+        let node = Node::start(&topology.chain)?;
+        let data = tempfile::Builder::new().prefix("bm-data-").tempdir()?;
+        let price = trade.price.to_string();
+        let url = node.url(NODE_FOR_EDGE);
+        let instance = instance();
+        let mut args = vec!["sell", "--lan", LAN, "--lan", FREELOADER_LAN, "--wan", WAN];
+        args.extend(["--price", &price, "--instance", &instance]);
+        args.extend(["--node", &url, "--node-user", USER, "--node-password", PASSWORD]);
+        args.extend(["--network", "regtest"]);
+        args.extend(trade.sell);
+        let mut provider = Daemon::new(&topology.edge, &data.path().join("sell"), &args)?;
+        provider.start()?;
+
+        let (budget, capacity) = (trade.budget.to_string(), trade.capacity.to_string());
+        let url = node.url(NODE_FOR_SUBSCRIBER);
+        let args = ["buy", "--budget", &budget, "--capacity", &capacity, "--lifetime", "400"];
+        let more = ["--node", &url, "--node-user", USER, "--node-password", PASSWORD];
+        let args = [&args[..], &more, &["--network", "regtest"]].concat();
+        let subscriber = Daemon::new(&topology.subscriber, &data.path().join("buy"), &args)?;
+        Ok(Self { node, provider, subscriber, data })
+    }
+
+    /// Starts the subscriber, gives it coins, and mines until its channel takes payments.
+    pub fn open_channel(&mut self, coins: Amount) -> Result<()> {
+        self.subscriber.start()?;
+        let wallet: WalletStatus = self.subscriber.json(&["wallet"])?;
+        self.node.send(&wallet.address, coins)?;
+        self.node.mine(1)?;
+        eventually("a funding in the mempool", STEP, || {
+            Ok((!self.node.mempool()?.is_empty()).then_some(()))
+        })
+        .with_context(|| self.logs())?;
+        self.node.mine(1)?;
+        self.wait_for(Phase::Buying)
+    }
+
+    /// Waits until the subscriber is in a phase.
+    pub fn wait_for(&self, phase: Phase) -> Result<()> {
+        eventually(&format!("{phase:?}"), STEP, || {
+            Ok((self.subscriber_status()?.phase == phase).then_some(()))
+        })
+        .with_context(|| self.logs())
+    }
+
+    /// What `bitmesh status` says on the subscriber's side.
+    pub fn subscriber_status(&self) -> Result<SubscriberStatus> {
+        match self.subscriber.json(&["status"])? {
+            Status::Subscriber(status) => Ok(*status),
+            Status::Provider(_) => anyhow::bail!("the subscriber says that it is a provider"),
+        }
+    }
+
+    /// The subscriber's channel, as each side tells it: subscriber's, provider's.
+    pub fn channel(&self) -> Result<(ChannelReport, ChannelReport)> {
+        let one = |daemon: &Daemon<'_>| -> Result<ChannelReport> {
+            let channels: Vec<ChannelReport> = daemon.json(&["channels"])?;
+            channels.into_iter().next_back().context("no channel")
+        };
+        Ok((one(&self.subscriber)?, one(&self.provider)?))
+    }
+
+    /// What the provider says that its only paying station has.
+    pub fn account(&self) -> Result<AccountReport> {
+        let accounts: Vec<AccountReport> = self.provider.json(&["stations"])?;
+        accounts.into_iter().find(|a| a.bought_octets.0 > 0).context("no station has paid")
+    }
+
+    /// Where the API is.
+    pub fn api() -> String {
+        format!("http://{EDGE_V4}:8434")
+    }
+
+    /// Where both sides keep their data.
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// What both sides logged.
+    pub fn logs(&self) -> String {
+        format!("--- provider\n{}\n--- subscriber\n{}", self.provider.log(), self.subscriber.log())
+    }
+}
+
+impl Drop for World<'_> {
+    fn drop(&mut self) {
+        self.provider.kill();
+        self.subscriber.kill();
+        let _ = bitmesh_user::dataplane::purge(&instance());
+    }
+}
+
+/// Pins are the machine's, not a namespace's: each run has its own.
+fn instance() -> String {
+    format!("bm-{}", std::process::id())
+}
