@@ -16,3 +16,6 @@ pub use frame::{Content, Frame};
 pub use network::{Address, Network, Transport};
 pub use packet::{Packet, TAG_PRESENT};
 pub use policy::{Far, Step, download, own_count, upload};
+
+#[cfg(test)]
+mod tests;

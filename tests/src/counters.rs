@@ -27,15 +27,16 @@ pub fn start(namespace: &Namespace, interface: &str, without: &[&str]) -> Result
     for (name, direction, far) in [("received", "iifname", "saddr"), ("sent", "oifname", "daddr")] {
         commands
             .push(json!({"add": {"counter": {"family": "inet", "table": TABLE, "name": name}}}));
-        let mut expr = vec![matches("==", json!({"meta": {"key": direction}}), interface)];
-        commands.push(rule(name, &[expr.clone(), link_local(far)].concat()));
+        let on_interface = matches("==", json!({"meta": {"key": direction}}), interface);
+        for field in ["saddr", "daddr"] {
+            commands.push(rule(name, &link_local(field)));
+        }
         for address in without {
             let protocol = if address.contains(':') { "ip6" } else { "ip" };
             let field = json!({"payload": {"protocol": protocol, "field": far}});
             commands.push(rule(name, &[matches("==", field, address), json!({"return": null})]));
         }
-        expr.push(json!({"counter": name}));
-        commands.push(rule(name, &expr));
+        commands.push(rule(name, &[on_interface, json!({"counter": name})]));
     }
     let ruleset = json!({ "nftables": commands }).to_string();
     namespace.run(|| {
@@ -44,10 +45,12 @@ pub fn start(namespace: &Namespace, interface: &str, without: &[&str]) -> Result
     })
 }
 
-/// Multicast and link-local traffic is neighbour discovery's: it goes no further than the edge.
-fn link_local(far: &str) -> Vec<Value> {
-    let field = json!({"payload": {"protocol": "ip6", "field": far}});
+/// Neighbour discovery goes no further than the edge: link-local, multicast and, while an address
+/// is being checked for duplicates, without a source.
+fn link_local(field: &str) -> Vec<Value> {
+    let field = json!({"payload": {"protocol": "ip6", "field": field}});
     let local = json!({"set": [
+        "::",
         {"prefix": {"addr": "fe80::", "len": 10}},
         {"prefix": {"addr": "ff00::", "len": 8}},
     ]});

@@ -249,7 +249,9 @@ fn load(
     };
     config.slot_mask = slots.saturating_sub(1);
     edge.write(config)?;
-    let table = open_table(&object::take_map(&mut object, STATIONS_MAP)?, slots, &config)?;
+    // Held until the programs are loaded: they refer to maps by descriptor until then.
+    let stations = object::take_map(&mut object, STATIONS_MAP)?;
+    let table = open_table(&stations, slots, &config)?;
     let stats = PerCpuArray::try_from(object::take_map(&mut object, STATS_MAP)?)?;
 
     let namespace = host::namespace()?;
@@ -267,6 +269,7 @@ fn load(
             hooks::detach(pins, &pin, namespace)?;
         }
     }
+    drop(stations);
     Ok(Loaded { table, edge, stats, hooks })
 }
 

@@ -154,10 +154,10 @@ fn a_removed_slot_rests_before_it_is_used_again() {
     let mut table = table(1);
     let now = Instant::now();
     table.insert(key(1), StationUsage::default(), 100, now).unwrap();
-    table.remove(key(1), now).unwrap();
-    let just_before = now + (QUARANTINE - Duration::from_nanos(1));
-    assert!(table.insert(key(2), StationUsage::default(), 100, just_before).is_err());
-    table.insert(key(2), StationUsage::default(), 100, now + QUARANTINE).unwrap();
+    let then = now + Duration::from_nanos(1);
+    table.remove(key(1), then).unwrap();
+    assert!(table.insert(key(2), StationUsage::default(), 100, now + QUARANTINE).is_err());
+    table.insert(key(2), StationUsage::default(), 100, then + QUARANTINE).unwrap();
     assert_eq!(table.usage(key(2)), Some(StationUsage::default()));
 }
 
