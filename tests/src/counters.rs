@@ -1,4 +1,8 @@
 //! What nftables counts: L3 octets, by code that shares nothing with ours.
+//!
+//! What a host receives is counted as it was on the wire when its port doesn't merge. What it sends
+//! is not: TCP hands over segments unsplit, whatever the port's offloads are, so that the far end
+//! is where uploads are counted.
 
 use anyhow::{Context as _, Result};
 use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, apply_ruleset_raw, get_current_ruleset_raw};

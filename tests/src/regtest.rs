@@ -206,7 +206,16 @@ impl<'a> Node<'a> {
         Ok(hash)
     }
 
-    /// Ends the process at once.
+    /// Asks the process to end, and waits: what it knows is on the disk then.
+    pub fn stop(&mut self) -> Result<()> {
+        self.call::<Value>("stop", json!([]))?;
+        if let Some(process) = &mut self.process {
+            process.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the process at once. It forgets blocks that it had not written yet.
     pub fn kill(&mut self) {
         if let Some(process) = &mut self.process {
             let _ = process.kill();

@@ -105,6 +105,7 @@ impl Topology {
         let all = [Offload::Tso, Offload::Gso, Offload::Gro];
         subscriber.offloads_off(UPLINK, &all)?;
         freeloader.offloads_off(UPLINK, &all)?;
+        internet.offloads_off(UPLINK, &[Offload::Gro])?;
         edge.offloads_off(LAN, &[Offload::Tso, Offload::Gro])?;
         edge.offloads_off(FREELOADER_LAN, &[Offload::Tso, Offload::Gro])?;
         Ok(topology)

@@ -4,8 +4,14 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use bitcoin::Amount;
-use bitmesh_core::wire::{AccountReport, ChannelReport};
-use bitmesh_user::runloop::status::{Phase, Status, SubscriberStatus, WalletStatus};
+use bitmesh_core::{
+    channel::ChannelStatus,
+    ledger::Usage,
+    wire::{AccountReport, ChannelReport},
+};
+use bitmesh_user::runloop::status::{
+    Phase, ProviderStatus, Status, SubscriberStatus, WalletStatus,
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -94,6 +100,14 @@ impl<'a> World<'a> {
         .with_context(|| self.logs())
     }
 
+    /// What `bitmesh status` says on the provider's side.
+    pub fn provider_status(&self) -> Result<ProviderStatus> {
+        match self.provider.json(&["status"])? {
+            Status::Provider(status) => Ok(*status),
+            Status::Subscriber(_) => anyhow::bail!("the provider says that it is a subscriber"),
+        }
+    }
+
     /// What `bitmesh status` says on the subscriber's side.
     pub fn subscriber_status(&self) -> Result<SubscriberStatus> {
         match self.subscriber.json(&["status"])? {
@@ -104,17 +118,39 @@ impl<'a> World<'a> {
 
     /// The subscriber's channel, as each side tells it: subscriber's, provider's.
     pub fn channel(&self) -> Result<(ChannelReport, ChannelReport)> {
-        let one = |daemon: &Daemon<'_>| -> Result<ChannelReport> {
-            let channels: Vec<ChannelReport> = daemon.json(&["channels"])?;
-            channels.into_iter().next_back().context("no channel")
-        };
-        Ok((one(&self.subscriber)?, one(&self.provider)?))
+        Ok((channel_of(&self.subscriber)?, channel_of(&self.provider)?))
+    }
+
+    /// The channel as the subscriber alone tells it.
+    pub fn own_channel(&self) -> Result<ChannelReport> {
+        channel_of(&self.subscriber)
     }
 
     /// What the provider says that its only paying station has.
     pub fn account(&self) -> Result<AccountReport> {
         let accounts: Vec<AccountReport> = self.provider.json(&["stations"])?;
         accounts.into_iter().find(|a| a.bought_octets.0 > 0).context("no station has paid")
+    }
+
+    /// What the station used, once what is in flight has arrived and been read.
+    pub fn usage_at_rest(&self) -> Result<Usage> {
+        let mut last = None;
+        eventually("counters at rest", STEP, || {
+            let seen = Some(self.account()?.usage);
+            let rests = seen == last;
+            last = seen;
+            std::thread::sleep(Duration::from_millis(400));
+            Ok(seen.filter(|_| rests))
+        })
+    }
+
+    /// Waits until both sides have the channel in this state.
+    pub fn wait_for_status(&self, status: ChannelStatus) -> Result<()> {
+        eventually(&format!("{status:?}"), STEP, || {
+            let (ours, theirs) = self.channel()?;
+            Ok((ours.status == status && theirs.status == status).then_some(()))
+        })
+        .with_context(|| self.logs())
     }
 
     /// Where the API is.
@@ -139,6 +175,11 @@ impl Drop for World<'_> {
         self.subscriber.kill();
         let _ = bitmesh_user::dataplane::purge(&instance());
     }
+}
+
+fn channel_of(daemon: &Daemon<'_>) -> Result<ChannelReport> {
+    let channels: Vec<ChannelReport> = daemon.json(&["channels"])?;
+    channels.into_iter().next_back().context("no channel")
 }
 
 /// Pins are the machine's, not a namespace's: each run has its own.
