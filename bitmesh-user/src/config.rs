@@ -28,6 +28,8 @@ const TABLE_SLOTS: u32 = 65_536;
 const TICK_MAX_OCTETS: u64 = 8 << 20;
 /// What a subscriber puts into a channel unless it says otherwise, in satoshi.
 const CAPACITY_SAT: u64 = 50_000;
+/// Longest name of an instance.
+const INSTANCE_MAX: usize = 32;
 /// How long a channel lives unless the subscriber says otherwise, in blocks: two weeks.
 const LIFETIME_BLOCKS: u32 = 2_016;
 
@@ -231,11 +233,7 @@ impl SellArgs {
             confirmations: args.confirmations.unwrap_or(1),
             tick_max_octets: Octets(args.tick_max.unwrap_or(TICK_MAX_OCTETS)),
         };
-        let instance = args.instance.unwrap_or_else(|| "sell".into());
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if instance.is_empty() || instance.len() > 64 || !instance.chars().all(plain) {
-            bail!("--instance takes 1 to 64 letters, digits, - and _");
-        }
+        let instance = instance(args.instance, "sell")?;
         if args.lan.is_empty() {
             bail!(
                 "--lan is missing: name the port that subscribers are on, as `ip link` shows it, \
@@ -280,6 +278,11 @@ pub struct BuyArgs {
     #[arg(long, value_name = "BLOCKS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lifetime: Option<u32>,
+    /// Name of the pinned count under /sys/fs/bpf/bitmesh, for several on one machine
+    /// [default: buy]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
     /// Highest price to accept, in millisatoshi per MiB [default: any]
     #[arg(long, value_name = "MSAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -305,6 +308,8 @@ pub struct BuyConfig {
     pub lifetime: u32,
     /// In msat per MiB.
     pub price_max: Option<u64>,
+    /// Of the pins.
+    pub instance: String,
 }
 
 impl BuyArgs {
@@ -330,8 +335,19 @@ impl BuyArgs {
             capacity,
             lifetime,
             price_max: args.price_max,
+            instance: instance(args.instance, "buy")?,
         })
     }
+}
+
+/// A name that can be a folder's.
+fn instance(named: Option<String>, default: &str) -> Result<String> {
+    let name = named.unwrap_or_else(|| default.into());
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > INSTANCE_MAX || !name.chars().all(plain) {
+        bail!("--instance takes 1 to {INSTANCE_MAX} letters, digits, - and _");
+    }
+    Ok(name)
 }
 
 /// The file below, the flags above.

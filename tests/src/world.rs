@@ -1,6 +1,10 @@
 //! A provider, a subscriber and a node, ready to trade.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use bitcoin::Amount;
@@ -32,6 +36,7 @@ pub struct World<'a> {
     /// Buys.
     pub subscriber: Daemon<'a>,
     data: TempDir,
+    instance: String,
 }
 
 /// What differs from trade to trade.
@@ -73,9 +78,9 @@ impl<'a> World<'a> {
         let url = node.url(NODE_FOR_SUBSCRIBER);
         let args = ["buy", "--budget", &budget, "--capacity", &capacity, "--lifetime", "400"];
         let more = ["--node", &url, "--node-user", USER, "--node-password", PASSWORD];
-        let args = [&args[..], &more, &["--network", "regtest"]].concat();
+        let args = [&args[..], &more, &["--network", "regtest", "--instance", &instance]].concat();
         let subscriber = Daemon::new(&topology.subscriber, &data.path().join("buy"), &args)?;
-        Ok(Self { node, provider, subscriber, data })
+        Ok(Self { node, provider, subscriber, data, instance })
     }
 
     /// Starts the subscriber, gives it coins, and mines until its channel takes payments.
@@ -173,7 +178,7 @@ impl Drop for World<'_> {
     fn drop(&mut self) {
         self.provider.kill();
         self.subscriber.kill();
-        let _ = bitmesh_user::dataplane::purge(&instance());
+        let _ = bitmesh_user::dataplane::purge(&self.instance);
     }
 }
 
@@ -182,7 +187,8 @@ fn channel_of(daemon: &Daemon<'_>) -> Result<ChannelReport> {
     channels.into_iter().next_back().context("no channel")
 }
 
-/// Pins are the machine's, not a namespace's: each run has its own.
+/// Pins are the machine's, not a namespace's: each world has its own.
 fn instance() -> String {
-    format!("bm-{}", std::process::id())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("bm-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

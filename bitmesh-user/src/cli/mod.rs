@@ -177,14 +177,9 @@ fn print<T>(json: bool, raw: &Value, typed: &T, table: impl FnOnce(&T) -> String
 impl Query {
     /// The directory that was named, else the one whose daemon runs.
     fn directory(&self) -> PathBuf {
-        self.data_dir.clone().unwrap_or_else(|| {
-            let [sell, buy] = ["sell", "buy"].map(default_data_dir);
-            if buy.join(ADMIN_SOCKET).exists() && !sell.join(ADMIN_SOCKET).exists() {
-                buy
-            } else {
-                sell
-            }
-        })
+        let runs = |role: &str| default_data_dir(role).join(ADMIN_SOCKET).exists();
+        let role = if runs("buy") && !runs("sell") { "buy" } else { "sell" };
+        self.data_dir.clone().unwrap_or_else(|| default_data_dir(role))
     }
 
     async fn show<T: DeserializeOwned>(

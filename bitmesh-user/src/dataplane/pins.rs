@@ -15,6 +15,9 @@ const ROOT: &str = "/sys/fs/bpf/bitmesh";
 /// Longest name of an instance, in octets.
 const INSTANCE_LIMIT: usize = 32;
 
+/// How the directory of a subscriber's own count begins.
+const OBSERVER: &str = "observer";
+
 /// What holds a pin's program on its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
@@ -110,15 +113,15 @@ impl Pins {
 
     /// The pins of a subscriber's own count.
     pub(super) fn of_observer(instance: &str) -> Result<Self, DataplaneError> {
-        Self::open(instance, room(instance)?.join(format!("observer{LAYOUT_VERSION}")))
+        Self::open(instance, room(instance)?.join(format!("{OBSERVER}{LAYOUT_VERSION}")))
     }
 
-    /// Every directory of an instance's dataplane, of whatever layout.
+    /// Every directory of an instance, a provider's and a subscriber's, of whatever layout.
     pub(super) fn of_every_layout(instance: &str) -> Result<Vec<Self>, DataplaneError> {
         let room = room(instance)?;
         names(&room)?
             .into_iter()
-            .filter(|name| name.starts_with('v'))
+            .filter(|name| name.starts_with('v') || name.starts_with(OBSERVER))
             .map(|name| Self::open(instance, room.join(name)))
             .collect()
     }

@@ -54,8 +54,6 @@ const ACCOUNT_INTERVAL: Duration = Duration::from_secs(2);
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
 /// Name under which the budget is stored.
 const BUDGET: &str = "budget_sat";
-/// Name of the pins of the own count.
-const OBSERVER_INSTANCE: &str = "buy";
 
 /// Buys until it is told to stop.
 pub async fn buy(config: BuyConfig) -> Result<()> {
@@ -80,6 +78,15 @@ enum Internal {
     Closing(Result<(), ClientError>),
 }
 
+/// What the operator wants of the daemon.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Intent {
+    /// To have a channel and pay on it.
+    Buy,
+    /// To open no other after the one that is closing.
+    Leave,
+}
+
 struct Session {
     config: BuyConfig,
     foundation: Foundation,
@@ -102,7 +109,7 @@ struct Session {
     busy: bool,
     not_before: Instant,
     account_due: Instant,
-    leaving: bool,
+    intent: Intent,
     phase: Phase,
     message: String,
     internal: mpsc::Sender<Internal>,
@@ -161,7 +168,7 @@ impl Session {
             busy: false,
             not_before: now,
             account_due: now,
-            leaving: false,
+            intent: Intent::Buy,
             phase: Phase::ProviderUnreachable,
             message: "looking for the provider".into(),
             internal,
@@ -225,7 +232,7 @@ impl Session {
             return;
         }
         let Some(id) = self.active else {
-            if !self.leaving {
+            if self.intent == Intent::Buy {
                 self.open();
             }
             return;
@@ -423,7 +430,7 @@ impl Session {
     fn settled(&mut self, id: ChannelId) {
         self.say(Phase::Closed, "settled; the rest is back in the wallet");
         let finished = self.buyer.book().get(&id).is_some_and(SubscriberChannel::finished);
-        if finished && !self.leaving {
+        if finished && self.intent == Intent::Buy {
             (self.active, self.payer, self.observer) = (None, None, None);
         }
     }
@@ -557,7 +564,7 @@ impl Session {
         let station = self.gateway.station(interface.index, address).await?;
         let mac = station.map(|station| Mac::new(station.key().mac().octets()));
         let observer =
-            Observer::open(OBSERVER_INSTANCE, &interface.name, &account.edge_addresses, mac)?;
+            Observer::open(&self.config.instance, &interface.name, &account.edge_addresses, mac)?;
         info!("counting on {}", interface.name);
         self.observer = Some(observer);
         let id = self.active.and_then(|id| self.buyer.book().get(&id));
@@ -690,7 +697,7 @@ impl Session {
         if is_usable(channel, self.buyer.book().tip()) {
             self.buyer.close(id, out);
         }
-        self.leaving = true;
+        self.intent = Intent::Leave;
         self.not_before = Instant::now();
         let report = self.buyer.channels().find(|report| report.channel == id);
         Ok(value(report))

@@ -138,7 +138,7 @@ pub struct SubscriberStatus {
     pub spent_sat: u64,
     /// What the provider said last.
     pub account: Option<AccountReport>,
-    /// Octets counted here since the daemon started.
+    /// Octets counted here since the count was set up; it outlives the daemon.
     pub counted_octets: Octets,
     /// Paid ahead of use at the present rate.
     pub tick_octets: Octets,
