@@ -1,2 +1,61 @@
-//! xtask
-fn main() {}
+//! The project's tasks: `cargo xtask --help`.
+//!
+//! It installs what is needed, builds for the kernel and for the machine, and runs. It depends on
+//! none of the project's crates, so that it works before any of them builds.
+
+mod check;
+mod compiler;
+mod deps;
+mod ebpf;
+mod load;
+mod node;
+mod setup;
+mod shell;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, loads and checks BitMesh. Everything that a task needs, it gets by itself.
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    arg_required_else_help = true,
+    after_help = "First steps:\n  \
+        cargo xtask build-and-load --lab                     see it work, on this machine alone\n  \
+        cargo xtask build-and-load --lan eth1 --wan eth0     sell on a real port\n  \
+        cargo xtask test                                     everything that CI runs"
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install or find everything that the build, the lab and the tests need
+    Setup(setup::SetupArgs),
+    /// Build the programs for the kernel
+    BuildEbpf,
+    /// Build everything, load the programs into the kernel and run the controller
+    BuildAndLoad(load::LoadArgs),
+    /// Everything that CI runs: format, lints, dependency direction, unit and end-to-end tests
+    Test,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup(args) => setup::run(&args),
+        Task::BuildEbpf => ebpf::build(),
+        Task::BuildAndLoad(args) => load::run(&args),
+        Task::Test => check::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -6,10 +6,15 @@ use bitcoin::{Block, BlockHash};
 use bitmesh_core::{bitcoin, channel::TIPS_KEPT};
 use tokio::sync::mpsc;
 
-use super::{ChainError, ChainSource};
+use super::{
+    ChainError, ChainSource,
+    verify::{Tip, verify},
+};
 
 /// Events that wait for their reader; a block is up to 4 MB.
 const MAILBOX_EVENTS: usize = 8;
+/// How often a chain may change while it is being read before that is a failure.
+const RACES_MAX: u32 = 3;
 
 /// What happened to the chain.
 #[derive(Clone, Debug)]
@@ -18,8 +23,8 @@ pub enum ChainEvent {
     Connected {
         /// Its height.
         height: u32,
-        /// Checked: it fits on the block before, meets its own target, and its transactions are
-        /// those that its header commits to.
+        /// Checked: it fits on the block before, has the work that it needs, and its transactions
+        /// and witnesses are those that it commits to.
         block: Arc<Block>,
     },
     /// The tip left the chain.
@@ -48,7 +53,7 @@ pub fn follow(
 ) -> mpsc::Receiver<ChainEvent> {
     let (events, receiver) = mpsc::channel(MAILBOX_EVENTS);
     tokio::spawn(async move {
-        let mut follower = Follower { source, tips, events };
+        let mut follower = Follower { source, tips, header: None, events };
         let mut told_synced = false;
         let mut told_lost = false;
         while !follower.events.is_closed() {
@@ -79,37 +84,69 @@ pub fn follow(
 struct Follower {
     source: Arc<dyn ChainSource>,
     tips: Vec<(u32, BlockHash)>,
+    /// The newest tip's, once it is known.
+    header: Option<Tip>,
     events: mpsc::Sender<ChainEvent>,
 }
 
 impl Follower {
     /// Tells of every block between what was told and the source's tip; gives the tip's height.
     async fn catch_up(&mut self) -> Result<u32, ChainError> {
-        let (remote_height, remote_hash) = self.source.tip().await?;
-        if self.tips.last() == Some(&(remote_height, remote_hash)) {
+        for _ in 0..RACES_MAX {
+            let remote = self.source.tip().await?;
+            let error = match self.approach(remote).await {
+                Ok(height) => return Ok(height),
+                Err(error) => error,
+            };
+            // Answers from before and after a reorganisation don't fit together; nobody lied.
+            if self.source.tip().await? == remote {
+                return Err(error);
+            }
+        }
+        Err(ChainError::NotReady("its chain keeps changing".into()))
+    }
+
+    async fn approach(&mut self, remote: (u32, BlockHash)) -> Result<u32, ChainError> {
+        let (remote_height, _) = remote;
+        if self.tips.last() == Some(&remote) {
             return Ok(remote_height);
         }
         self.source.check().await?;
         self.unwind(remote_height).await?;
         loop {
-            let Some((height, hash)) = self.tips.last().copied() else {
-                return Err(ChainError::TooDeep(TIPS_KEPT as usize));
-            };
-            if height >= remote_height {
-                return Ok(height);
+            let tip = self.tip().await?;
+            if tip.height >= remote_height {
+                return Ok(tip.height);
             }
-            let next = self.source.hash_at(height + 1).await?;
-            let block = self.source.block(next).await?;
-            verify(&block, height + 1, next, hash)?;
-            self.tips.push((height + 1, next));
+            let height = tip.height + 1;
+            let hash = self.source.hash_at(height).await?;
+            let block = self.source.block(hash).await?;
+            verify(self.source.network(), &tip, &block, hash)?;
+            self.tips.push((height, hash));
             if self.tips.len() > TIPS_KEPT as usize {
                 self.tips.remove(0);
             }
-            let event = ChainEvent::Connected { height: height + 1, block: Arc::new(block) };
+            self.header = Some(Tip { height, header: block.header });
+            let event = ChainEvent::Connected { height, block: Arc::new(block) };
             if self.events.send(event).await.is_err() {
-                return Ok(height + 1);
+                return Ok(height);
             }
         }
+    }
+
+    /// The newest tip with its header, which its hash vouches for.
+    async fn tip(&mut self) -> Result<Tip, ChainError> {
+        if let Some(tip) = self.header {
+            return Ok(tip);
+        }
+        let Some((height, hash)) = self.tips.last().copied() else {
+            return Err(ChainError::TooDeep(0));
+        };
+        let header = self.source.header(hash).await?;
+        if header.block_hash() != hash {
+            return Err(ChainError::Invalid { height, what: "has another block's header" });
+        }
+        Ok(*self.header.insert(Tip { height, header }))
     }
 
     /// Takes back blocks that the source no longer has, newest first. Nothing is taken back before
@@ -127,6 +164,7 @@ impl Follower {
         }
         while self.tips.len() > kept {
             let Some((height, _)) = self.tips.pop() else { break };
+            self.header = None;
             if self.events.send(ChainEvent::Disconnected { height }).await.is_err() {
                 break;
             }
@@ -135,49 +173,144 @@ impl Follower {
     }
 }
 
-fn verify(
-    block: &Block,
-    height: u32,
-    hash: BlockHash,
-    previous: BlockHash,
-) -> Result<(), ChainError> {
-    let invalid = |what| ChainError::Invalid { height, what };
-    if block.block_hash() != hash {
-        return Err(invalid("is not the one that was asked for"));
-    }
-    if block.header.prev_blockhash != previous {
-        return Err(invalid("does not follow the one before"));
-    }
-    if block.header.validate_pow(block.header.target()).is_err() {
-        return Err(invalid("lacks the work that it claims"));
-    }
-    if !block.check_merkle_root() {
-        return Err(invalid("has other transactions than its header commits to"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use bitcoin::{constants::genesis_block, hashes::Hash};
+    use std::{pin::Pin, sync::Mutex};
 
-    use super::*;
+    use bitcoin::{FeeRate, Network, Transaction, block::Header};
 
-    #[test]
-    fn p17_a_block_has_to_be_what_its_hash_says_and_fit() {
-        let block = genesis_block(bitcoin::Network::Regtest);
-        let hash = block.block_hash();
-        let previous = block.header.prev_blockhash;
-        assert_eq!(verify(&block, 1, hash, previous), Ok(()));
-        assert!(verify(&block, 1, previous, previous).is_err());
-        assert!(verify(&block, 1, hash, hash).is_err());
-        let mut emptied = block.clone();
-        emptied.txdata.clear();
-        assert!(verify(&emptied, 1, hash, previous).is_err());
-        let mut lazy = block;
-        lazy.header.bits = bitcoin::CompactTarget::from_consensus(0x1d00_ffff);
-        let hash = lazy.block_hash();
-        assert_ne!(hash, BlockHash::all_zeros());
-        assert!(verify(&lazy, 1, hash, previous).is_err());
+    use super::{
+        super::{
+            Answer, Broadcast,
+            verify::tests::{genesis, mine},
+        },
+        *,
+    };
+
+    /// A chain in memory that turns into another when a block is asked for, and so shows what a
+    /// real node does only by chance.
+    struct Turning {
+        chain: Mutex<Vec<Block>>,
+        next: Mutex<Vec<Vec<Block>>>,
+    }
+
+    impl Turning {
+        fn at(&self, height: u32) -> Result<Block, ChainError> {
+            let chain = self.chain.lock().unwrap();
+            let block = height.checked_sub(1).and_then(|i| chain.get(i as usize)).cloned();
+            block.ok_or_else(|| ChainError::NotReady("no such block".into()))
+        }
+    }
+
+    impl ChainSource for Turning {
+        fn network(&self) -> Network {
+            Network::Regtest
+        }
+        fn check(&self) -> Answer<'_, ()> {
+            Box::pin(async { Ok(()) })
+        }
+        fn tip(&self) -> Answer<'_, (u32, BlockHash)> {
+            Box::pin(async {
+                let height = u32::try_from(self.chain.lock().unwrap().len()).unwrap();
+                Ok((height, self.at(height)?.block_hash()))
+            })
+        }
+        fn hash_at(&self, height: u32) -> Answer<'_, BlockHash> {
+            Box::pin(async move {
+                if height == 0 {
+                    return Ok(genesis().header.block_hash());
+                }
+                Ok(self.at(height)?.block_hash())
+            })
+        }
+        fn header(&self, hash: BlockHash) -> Answer<'_, Header> {
+            Box::pin(async move {
+                let chain = self.chain.lock().unwrap();
+                let found = chain.iter().find(|block| block.block_hash() == hash);
+                Ok(found.map_or(genesis().header, |block| block.header))
+            })
+        }
+        fn block(&self, hash: BlockHash) -> Answer<'_, Block> {
+            Box::pin(async move {
+                let mut chain = self.chain.lock().unwrap();
+                let found = chain.iter().find(|block| block.block_hash() == hash).cloned();
+                if let Some(next) = self.next.lock().unwrap().pop() {
+                    *chain = next;
+                }
+                found.ok_or_else(|| ChainError::NotReady("no such block".into()))
+            })
+        }
+        fn fee_rate(&self, _: u16) -> Answer<'_, FeeRate> {
+            Box::pin(async { Ok(FeeRate::BROADCAST_MIN) })
+        }
+        fn broadcast<'a>(
+            &'a self,
+            _: &'a Transaction,
+        ) -> Pin<Box<dyn Future<Output = Broadcast> + Send + 'a>> {
+            Box::pin(async { Broadcast::Accepted })
+        }
+    }
+
+    fn chain(salt: u32, blocks: u32) -> Vec<Block> {
+        let mut tip = genesis();
+        let mut chain = Vec::new();
+        for height in 1..=blocks {
+            let block = mine(&tip, salt, Vec::new());
+            tip = Tip { height, header: block.header };
+            chain.push(block);
+        }
+        chain
+    }
+
+    async fn told(chains: Vec<Vec<Block>>) -> Vec<String> {
+        let mut next = chains;
+        next.reverse();
+        let chain = Mutex::new(next.pop().unwrap());
+        let source = Arc::new(Turning { chain, next: Mutex::new(next) });
+        let tips = vec![(0, genesis().header.block_hash())];
+        let mut events = follow(source, tips, Duration::from_secs(60));
+        let mut told = Vec::new();
+        while let Some(event) = events.recv().await {
+            match event {
+                ChainEvent::Connected { height, .. } => told.push(format!("+{height}")),
+                ChainEvent::Disconnected { height } => told.push(format!("-{height}")),
+                ChainEvent::Synced { height } => {
+                    told.push(format!("={height}"));
+                    break;
+                }
+                ChainEvent::Lost { reason } => {
+                    told.push(reason);
+                    break;
+                }
+            }
+        }
+        told
+    }
+
+    #[tokio::test]
+    async fn p10_a_reorganisation_between_two_answers_is_no_lie() {
+        let told = told(vec![chain(0, 3), chain(1, 4)]).await;
+        assert_eq!(told, ["+1", "-1", "+1", "+2", "+3", "+4", "=4"]);
+    }
+
+    #[tokio::test]
+    async fn p10_a_chain_that_gets_shorter_between_two_answers_is_followed() {
+        let told = told(vec![chain(0, 3), chain(1, 1)]).await;
+        assert_eq!(told, ["+1", "-1", "+1", "=1"]);
+    }
+
+    #[tokio::test]
+    async fn p17_a_chain_that_does_not_fit_together_is_a_lie() {
+        let mut torn = chain(0, 3);
+        torn[1] = chain(1, 3)[1].clone();
+        let told = told(vec![torn]).await;
+        assert_eq!(told.first().map(String::as_str), Some("+1"));
+        assert!(told[1].contains("does not follow"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn p17_a_source_that_never_says_the_same_twice_is_lost() {
+        let told = told((0..8).map(|salt| chain(salt, 3)).collect()).await;
+        assert!(told.last().unwrap().contains("keeps changing"), "{told:?}");
     }
 }

@@ -3,10 +3,11 @@
 
 mod follower;
 mod rpc;
+mod verify;
 
 use std::{future::Future, pin::Pin};
 
-use bitcoin::{Block, BlockHash, FeeRate, Network, Transaction};
+use bitcoin::{Block, BlockHash, FeeRate, Network, Transaction, block::Header};
 use bitmesh_core::bitcoin;
 
 pub use follower::{ChainEvent, follow};
@@ -17,12 +18,16 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ChainError>> + Se
 
 /// Where blocks come from and transactions go to.
 pub trait ChainSource: Send + Sync {
+    /// The chain that it should follow.
+    fn network(&self) -> Network;
     /// Whether it answers, and follows the chain that it should.
     fn check(&self) -> Answer<'_, ()>;
     /// Height and hash of its best block.
     fn tip(&self) -> Answer<'_, (u32, BlockHash)>;
     /// Hash of its block at a height up to the tip's.
     fn hash_at(&self, height: u32) -> Answer<'_, BlockHash>;
+    /// The header of a block that it has, or had before a reorganisation. Not checked yet.
+    fn header(&self, hash: BlockHash) -> Answer<'_, Header>;
     /// A block by its hash. Not checked yet.
     fn block(&self, hash: BlockHash) -> Answer<'_, Block>;
     /// What to pay miners to be in a block within `blocks`.
@@ -37,11 +42,12 @@ pub trait ChainSource: Send + Sync {
 /// What became of a transaction. Accepted is not confirmed: watch the blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Broadcast {
-    /// In the source's mempool.
+    /// In the source's mempool, now or before.
     Accepted,
     /// In a block already.
     Known,
-    /// Not taken; sending it again changes nothing.
+    /// Not taken: for its fee, or because what it spends is spent or not there. The same again is
+    /// of use only once the mempool has become cheaper or the chain has changed.
     Rejected {
         /// What the source said.
         reason: String,
@@ -56,6 +62,14 @@ pub enum Broadcast {
 /// Why a source gave no answer that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
+    /// Not an address.
+    #[error("{url:?} is not the address of a node ({reason}); write it as http://127.0.0.1:8332")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No connection.
     #[error(
         "the node at {url} does not answer ({reason}); is it running, with server=1, and is --node right?"
@@ -74,6 +88,18 @@ pub enum ChainError {
         /// With what.
         login: String,
     },
+    /// It talks only to others.
+    #[error("the node at {url} does not accept this machine; add its address as rpcallowip there")]
+    Forbidden {
+        /// Where.
+        url: String,
+    },
+    /// A block was deleted to save space.
+    #[error(
+        "the node no longer has block {0}; give it more room (prune=...) and have it fetch the block \
+         (getblockfrompeer), or use one that prunes nothing"
+    )]
+    Pruned(BlockHash),
     /// Starting up or catching up.
     #[error("the node is not ready ({0}); wait until it has caught up")]
     NotReady(String),

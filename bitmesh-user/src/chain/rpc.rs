@@ -1,13 +1,14 @@
 //! Bitcoin Core's (and Knots') JSON-RPC, as much of it as is needed.
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use bitcoin::{
-    Block, BlockHash, FeeRate, Network, Transaction,
+    Amount, Block, BlockHash, FeeRate, Network, Transaction,
+    block::Header,
     consensus::encode::{deserialize_hex, serialize_hex},
 };
 use bitmesh_core::bitcoin;
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, StatusCode, Url, redirect};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,6 +23,10 @@ const ANSWER_MAX_OCTETS: usize = 10_000_000;
 const IN_WARMUP: i64 = -28;
 /// `RPC_VERIFY_ALREADY_IN_UTXO_SET`.
 const ALREADY_IN_CHAIN: i64 = -27;
+/// `RPC_MISC_ERROR`: from `getblock`, that the block's file is gone.
+const MISC: i64 = -1;
+/// No estimate makes us pay more: 1,000 sat/vB.
+const FEE_RATE_MAX: FeeRate = FeeRate::from_sat_per_vb_u32(1_000);
 
 /// A node's RPC.
 #[derive(Clone)]
@@ -57,13 +62,27 @@ struct FeeEstimate {
     feerate: Option<f64>,
 }
 
+#[derive(Deserialize)]
+struct MempoolInfo {
+    mempoolminfee: f64,
+    minrelaytxfee: f64,
+}
+
 impl NodeRpc {
     /// The node at `http://host:port`; nothing is asked yet.
     pub fn new(url: &str, login: NodeLogin, network: Network) -> Result<Self, ChainError> {
         let url = url.trim_end_matches('/').to_owned();
-        let http = Client::builder().timeout(DEADLINE).no_proxy().build().map_err(|error| {
-            ChainError::Unreachable { url: url.clone(), reason: error.to_string() }
-        })?;
+        let wrong = |reason: String| ChainError::Url { url: url.clone(), reason };
+        let parsed = Url::parse(&url).map_err(|error| wrong(error.to_string()))?;
+        if parsed.scheme() != "http" {
+            return Err(wrong("it starts with something else than http://".into()));
+        }
+        let http = Client::builder()
+            .timeout(DEADLINE)
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .build()
+            .map_err(|error| wrong(error.to_string()))?;
         Ok(Self { http, url, login, network })
     }
 
@@ -76,8 +95,13 @@ impl NodeRpc {
         let body = json!({ "jsonrpc": "1.0", "id": "bitmesh", "method": method, "params": params });
         let request = self.http.post(&self.url).basic_auth(user, Some(password)).json(&body);
         let mut answer = request.send().await.map_err(|error| self.unreachable(&error))?;
-        if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return Err(self.login_refused());
+        match answer.status() {
+            StatusCode::UNAUTHORIZED => return Err(self.login_refused()),
+            StatusCode::FORBIDDEN => return Err(ChainError::Forbidden { url: self.url.clone() }),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                return Err(ChainError::NotReady("it has too much to do".into()));
+            }
+            _ => {}
         }
         let broken = |reason: String| ChainError::Broken { method, reason };
         let mut octets = Vec::new();
@@ -129,7 +153,6 @@ impl NodeRpc {
         while let Some(source) = reason.source() {
             reason = source;
         }
-        debug_assert!(error.source().is_some() || error.is_timeout(), "{error:?}");
         ChainError::Unreachable { url: self.url.clone(), reason: reason.to_string() }
     }
 
@@ -139,6 +162,10 @@ impl NodeRpc {
 }
 
 impl ChainSource for NodeRpc {
+    fn network(&self) -> Network {
+        self.network
+    }
+
     fn check(&self) -> Answer<'_, ()> {
         Box::pin(async move {
             let info = self.info().await?;
@@ -166,23 +193,44 @@ impl ChainSource for NodeRpc {
         Box::pin(self.call("getblockhash", json!([height])))
     }
 
-    fn block(&self, hash: BlockHash) -> Answer<'_, Block> {
+    fn header(&self, hash: BlockHash) -> Answer<'_, Header> {
         Box::pin(async move {
-            let method = "getblock";
-            let hex: String = self.call(method, json!([hash, 0])).await?;
+            let method = "getblockheader";
+            let hex: String = self.call(method, json!([hash, false])).await?;
             deserialize_hex(&hex)
                 .map_err(|error| ChainError::Broken { method, reason: error.to_string() })
         })
     }
 
+    fn block(&self, hash: BlockHash) -> Answer<'_, Block> {
+        Box::pin(async move {
+            let method = "getblock";
+            let hex = self.call::<String>(method, json!([hash, 0])).await;
+            let hex = hex.map_err(|error| match error {
+                ChainError::Refused { code: MISC, message, .. } if message.contains("pruned") => {
+                    ChainError::Pruned(hash)
+                }
+                error => error,
+            })?;
+            deserialize_hex(&hex)
+                .map_err(|error| ChainError::Broken { method, reason: error.to_string() })
+        })
+    }
+
+    /// The mempool's own minimum while the node has too little to estimate from.
     fn fee_rate(&self, blocks: u16) -> Answer<'_, FeeRate> {
         Box::pin(async move {
-            let method = "estimatesmartfee";
+            let mut method = "estimatesmartfee";
             let estimate: FeeEstimate = self.call(method, json!([blocks])).await?;
-            let nonsense = |reason: &str| ChainError::Broken { method, reason: reason.into() };
-            let btc_per_kvb = estimate.feerate.ok_or_else(|| nonsense("it has no estimate"))?;
-            let per_kvb = bitcoin::Amount::from_btc(btc_per_kvb)
-                .map_err(|_| nonsense("a fee that is no amount"))?;
+            let btc_per_kvb = if let Some(estimate) = estimate.feerate {
+                estimate
+            } else {
+                method = "getmempoolinfo";
+                let info: MempoolInfo = self.call(method, json!([])).await?;
+                info.mempoolminfee.max(info.minrelaytxfee)
+            };
+            let per_kvb = Amount::from_btc(btc_per_kvb)
+                .map_err(|error| ChainError::Broken { method, reason: error.to_string() })?;
             let rate = FeeRate::from_sat_per_kwu(per_kvb.to_sat().div_ceil(4));
             Ok(rate.clamp(FeeRate::BROADCAST_MIN, FEE_RATE_MAX))
         })
@@ -204,5 +252,70 @@ impl ChainSource for NodeRpc {
     }
 }
 
-/// No estimate makes us pay more: 1,000 sat/vB.
-const FEE_RATE_MAX: FeeRate = FeeRate::from_sat_per_vb_u32(1_000);
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// What `tip` makes of an answer that no real node gives on demand.
+    async fn tip_from(head: &str, body: &[u8], repeat: usize) -> ChainError {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let length = body.len() * repeat;
+        let head =
+            format!("HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        let serve = async move {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4_096];
+            client.read(&mut request).await.unwrap();
+            client.write_all(head.as_bytes()).await.unwrap();
+            for _ in 0..repeat {
+                if client.write_all(body).await.is_err() {
+                    return; // it has heard enough
+                }
+            }
+            let _ = client.shutdown().await;
+        };
+        let login = NodeLogin::Password { user: "user".into(), password: "password".into() };
+        let source = NodeRpc::new(&url, login, Network::Regtest).unwrap();
+        let (answer, ()) = tokio::join!(source.tip(), serve);
+        answer.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_none_is_told_apart() {
+        let error = tip_from("200 OK", b"<html>", 1).await;
+        assert!(matches!(error, ChainError::Broken { .. }), "{error}");
+        let error = tip_from("200 OK", b"{\"result\": null}", 1).await;
+        assert!(matches!(error, ChainError::Broken { .. }), "{error}");
+        let error = tip_from("503 Busy", b"Work queue depth exceeded", 1).await;
+        assert!(matches!(error, ChainError::NotReady(_)), "{error}");
+        let error = tip_from("403 Forbidden", b"", 1).await;
+        assert!(matches!(error, ChainError::Forbidden { .. }), "{error}");
+        let warm_up = br#"{"result": null, "error": {"code": -28, "message": "Verifying blocks"}}"#;
+        let error = tip_from("500 Internal Server Error", warm_up, 1).await;
+        assert!(error.to_string().contains("Verifying blocks"), "{error}");
+        let error = tip_from("302 Found\r\nLocation: http://127.0.0.1:1/", b"", 1).await;
+        assert!(matches!(error, ChainError::Broken { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_not_read_to_it() {
+        let error = tip_from("200 OK", &[b' '; 1 << 20], 1_000).await;
+        assert!(error.to_string().contains("too long"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_refused_before_it_is_used() {
+        let login = NodeLogin::Cookie("/cookie".into());
+        for url in ["", "127.0.0.1:8332", "localhost:8332", "https://127.0.0.1", "http://"] {
+            let made = NodeRpc::new(url, login.clone(), Network::Bitcoin).err();
+            assert!(matches!(made, Some(ChainError::Url { .. })), "{url}: {made:?}");
+        }
+        assert!(NodeRpc::new("http://[::1]:8332/", login, Network::Bitcoin).is_ok());
+    }
+}

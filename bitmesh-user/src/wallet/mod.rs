@@ -25,6 +25,11 @@ use keys::Keys;
 pub use keys::Role;
 pub use seed::Words;
 
+/// Weight of the smallest transaction that [`Wallet::fund`] makes: one input, one output.
+const FUND_MIN_WEIGHT: u64 = 437;
+/// Weight units that are lost at most when a weight is rounded up to whole vbytes.
+const ROUNDING_WEIGHT: u64 = 3;
+
 /// What the wallet can't do.
 #[derive(Debug, thiserror::Error)]
 pub enum WalletError {
@@ -181,7 +186,8 @@ impl Wallet {
         now: u64,
     ) -> Result<Transaction, WalletError> {
         let mut builder = self.inner.build_tx();
-        builder.add_recipient(script, value).fee_rate(fee_rate).exclude_unconfirmed();
+        builder.add_recipient(script, value).exclude_unconfirmed();
+        builder.fee_rate(by_whole_vbytes(fee_rate));
         let mut psbt = builder.finish().map_err(|error| match error {
             CreateTxError::CoinSelection(short) => {
                 WalletError::Insufficient { needed: short.needed, available: short.available }
@@ -216,4 +222,12 @@ impl Wallet {
     pub fn sign_node(&self, message: Message) -> schnorr::Signature {
         self.keys.secp().sign_schnorr_no_aux_rand(&message, &self.keys.node())
     }
+}
+
+/// The rate by weight that is no less than `rate` by vbytes, of which nodes count whole ones: they
+/// refuse what is a satoshi short of their minimum.
+fn by_whole_vbytes(rate: FeeRate) -> FeeRate {
+    let per_kwu = rate.to_sat_per_kwu();
+    let more = per_kwu.saturating_mul(ROUNDING_WEIGHT).div_ceil(FUND_MIN_WEIGHT);
+    FeeRate::from_sat_per_kwu(per_kwu.saturating_add(more))
 }
