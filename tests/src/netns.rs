@@ -203,14 +203,24 @@ impl Drop for Namespace {
 
 /// Removes what runs that are gone left behind.
 pub fn sweep() {
+    remove_of(|owner| test_kill_process(owner).is_err());
+}
+
+/// Removes every namespace of this run, for an end in which nothing is dropped.
+pub fn remove_own() {
+    remove_of(|owner| owner == rustix::process::getpid());
+}
+
+/// The run that a name was made by, if it is one of ours.
+pub(crate) fn owner_of(name: &str) -> Option<Pid> {
+    Pid::from_raw(name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()?)
+}
+
+fn remove_of(gone: impl Fn(Pid) -> bool) {
     let Ok(entries) = fs::read_dir(DIRECTORY) else { return };
     for entry in entries.flatten() {
-        let name = entry.file_name();
-        let owner = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok())
-            .and_then(Pid::from_raw);
-        if owner.is_some_and(|owner| test_kill_process(owner).is_err()) {
+        let owner = entry.file_name().to_str().and_then(owner_of);
+        if owner.is_some_and(&gone) {
             remove(&entry.path());
         }
     }

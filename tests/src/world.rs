@@ -13,13 +13,16 @@ use bitmesh_core::{
     ledger::Usage,
     wire::{AccountReport, ChannelReport},
 };
-use bitmesh_user::runloop::status::{
-    Phase, ProviderStatus, Status, SubscriberStatus, WalletStatus,
+use bitmesh_user::{
+    dataplane,
+    runloop::status::{Phase, ProviderStatus, Status, SubscriberStatus, WalletStatus},
 };
+use rustix::process::{Pid, getpid, test_kill_process};
 use tempfile::TempDir;
 
 use crate::{
     daemon::{Daemon, eventually},
+    netns::owner_of,
     regtest::{Node, PASSWORD, USER},
     topology::{EDGE_V4, FREELOADER_LAN, LAN, NODE_FOR_EDGE, NODE_FOR_SUBSCRIBER, Topology, WAN},
 };
@@ -61,6 +64,7 @@ impl Default for Trade<'_> {
 impl<'a> World<'a> {
     /// A chain, a provider that sells and a subscriber that is not started yet.
     pub fn new(topology: &'a Topology, trade: &Trade<'_>) -> Result<Self> {
+        purge_of(|owner| test_kill_process(owner).is_err());
         let node = Node::start(&topology.chain)?;
         let data = tempfile::Builder::new().prefix("bm-data-").tempdir()?;
         let price = trade.price.to_string();
@@ -178,13 +182,26 @@ impl Drop for World<'_> {
     fn drop(&mut self) {
         self.provider.kill();
         self.subscriber.kill();
-        let _ = bitmesh_user::dataplane::purge(&self.instance);
+        let _ = dataplane::purge(&self.instance);
     }
 }
 
 fn channel_of(daemon: &Daemon<'_>) -> Result<ChannelReport> {
     let channels: Vec<ChannelReport> = daemon.json(&["channels"])?;
     channels.into_iter().next_back().context("no channel")
+}
+
+/// Takes off what this run pinned, for an end in which nothing is dropped.
+pub fn purge_own() {
+    purge_of(|owner| owner == getpid());
+}
+
+fn purge_of(gone: impl Fn(Pid) -> bool) {
+    for instance in dataplane::instances() {
+        if owner_of(&instance).is_some_and(&gone) {
+            let _ = dataplane::purge(&instance);
+        }
+    }
 }
 
 /// Pins are the machine's, not a namespace's: each world has its own.

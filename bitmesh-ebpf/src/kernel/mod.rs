@@ -52,6 +52,18 @@ pub fn observe_down(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
+/// Does nothing: what metering at XDP is measured against.
+#[xdp(frags)]
+pub fn empty_xdp(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Does nothing: what metering at TC is measured against.
+#[classifier]
+pub fn empty_tc(_: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
 #[inline(always)]
 fn parse(ctx: &TcContext) -> Result<Frame, Cause> {
     let bytes = SkbBytes::new(ctx);

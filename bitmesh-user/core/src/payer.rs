@@ -56,15 +56,18 @@ pub struct Payer {
     rate: Option<(u64, u64)>,
     /// The provider's report and our count, when both began to count.
     baseline: Option<(Octets, Octets)>,
-    /// The newest report: what it bought and used, and our count when it was asked for.
     reported: Option<Reported>,
 }
 
+/// The newest report, which was true at some time between the request and the answer.
 #[derive(Clone, Copy, Debug)]
 struct Reported {
     bought: Octets,
     used: Octets,
-    counted: Octets,
+    /// Our count when it was asked for.
+    counted_before: Octets,
+    /// Our count when it came.
+    counted_after: Octets,
 }
 
 impl Payer {
@@ -118,7 +121,8 @@ impl Payer {
         if reported > own.saturating_add(self.tick_max) {
             return Err(Dispute { reported, counted: own, tolerance: self.tick_max });
         }
-        self.reported = Some(Reported { bought, used, counted });
+        let (counted_before, counted_after) = (counted, self.counted);
+        self.reported = Some(Reported { bought, used, counted_before, counted_after });
         Ok(())
     }
 
@@ -126,16 +130,22 @@ impl Payer {
     /// `budget`, all in sums for the channel.
     pub fn next(&self, paid: Amount, payable: Amount, budget: Amount, schedule: &Schedule) -> Next {
         let Some(reported) = self.reported else { return Next::Wait };
-        let since = self.counted.saturating_sub(reported.counted);
-        let used = reported.used.saturating_add(since);
-        let credit = reported.bought.saturating_sub(used);
+        let since = |then| reported.used.saturating_add(self.counted.saturating_sub(then));
+        let (at_most, at_least) = (since(reported.counted_before), since(reported.counted_after));
+        let credit = reported.bought.saturating_sub(at_most);
         let tick = self.tick();
         if credit.0 > tick.0 / 2 {
             return Next::Wait;
         }
         // What was used without credit (a kernel's overshoot, a count before a crash) is paid too.
-        let debt = used.saturating_sub(reported.bought);
+        let debt = at_most.saturating_sub(reported.bought);
         let missing = tick.saturating_sub(credit).saturating_add(debt.min(tick));
+        // Whatever was in flight while the report was: never more than a full tick ahead of use.
+        let room = at_least.saturating_add(self.tick_max).saturating_sub(reported.bought);
+        let missing = missing.min(room);
+        if missing == Octets(0) {
+            return Next::Wait;
+        }
         let already = Msat::from_amount(paid).and_then(|paid| schedule.octets_for(paid));
         let wanted = already.unwrap_or_default().saturating_add(missing);
         let Some(cost) = schedule.cost_of(wanted).map(Msat::to_amount_ceil) else {
@@ -249,6 +259,16 @@ mod tests {
         let dispute = report(&mut payer, 9 * MIB + 1).unwrap_err();
         assert_eq!(dispute.reported, Octets(9 * MIB + 1));
         assert_eq!(dispute.counted, Octets(MIB));
+    }
+
+    #[test]
+    fn what_was_in_flight_during_a_report_is_not_paid_twice() {
+        let mut payer = payer();
+        payer.count(Octets(100 * MIB), 100);
+        // Asked for at 80 MiB, answered at 100 MiB, true at the end.
+        payer.report(Octets(100 * MIB), Octets(100 * MIB), Octets(80 * MIB), 20).unwrap();
+        let Next::Pay(sum) = next(&payer, 100, 1_000) else { panic!("credit is low") };
+        assert_eq!(sum, sat(108), "a full tick of 8 MiB, and no more");
     }
 
     #[test]

@@ -268,7 +268,7 @@ mod tests {
         let chain = Mutex::new(next.pop().unwrap());
         let source = Arc::new(Turning { chain, next: Mutex::new(next) });
         let tips = vec![(0, genesis().header.block_hash())];
-        let mut events = follow(source, tips, Duration::from_secs(60));
+        let mut events = follow(source, tips, Duration::from_mins(1));
         let mut told = Vec::new();
         while let Some(event) = events.recv().await {
             match event {

@@ -27,7 +27,7 @@ pub use self::{
     hooks::{Hook, HookKind},
     object::OBJECT,
     observer::Observer,
-    pins::Side,
+    pins::{Side, instances},
 };
 use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, ports::Port, table::Table};
 

@@ -91,6 +91,11 @@ impl LinkPin {
     }
 }
 
+/// Names of all instances on this machine that have pins.
+pub fn instances() -> Vec<String> {
+    names(Path::new(ROOT)).unwrap_or_default()
+}
+
 /// The directory of one instance's pins, held against other processes.
 pub(super) struct Pins {
     directory: PathBuf,

@@ -44,6 +44,12 @@ pub(super) struct Keys {
     coin: u32,
 }
 
+impl Drop for Keys {
+    fn drop(&mut self) {
+        self.master.private_key.non_secure_erase();
+    }
+}
+
 impl Keys {
     pub(super) fn new(words: &Words, network: Network) -> Self {
         // SLIP-44: 0 for Bitcoin, 1 for every test network.

@@ -4,7 +4,7 @@
 use std::{
     fmt,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -17,7 +17,7 @@ const FILE: &str = "seed";
 /// Entropy of 12 words, in octets.
 const ENTROPY_OCTETS: usize = 16;
 /// Longest file that is read as one of words.
-const FILE_MAX_OCTETS: u64 = 1_024;
+const FILE_MAX_OCTETS: usize = 1_024;
 
 /// What is wrong with the seed.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,23 @@ pub enum SeedError {
         /// What the system says.
         source: io::Error,
     },
+    /// It is gone.
+    #[error(
+        "{} is missing, and the wallet in this directory can't be opened without it; write the seed words into it again and `chmod 600` it",
+        .0.display()
+    )]
+    Missing(PathBuf),
+    /// What it holds are no seed words.
+    #[error("{}: {source}; it should hold the words as they were written down, on one line", path.display())]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with them.
+        source: Box<SeedError>,
+    },
+    /// It is too long to be one of seed words.
+    #[error("{} is longer than seed words can be; is it the right file?", .0.display())]
+    TooLong(PathBuf),
     /// Others can read it.
     #[error("{} can be read by other users; `chmod 600` it, and think of who may have read it", .0.display())]
     Exposed(PathBuf),
@@ -39,6 +56,9 @@ pub enum SeedError {
     /// Words that don't belong together.
     #[error("the words are all on the list but do not fit together; check their order")]
     Checksum,
+    /// Not even letters.
+    #[error("that is no text")]
+    NotText,
     /// Too many or too few.
     #[error("seed words are 12 or 24, these are {0}")]
     WordCount(usize),
@@ -67,9 +87,14 @@ impl Words {
 
     /// Words that a person wrote down.
     pub fn parse(text: &str) -> Result<Self, SeedError> {
-        let words = Zeroizing::new(
-            text.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>().join(" "),
-        );
+        // Room for all, so that no half of it is left behind when it grows.
+        let mut words = Zeroizing::new(String::with_capacity(text.len()));
+        for word in text.split_whitespace() {
+            if !words.is_empty() {
+                words.push(' ');
+            }
+            words.extend(word.chars().flat_map(char::to_lowercase));
+        }
         match Mnemonic::parse_normalized(&words) {
             Ok(_) => Ok(Self(words)),
             Err(bip39::Error::UnknownWord(index)) => Err(SeedError::UnknownWord(index + 1)),
@@ -92,33 +117,55 @@ pub fn path(directory: &Path) -> PathBuf {
 
 /// The words of a data directory; new ones, and true, when there are none.
 pub fn open(directory: &Path) -> Result<(Words, bool), SeedError> {
-    let path = path(directory);
-    let io = |source| SeedError::Io { path: path.clone(), source };
-    match fs::metadata(&path) {
-        Ok(metadata) => {
-            if metadata.permissions().mode() & 0o077 != 0 {
-                return Err(SeedError::Exposed(path));
-            }
-            if metadata.len() > FILE_MAX_OCTETS {
-                return Err(SeedError::WordCount(0));
-            }
-            let text = Zeroizing::new(fs::read_to_string(&path).map_err(io)?);
-            Ok((Words::parse(&text)?, false))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    match load(directory) {
+        Ok(words) => Ok((words, false)),
+        Err(SeedError::Missing(path)) => {
             let words = Words::generate()?;
-            write(directory, &path, &words).map_err(io)?;
+            write(directory, &path, &words).map_err(|source| SeedError::Io { path, source })?;
             Ok((words, true))
         }
-        Err(error) => Err(io(error)),
+        Err(error) => Err(error),
     }
+}
+
+/// The words of a data directory that must have some, as one with a wallet does.
+pub fn load(directory: &Path) -> Result<Words, SeedError> {
+    let path = path(directory);
+    let io = |source| SeedError::Io { path: path.clone(), source };
+    let mut file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(SeedError::Missing(path));
+        }
+        file => file.map_err(io)?,
+    };
+    if file.metadata().map_err(io)?.permissions().mode() & 0o077 != 0 {
+        return Err(SeedError::Exposed(path));
+    }
+    let mut text = Zeroizing::new([0; FILE_MAX_OCTETS + 1]);
+    let mut length = 0;
+    while let Some(rest) = text.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest).map_err(io)? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    if length > FILE_MAX_OCTETS {
+        return Err(SeedError::TooLong(path));
+    }
+    let content = |source| SeedError::Content { path: path.clone(), source: Box::new(source) };
+    let text = text.get(..length).and_then(|text| str::from_utf8(text).ok());
+    Words::parse(text.ok_or_else(|| content(SeedError::NotText))?).map_err(content)
 }
 
 /// All or nothing, and on the disk before anything is received to it.
 fn write(directory: &Path, path: &Path, words: &Words) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    // One that a crash left may have another mode.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(words.0.as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()?;

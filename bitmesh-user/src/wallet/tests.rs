@@ -154,6 +154,7 @@ fn words_that_were_copied_wrong_are_told_apart() {
     assert!(matches!(wrong("about", "abuot"), SeedError::UnknownWord(12)));
     assert!(matches!(wrong("about", "zoo"), SeedError::Checksum));
     assert!(matches!(wrong(" about", ""), SeedError::WordCount(11)));
+    assert!(matches!(wrong(ABANDON, ""), SeedError::WordCount(0)));
     assert!(Words::parse(&format!("\n {} \n", ABANDON.to_uppercase())).is_ok());
     assert_eq!(format!("{:?}", words()), "Words(..)");
 }
@@ -171,4 +172,32 @@ fn the_seed_file_is_private_and_stays_the_same() {
     assert_eq!(first.seed(), second.seed());
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     assert!(matches!(seed::open(directory.path()), Err(SeedError::Exposed(_))));
+}
+
+#[test]
+fn a_seed_file_that_holds_no_words_is_told_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = seed::load(directory.path()).err().unwrap();
+    assert!(matches!(missing, SeedError::Missing(_)), "{missing}");
+    assert!(!seed::path(directory.path()).exists(), "only `open` makes one");
+    std::fs::write(directory.path().join("seed.new"), "left by a crash").unwrap();
+    seed::open(directory.path()).unwrap();
+    let file = seed::path(directory.path());
+    let long = [b'a'; 1_025];
+    let typo = ABANDON.replace("about", "abuot");
+    let wrong: [(&[u8], &str); 5] = [
+        (b"", "these are 0"),
+        (b"\xff\xfe", "no text"),
+        (typo.as_bytes(), "word 12"),
+        (&long[..1_024], "seed"),
+        (&long, "longer"),
+    ];
+    for (content, told) in wrong {
+        std::fs::write(&file, content).unwrap();
+        let error = seed::open(directory.path()).err().unwrap().to_string();
+        assert!(error.contains(told) && error.contains("/seed"), "{error}");
+        assert_eq!(std::fs::read(&file).unwrap(), content);
+    }
+    std::fs::write(&file, format!("{ABANDON}\n")).unwrap();
+    assert_eq!(seed::load(directory.path()).unwrap().seed(), words().seed());
 }
