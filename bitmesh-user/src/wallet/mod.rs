@@ -25,6 +25,10 @@ use keys::Keys;
 pub use keys::Role;
 pub use seed::Words;
 
+/// Addresses past the newest used one that are looked for in blocks, each kind. Claims that never
+/// confirmed and offers that were refused leave gaps; a wallet made anew from its words must find
+/// what is behind them.
+const LOOKAHEAD_ADDRESSES: u32 = 200;
 /// Weight of the smallest transaction that [`Wallet::fund`] makes: one input, one output.
 const FUND_MIN_WEIGHT: u64 = 437;
 /// Weight units that are lost at most when a weight is rounded up to whole vbytes.
@@ -95,6 +99,7 @@ impl Wallet {
             keys.descriptor(KeychainKind::Internal),
         )
         .network(network)
+        .lookahead(LOOKAHEAD_ADDRESSES)
         .create_wallet_no_persist()
         .map_err(|error| WalletError::Create(error.to_string()))?;
         let (height, hash) = birthday;
@@ -119,6 +124,7 @@ impl Wallet {
         let keys = Keys::new(words, network);
         let loaded = bdk_wallet::Wallet::load()
             .check_network(network)
+            .lookahead(LOOKAHEAD_ADDRESSES)
             .descriptor(KeychainKind::External, Some(keys.descriptor(KeychainKind::External)))
             .descriptor(KeychainKind::Internal, Some(keys.descriptor(KeychainKind::Internal)))
             .load_wallet_no_persist(stored);

@@ -100,6 +100,17 @@ fn what_was_stored_is_the_same_wallet() {
 }
 
 #[test]
+fn the_words_find_money_behind_addresses_that_were_never_used() {
+    let mut before = wallet();
+    let scripts = [(); 150].map(|()| before.next_address().script_pubkey());
+    let (block, height) = paying(&before, scripts[149].clone(), 70_000);
+    let mut again = wallet();
+    again.connect_block(&block, height).unwrap();
+    assert_eq!(again.balance().confirmed, Amount::from_sat(70_000));
+    assert!(!scripts.contains(&again.next_address().script_pubkey()));
+}
+
+#[test]
 fn a_block_that_is_replaced_takes_its_money_with_it() {
     let mut wallet = wallet();
     let script = wallet.next_address().script_pubkey();
