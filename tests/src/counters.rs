@@ -31,14 +31,14 @@ pub fn start(namespace: &Namespace, interface: &str, without: &[&str]) -> Result
     for (name, direction, far) in [("received", "iifname", "saddr"), ("sent", "oifname", "daddr")] {
         commands
             .push(json!({"add": {"counter": {"family": "inet", "table": TABLE, "name": name}}}));
-        let on_interface = matches("==", json!({"meta": {"key": direction}}), interface);
+        let on_interface = matches(&json!({"meta": {"key": direction}}), interface);
         for field in ["saddr", "daddr"] {
             commands.push(rule(name, &link_local(field)));
         }
         for address in without {
             let protocol = if address.contains(':') { "ip6" } else { "ip" };
             let field = json!({"payload": {"protocol": protocol, "field": far}});
-            commands.push(rule(name, &[matches("==", field, address), json!({"return": null})]));
+            commands.push(rule(name, &[matches(&field, address), json!({"return": null})]));
         }
         commands.push(rule(name, &[on_interface, json!({"counter": name})]));
     }
@@ -72,8 +72,8 @@ fn rule(chain: &str, expr: &[Value]) -> Value {
     json!({"add": {"rule": {"family": "inet", "table": TABLE, "chain": chain, "expr": expr}}})
 }
 
-fn matches(op: &str, left: Value, right: &str) -> Value {
-    json!({"match": {"op": op, "left": left, "right": right}})
+fn matches(left: &Value, right: &str) -> Value {
+    json!({"match": {"op": "==", "left": left, "right": right}})
 }
 
 /// What was counted so far.

@@ -128,7 +128,7 @@ impl Namespace {
     pub fn connect(&self, name: &str, peer: &Self, peer_name: &str) -> Result<()> {
         let peer_fd = peer.handle.as_raw_fd();
         // It can't have its name before it has moved: both ends may be called the same.
-        let moving = format!("mv{:x}", peer_fd);
+        let moving = format!("mv{peer_fd:x}");
         self.netlink(async |handle| {
             handle.link().add(LinkVeth::new(name, &moving).build()).execute().await?;
             let index = index_of(&handle, &moving).await?;

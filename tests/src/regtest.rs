@@ -23,7 +23,9 @@ pub const PASSWORD: &str = "lab";
 /// Port of the node's RPC.
 const PORT: u16 = 18_443;
 /// Time that a node has to start.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+const START_DEADLINE: Duration = Duration::from_mins(1);
+/// Methods of ours that ask a wallet.
+const WALLET_METHODS: [&str; 2] = ["getnewaddress", "sendtoaddress"];
 /// Blocks until a block's own reward can be spent.
 const MATURITY_BLOCKS: u32 = 100;
 
@@ -128,8 +130,25 @@ impl<'a> Node<'a> {
     }
 
     /// Asks the node.
+    #[expect(clippy::needless_pass_by_value, reason = "it is made where it is passed")]
     pub fn call<T: DeserializeOwned>(&self, method: &str, params: Value) -> Result<T> {
-        let answer = self.answer(method, &params)?;
+        // Named, for methods of a wallet: a test may have made a second one.
+        let path = if WALLET_METHODS.contains(&method) { "/wallet/lab" } else { "" };
+        self.ask(path, method, &params)
+    }
+
+    /// Asks one of the node's wallets.
+    pub fn in_wallet<T: DeserializeOwned>(
+        &self,
+        wallet: &str,
+        method: &str,
+        params: &Value,
+    ) -> Result<T> {
+        self.ask(&format!("/wallet/{wallet}"), method, params)
+    }
+
+    fn ask<T: DeserializeOwned>(&self, path: &str, method: &str, params: &Value) -> Result<T> {
+        let answer = self.answer(path, method, params)?;
         if let Some(error) = answer.get("error").filter(|error| !error.is_null()) {
             bail!("{method}: {error}");
         }
@@ -137,12 +156,12 @@ impl<'a> Node<'a> {
         serde_json::from_value(result).with_context(|| format!("the answer to {method}"))
     }
 
-    fn answer(&self, method: &str, params: &Value) -> Result<Value> {
+    fn answer(&self, path: &str, method: &str, params: &Value) -> Result<Value> {
         let body = json!({ "jsonrpc": "1.0", "id": "lab", "method": method, "params": params });
-        let url = self.url("127.0.0.1");
+        let url = self.url("127.0.0.1") + path;
         self.namespace.block_on(async || {
             let client =
-                reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build()?;
+                reqwest::Client::builder().no_proxy().timeout(Duration::from_mins(1)).build()?;
             let request = client.post(&url).basic_auth(USER, Some(PASSWORD)).json(&body);
             Ok(request.send().await?.json().await?)
         })

@@ -110,5 +110,5 @@ pub fn transfer(
     mib: u64,
     mbit: u64,
 ) -> Result<u64> {
-    Transfer::start(namespace, host, direction, mib, mbit)?.finish(Duration::from_secs(60))
+    Transfer::start(namespace, host, direction, mib, mbit)?.finish(Duration::from_mins(1))
 }

@@ -63,7 +63,7 @@ fn p13_d14_kill_9_of_either_side_in_mid_download_loses_nothing() -> Result<()> {
     let after = world.account()?;
     assert!(after.bought_octets >= before.bought_octets, "an acknowledged payment was forgotten");
     assert!(after.usage.down.octets >= before.usage.down.octets, "a count was lost");
-    running.finish(Duration::from_secs(60))?;
+    running.finish(Duration::from_mins(1))?;
     ledgers_agree(&topology, &world)?;
 
     let from = world.account()?.usage.down.octets.0;
@@ -72,7 +72,7 @@ fn p13_d14_kill_9_of_either_side_in_mid_download_loses_nothing() -> Result<()> {
     world.subscriber.kill();
     std::thread::sleep(Duration::from_millis(500));
     world.subscriber.start()?;
-    running.finish(Duration::from_secs(60))?;
+    running.finish(Duration::from_mins(1))?;
     ledgers_agree(&topology, &world)
 }
 
@@ -120,7 +120,7 @@ fn p18_when_the_provider_vanishes_the_subscriber_refunds_alone() -> Result<()> {
     let blocks = ours.params.expiry_height - world.node.height()?;
     // A block before the expiry nothing may happen; in steps, as a wallet sees them.
     world.node.mine(blocks - 1)?;
-    eventually("the block before the expiry", Duration::from_secs(60), || {
+    eventually("the block before the expiry", Duration::from_mins(1), || {
         let height = world.subscriber_status()?.chain.height;
         Ok((height + 1 == ours.params.expiry_height).then_some(()))
     })?;

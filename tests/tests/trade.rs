@@ -92,7 +92,7 @@ fn a_spent_budget_cuts_off_to_the_octet_and_the_claim_pays_to_the_satoshi() -> R
 
     let added = world.subscriber.cli(&["budget", "--add", "3000"])?;
     ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
-    assert!(download.finish(Duration::from_secs(60))? >= 40 << 20);
+    assert!(download.finish(Duration::from_mins(1))? >= 40 << 20);
     let usage = world.usage_at_rest()?;
     assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
     assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);

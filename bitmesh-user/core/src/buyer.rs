@@ -60,17 +60,14 @@ impl Buyer {
         Ok(())
     }
 
-    /// What a restart has to do again: fundings and refunds that are not in a block, and the
-    /// newest payment, which may have been signed and never sent.
+    /// What a restart has to do again: [`Self::unconfirmed`], and the newest payment, which may have
+    /// been signed and never sent.
     pub fn resume(&self) -> Out {
         let mut out = Out::default();
+        for tx in self.unconfirmed() {
+            out.act(Action::Broadcast(tx));
+        }
         for (id, channel) in self.book.iter().filter(|(_, channel)| !channel.finished()) {
-            if let (None, Some(tx)) = (channel.funding(), channel.funding_tx()) {
-                out.act(Action::Broadcast(tx.clone()));
-            }
-            if let (None, Some(tx)) = (channel.spent(), channel.refund_tx()) {
-                out.act(Action::Broadcast(tx.clone()));
-            }
             if let (Some((paid, signature)), ChannelStatus::Open) =
                 (channel.best(), channel.status(self.book.tip()))
             {
@@ -78,6 +75,18 @@ impl Buyer {
             }
         }
         out
+    }
+
+    /// Fundings and refunds that no block holds: to be broadcast again, a node may have refused or
+    /// forgotten them.
+    pub fn unconfirmed(&self) -> Vec<Transaction> {
+        let channels = self.book.iter().map(|(_, channel)| channel);
+        let waiting = channels.filter(|channel| !channel.finished()).flat_map(|channel| {
+            let funding = channel.funding_tx().filter(|_| channel.funding().is_none());
+            let refund = channel.refund_tx().filter(|_| channel.spent().is_none());
+            [funding, refund]
+        });
+        waiting.flatten().cloned().collect()
     }
 
     /// Both sides agreed on terms.

@@ -162,6 +162,11 @@ impl Follower {
         if kept == 0 {
             return Err(ChainError::TooDeep(self.tips.len()));
         }
+        let common = kept.checked_sub(1).and_then(|i| self.tips.get(i)).map(|(height, _)| *height);
+        if common == Some(remote_height) && kept < self.tips.len() {
+            // A chain that replaces ours is longer: this node has yet to get the rest of ours.
+            return Err(ChainError::NotReady(format!("it went back to block {remote_height}")));
+        }
         while self.tips.len() > kept {
             let Some((height, _)) = self.tips.pop() else { break };
             self.header = None;

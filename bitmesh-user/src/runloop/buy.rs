@@ -211,10 +211,7 @@ impl Session {
     async fn settle(&mut self, out: Batch<SubscriberEvent, Action>) -> Result<()> {
         for action in self.foundation.commit(out).await? {
             match action {
-                Action::Broadcast(tx) => {
-                    let source = self.foundation.source.clone();
-                    self.tasks.spawn(async move { super::broadcast(source.as_ref(), tx).await });
-                }
+                Action::Broadcast(tx) => self.broadcast(tx),
                 Action::Pay(channel, paid, signature) if Some(channel) == self.active => {
                     self.send_payment(channel, PaymentRequest { paid, signature });
                 }
@@ -223,6 +220,11 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    fn broadcast(&mut self, tx: bitcoin::Transaction) {
+        let source = self.foundation.source.clone();
+        self.tasks.spawn(async move { super::broadcast(source.as_ref(), tx).await });
     }
 
     /// One step of whatever comes next. Runs every [`COUNT_INTERVAL`].
@@ -636,6 +638,11 @@ impl Session {
         match event {
             ChainEvent::Connected { height, block } => {
                 self.buyer.connect(height, &block, out);
+                if self.synced {
+                    for tx in self.buyer.unconfirmed() {
+                        self.broadcast(tx);
+                    }
+                }
                 let due = self.buyer.refunds_due();
                 if !due.is_empty() {
                     let (source, internal) =

@@ -52,6 +52,9 @@ const FEE_TARGET_BLOCKS: u16 = 6;
 const BROADCAST_TRIES: u32 = 20;
 /// Pause between them.
 const BROADCAST_PAUSE: Duration = Duration::from_secs(3);
+/// Blocks below the tip from which a new wallet follows the chain: a reorganisation of the newest
+/// ones must not leave it without a block to go on from.
+const BIRTHDAY_DEPTH_BLOCKS: u32 = 10;
 
 /// What both roles stand on: the disk, the keys and the chain.
 struct Foundation {
@@ -72,24 +75,27 @@ impl Foundation {
         let changes = store.wallet_changes().await?;
         let source: Arc<dyn ChainSource> =
             Arc::new(NodeRpc::new(&common.node, common.node_login.clone(), common.network)?);
-        let (words, made) = seed::open(&common.data_dir)?;
-        if made {
-            warn!(
-                "new seed words are in {}: copy them to paper. They alone bring back the money of \
-                 this wallet and its channels",
-                seed::path(&common.data_dir).display()
-            );
-        }
         let wallet = if changes.is_empty() {
             source.check().await?;
-            let (height, hash) = source.tip().await.context("the first start needs the node")?;
+            let (tip, _) = source.tip().await.context("the first start needs the node")?;
+            let height = tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS);
+            let hash = source.hash_at(height).await?;
+            let (words, made) = seed::open(&common.data_dir)?;
+            if made {
+                warn!(
+                    "new seed words are in {}: copy them to paper, they bring back this wallet's \
+                     money. Keep {} as well: channels are closed with what it holds",
+                    seed::path(&common.data_dir).display(),
+                    common.data_dir.display()
+                );
+            }
             let mut wallet = Wallet::create(&words, common.network, (height, hash))?;
             let birthday = [Entry::Block { height, hash }];
             store.commit(&birthday, wallet.take_changes()?.as_deref()).await?;
             entries.extend(birthday);
             wallet
         } else {
-            Wallet::load(&words, common.network, &changes)?
+            Wallet::load(&seed::load(&common.data_dir)?, common.network, &changes)?
         };
         Ok((Self { data_dir: common.data_dir.clone(), store, wallet, source }, entries))
     }
@@ -101,14 +107,14 @@ impl Foundation {
 
     /// Shows the wallet what happened on chain; stored with the next commit.
     fn follow_wallet(&mut self, event: &ChainEvent) -> Result<()> {
-        if let ChainEvent::Connected { height, block, .. } = event {
+        if let ChainEvent::Connected { height, block } = event {
             self.wallet.connect_block(block, *height)?;
         }
         Ok(())
     }
 
     /// Makes a batch durable, with what the wallet has to remember, and gives out its actions.
-    async fn commit<E: Serialize, A>(&mut self, out: Batch<E, A>) -> Result<Vec<A>, Failure> {
+    async fn commit<E: Serialize, A>(&mut self, out: Batch<E, A>) -> Result<Vec<A>> {
         let wallet = self.wallet.take_changes()?;
         let durable = self.store.commit(out.entries(), wallet.as_deref()).await?;
         Ok(out.release(&durable))
@@ -118,8 +124,6 @@ impl Foundation {
         self.store.close().await
     }
 }
-
-type Failure = anyhow::Error;
 
 /// The only clock: seconds since 1970.
 fn now() -> u64 {

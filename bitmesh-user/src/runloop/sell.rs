@@ -383,7 +383,7 @@ impl Session {
 
     fn claim(&mut self, due: Vec<DueClaim>, rate: FeeRate) -> Result<Input> {
         let wallet = &mut self.foundation.wallet;
-        let payout = wallet.next_address().script_pubkey();
+        let payout = wallet.unused_address().script_pubkey();
         let inputs = due.iter().map(|due| due.input.clone()).collect();
         let claim = Claim::new(inputs, &payout, rate)?;
         let fee = claim.fee();

@@ -90,12 +90,12 @@ fn run(args: &Args) -> Result<bool> {
     let _server = Server::start(&topology.internet)?;
     let mut scene = Scene::new(&topology, started)?;
 
-    scene.introduce(&world)?;
-    scene.open(&mut world)?;
+    Scene::introduce(&world)?;
+    Scene::open(&mut world)?;
     scene.use_both_ways(&world)?;
     scene.spend_the_budget_and_top_up(&world)?;
     let freeloader = scene.try_without_paying(&world)?;
-    let settlement = scene.leave(&mut world)?;
+    let settlement = Scene::leave(&mut world)?;
     let summary = Summary::new(&scene, &world, &freeloader, &settlement)?;
     let good = summary.print();
     println!("\n{:.0} seconds from the first namespace to here", started.elapsed().as_secs_f64());

@@ -77,7 +77,7 @@ impl<'a> Scene<'a> {
     }
 
     /// Who sells what, by which programs.
-    pub fn introduce(&self, world: &World<'_>) -> Result<()> {
+    pub fn introduce(world: &World<'_>) -> Result<()> {
         let status = world.provider_status()?;
         for hook in &status.hooks {
             println!("   {:<6} {:<9} {}", hook.interface, hook.direction, hook.hook);
@@ -89,7 +89,7 @@ impl<'a> Scene<'a> {
     }
 
     /// The subscriber gets coins, opens a channel, and a block confirms it.
-    pub fn open(&self, world: &mut World<'_>) -> Result<()> {
+    pub fn open(world: &mut World<'_>) -> Result<()> {
         heading("2. The subscriber funds a channel from its own wallet");
         world.open_channel(COINS)?;
         let channel = world.own_channel()?;
@@ -173,7 +173,7 @@ impl<'a> Scene<'a> {
     }
 
     /// The subscriber closes; the provider claims; a block confirms it.
-    pub fn leave(&self, world: &mut World<'_>) -> Result<Settlement> {
+    pub fn leave(world: &mut World<'_>) -> Result<Settlement> {
         heading("7. It leaves: the provider claims what was paid, the rest goes back");
         let closed = world.subscriber.cli(&["close", "--all"])?;
         ensure!(closed.status.success(), "{}", String::from_utf8_lossy(&closed.stderr));

@@ -1,0 +1,227 @@
+//! What people and hostile peers get wrong: each gets a clear answer, and nothing changes.
+
+use std::{fs, io::Write as _, net::TcpStream, os::unix::process::CommandExt as _, time::Duration};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    EbpfLoader,
+    programs::{Xdp, XdpMode},
+};
+use bitcoin::Amount;
+use bitmesh_core::wire::ErrorBody;
+use bitmesh_tests::{
+    daemon::{Daemon, bitmesh},
+    netns::{Namespace, sweep},
+    regtest::{Node, PASSWORD, USER},
+    topology::{EDGE_V4, LAN, Topology},
+    world::{Trade, World},
+};
+use bitmesh_user::dataplane;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+const COINS: Amount = Amount::from_sat(200_000);
+const NOBODY: u32 = 65_534;
+
+/// `bitmesh sell` in a namespace with a node of its own; gives what it says when it fails.
+fn sell_fails(namespace: &Namespace, args: &[&str]) -> Result<String> {
+    let data = tempfile::tempdir()?;
+    let args = [&["sell"], args].concat();
+    let mut daemon = Daemon::new(namespace, &data.path().join("sell"), &args)?;
+    daemon.spawn()?;
+    daemon.wait_for_failure()
+}
+
+#[test]
+fn what_is_wrong_with_a_box_is_said_with_what_to_do() -> Result<()> {
+    sweep();
+    let namespace = Namespace::create("misuse")?;
+    let peer = Namespace::create("peer")?;
+    namespace.connect(LAN, &peer, LAN)?;
+    namespace.address(LAN, EDGE_V4, 24)?;
+    let node = Node::start(&namespace)?;
+    let url = node.url("127.0.0.1");
+    let dead = "http://127.0.0.1:1";
+    let common = ["--node-user", USER, "--node-password", PASSWORD, "--instance", "bm-misuse"];
+    let good = [&common[..], &["--network", "regtest", "--node", &url, "--lan", LAN]].concat();
+    let with = |more: &[&'static str]| [&good[..], more].concat();
+    let cases: &[(Vec<&str>, &[&str])] = &[
+        (common.to_vec(), &["--lan is missing", "ip link"]),
+        (
+            [&common[..], &["--network", "regtest", "--node", dead, "--lan", LAN]].concat(),
+            &["does not answer", "--node"],
+        ),
+        (
+            [&common[..], &["--network", "signet", "--node", &url, "--lan", LAN]].concat(),
+            &["is on regtest", "--network"],
+        ),
+        (
+            [&common[..], &["--network", "regtest", "--node", &url, "--lan", "nope0"]].concat(),
+            &["no interface nope0", "ip link"],
+        ),
+        (with(&["--wan", LAN]), &["same port"]),
+        (with(&["--price", "0"]), &["--price"]),
+        (with(&["--table-slots", "1000"]), &["power of two"]),
+        (with(&["--config", "/nonexistent.toml"]), &["/nonexistent.toml"]),
+    ];
+    for (args, told) in cases {
+        let said = sell_fails(&namespace, args)?;
+        for text in *told {
+            assert!(said.contains(text), "{args:?}: {said}");
+        }
+        assert!(said.contains("error: "), "{args:?}: {said}");
+    }
+
+    let mut object = EbpfLoader::new().btf(None).load(dataplane::OBJECT)?;
+    let other: &mut Xdp = object.program_mut("empty_xdp").context("the program")?.try_into()?;
+    other.load()?;
+    namespace.run(|| Ok(other.attach(LAN, XdpMode::Driver).map(drop)?))?;
+    let said = sell_fails(&namespace, &with(&["--upload-hook", "xdp"]))?;
+    assert!(said.contains("already carries XDP program") && said.contains("xdp off"), "{said}");
+    assert!(!dataplane::purge("bm-misuse")?, "a start that failed left something behind");
+    Ok(())
+}
+
+#[test]
+fn a_wrong_login_a_taken_port_and_a_missing_right_are_told_apart() -> Result<()> {
+    sweep();
+    let namespace = Namespace::create("misuse2")?;
+    let peer = Namespace::create("peer2")?;
+    namespace.connect(LAN, &peer, LAN)?;
+    namespace.address(LAN, EDGE_V4, 24)?;
+    let node = Node::start(&namespace)?;
+    let url = node.url("127.0.0.1");
+    let base = ["--network", "regtest", "--node", &url, "--lan", LAN, "--instance", "bm-misuse2"];
+    let wrong = [&base[..], &["--node-user", USER, "--node-password", "wrong"]].concat();
+    let said = sell_fails(&namespace, &wrong)?;
+    assert!(said.contains("refuses the login"), "{said}");
+
+    let login = ["--node-user", USER, "--node-password", PASSWORD];
+    let listener = namespace.run(|| Ok(std::net::TcpListener::bind("[::]:8434")?))?;
+    let said = sell_fails(&namespace, &[&base[..], &login].concat())?;
+    assert!(said.contains("port 8434") && said.contains("--api-port"), "{said}");
+    drop(listener);
+    let _ = dataplane::purge("bm-misuse2");
+
+    let data = tempfile::tempdir()?;
+    std::os::unix::fs::chown(data.path(), Some(NOBODY), Some(NOBODY))?;
+    // The build's folders may be closed to others.
+    let program = data.path().join("bitmesh");
+    fs::copy(bitmesh()?, &program)?;
+    let mut command = namespace.command(&program)?;
+    command.arg("sell").args(base).args(login).arg("--data-dir").arg(data.path().join("sell"));
+    // After the namespace is entered, which takes root: `Command::uid` would come before.
+    // SAFETY: three system calls without memory of ours, between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let done = libc::setgroups(0, std::ptr::null()) == 0
+                && libc::setgid(NOBODY) == 0
+                && libc::setuid(NOBODY) == 0;
+            if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(said.contains("root") && said.contains("CAP_BPF"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn another_seed_or_a_second_daemon_does_not_touch_the_data() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let mut second = topology.edge.command(bitmesh()?)?;
+    second.args(["sell", "--lan", LAN, "--network", "regtest", "--data-dir"]);
+    let output = second.arg(world.provider.directory()).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("in use by another bitmesh"), "{said}");
+
+    world.provider.stop()?;
+    let seed = world.provider.directory().join("seed");
+    let words = fs::read_to_string(&seed)?;
+    fs::write(&seed, "abandon ".repeat(11) + "about")?;
+    world.provider.spawn()?;
+    let said = world.provider.wait_for_failure()?;
+    assert!(said.contains("seed words are not those"), "{said}");
+    fs::write(&seed, words)?;
+    world.provider.start()
+}
+
+/// What the API answers to the subscriber.
+fn send(
+    topology: &Topology,
+    method: &Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(StatusCode, Value)> {
+    topology.subscriber.block_on(async || {
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build()?;
+        let mut request = client.request(method.clone(), format!("{}{path}", World::api()));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await?;
+        Ok((answer.status(), answer.json().await?))
+    })
+}
+
+#[test]
+fn hostile_requests_get_an_answer_and_change_nothing() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    world.open_channel(COINS)?;
+    let before = world.channel()?.1;
+    let payments = format!("/v1/channels/{}/payments", before.channel);
+    let close = format!("/v1/channels/{}/close", before.channel);
+    let unknown = format!("/v1/channels/{}/payments", "00".repeat(32));
+    let junk = json!({"paid_sat": 1_000, "signature": "11".repeat(64)});
+    let cases = [
+        (&payments, junk.clone(), 403, "wrong-signature"),
+        (&payments, json!({"paid_sat": 0, "signature": "11".repeat(64)}), 409, "stale-payment"),
+        (
+            &payments,
+            json!({"paid_sat": u64::MAX, "signature": "11".repeat(64)}),
+            422,
+            "payment-too-large",
+        ),
+        (&payments, json!({"paid_sat": 1.5, "signature": "11".repeat(64)}), 400, "json"),
+        (&payments, json!({"paid_sat": 1_000}), 400, "json"),
+        (&payments, json!([junk]), 400, "json"),
+        (&unknown, junk.clone(), 404, "unknown-channel"),
+        (&close, json!({"signature": "11".repeat(64)}), 403, "wrong-signature"),
+        (&"/v1/channels".to_owned(), json!({"offer": "00".repeat(32)}), 400, "json"),
+    ];
+    for (path, body, status, code) in cases {
+        let (got, answer) = send(&topology, &Method::POST, path, Some(&body))?;
+        let error: ErrorBody = serde_json::from_value(answer).context("an error's body")?;
+        assert_eq!((got.as_u16(), error.error.as_str()), (status, code), "{path} {body}");
+        assert!(!error.r#try.is_empty());
+    }
+
+    // A head that never ends, and one that is too long.
+    let slow = topology.subscriber.run(|| {
+        let mut stream = TcpStream::connect((EDGE_V4, 8_434))?;
+        stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+        stream.write_all(b"GET /v1/offer HTTP/1.1\r\nHost: x\r\n")?;
+        let mut answer = Vec::new();
+        Ok(std::io::Read::read_to_end(&mut stream, &mut answer).map(|_| answer))
+    })?;
+    assert!(slow.is_ok(), "a slow client is let go within its deadline");
+    let long = topology.subscriber.run(|| {
+        let mut stream = TcpStream::connect((EDGE_V4, 8_434))?;
+        stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+        let head = format!("GET /v1/offer HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(1 << 20));
+        // It may be refused before it is all sent.
+        let _ = stream.write_all(head.as_bytes());
+        let mut answer = [0; 12];
+        let _ = std::io::Read::read(&mut stream, &mut answer);
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    })?;
+    assert!(!long.contains(" 200"), "{long}");
+
+    let after = world.channel()?.1;
+    assert_eq!((before.status, before.commitments), (after.status, after.commitments));
+    assert_eq!(send(&topology, &Method::GET, "/v1/offer", None)?.0, StatusCode::OK);
+    Ok(())
+}
