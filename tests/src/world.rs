@@ -172,9 +172,15 @@ impl<'a> World<'a> {
         self.data.path()
     }
 
-    /// What both sides logged.
+    /// What both sides logged, and what they say of themselves.
     pub fn logs(&self) -> String {
-        format!("--- provider\n{}\n--- subscriber\n{}", self.provider.log(), self.subscriber.log())
+        let told = |name: &str, daemon: &Daemon<'_>| {
+            let status = daemon.cli(&["status"]).map(|output| output.stdout).unwrap_or_default();
+            let status = String::from_utf8_lossy(&status).into_owned();
+            format!("--- {name}\n{}{status}", daemon.log())
+        };
+        let (provider, subscriber) = (&self.provider, &self.subscriber);
+        format!("{}\n{}", told("provider", provider), told("subscriber", subscriber))
     }
 }
 

@@ -7,6 +7,7 @@
 //! as arguments, transactions go out as values.
 
 mod book;
+mod course;
 mod params;
 mod provider;
 mod spend;
@@ -19,10 +20,11 @@ mod tests;
 use bitcoin::Amount;
 
 pub use book::{Batch, Book, Durable, Entry, Machine, TIPS_KEPT};
+pub use course::ChannelStatus;
 pub use params::{ChannelId, ChannelParams, IdParseError, ParamsError};
 pub(crate) use params::{hex_id, tagged_hash};
 pub use provider::{
-    ChannelStatus, ClaimRecord, FUNDING_WINDOW_BLOCKS, PaymentError, ProviderChannel, ProviderEvent,
+    ClaimRecord, FUNDING_WINDOW_BLOCKS, PaymentError, ProviderChannel, ProviderEvent,
 };
 pub use spend::{
     CLAIM_WEIGHT_MAX, Claim, ClaimError, ClaimInput, Refund, RefundError, close_digest,

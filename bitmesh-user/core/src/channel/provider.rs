@@ -8,8 +8,10 @@ use bitcoin::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ClaimInput, FINAL_DEPTH_BLOCKS, Funding,
-    InvalidEvent, SpendKind, Spent, close_digest, verify_payment,
+    CLAIM_BUMP_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Funding, InvalidEvent, Spent,
+    close_digest,
+    course::{Course, Gone},
+    verify_payment,
 };
 use crate::{
     station::Station,
@@ -110,52 +112,16 @@ pub enum PaymentError {
     Signature,
 }
 
-/// What a person wants to know of a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "kebab-case")]
-pub enum ChannelStatus {
-    /// Waiting for the funding.
-    Unfunded,
-    /// Waiting for confirmations.
-    Confirming {
-        /// Blocks so far.
-        have: u32,
-        /// Blocks needed.
-        need: u32,
-    },
-    /// Takes payments.
-    Open,
-    /// Takes no more payments; not settled in a block.
-    Closing,
-    /// Settled in a block.
-    Settled {
-        /// By claim or refund.
-        kind: SpendKind,
-        /// Blocks on it, its own included.
-        depth: u32,
-    },
-    /// Settled for good.
-    Closed {
-        /// By claim or refund; none when it was never funded.
-        kind: Option<SpendKind>,
-    },
-}
-
 /// The fold of a channel's journal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProviderChannel {
-    params: ChannelParams,
-    script: ScriptBuf,
+    course: Course,
     key_index: u32,
     station: Station,
     opened_height: u32,
-    funding: Option<Funding>,
     best: Option<Commitment>,
     commitments: u64,
-    close_requested: bool,
     claim: Option<ClaimRecord>,
-    spent: Option<Spent>,
-    finished: bool,
 }
 
 /// The best payment, and the funding that it spends.
@@ -172,69 +138,50 @@ impl ProviderChannel {
         let ProviderEvent::Opened { params, key_index, station, height } = event else {
             return Err(InvalidEvent("a channel that was never opened"));
         };
-        params.validate().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
         Ok(Self {
-            script: params.funding_script(),
-            params: (**params).clone(),
+            course: Course::new(params)?,
             key_index: *key_index,
             station: *station,
             opened_height: *height,
-            funding: None,
             best: None,
             commitments: 0,
-            close_requested: false,
             claim: None,
-            spent: None,
-            finished: false,
         })
     }
 
     /// Follows one event. The signature of a payment is checked when it arrives and again when it
     /// is claimed; here its order and bounds are.
     pub fn apply(&mut self, event: &ProviderEvent) -> Result<(), InvalidEvent> {
-        if self.finished {
+        if self.course.finished {
             return Err(InvalidEvent("an event after the end of a channel"));
         }
         match event {
             ProviderEvent::Opened { .. } => return Err(InvalidEvent("a channel opened twice")),
             ProviderEvent::Funded(funding) => {
-                if self.funding.is_some() {
-                    return Err(InvalidEvent("a channel funded twice"));
-                }
+                self.course.fund(*funding)?;
                 // Commitments spend one outpoint: those of a funding that was replaced are void.
                 self.best = self.best.filter(|best| best.outpoint == funding.outpoint);
-                self.funding = Some(*funding);
             }
-            ProviderEvent::Unfunded => {
-                self.funding.take().ok_or(InvalidEvent("no funding to take away"))?;
-                self.spent = None;
-            }
+            ProviderEvent::Unfunded => self.course.undo(Gone::Funding)?,
             ProviderEvent::Paid { paid, signature } => {
-                let funding = self.funding.ok_or(InvalidEvent("a payment without funding"))?;
-                if *paid <= self.paid() || *paid > self.params.payable() {
+                let outpoint = self.course.outpoint();
+                let outpoint = outpoint.ok_or(InvalidEvent("a payment without funding"))?;
+                if *paid <= self.paid() || *paid > self.course.params.payable() {
                     return Err(InvalidEvent("a payment out of order or bounds"));
                 }
-                let outpoint = funding.outpoint;
                 self.best = Some(Commitment { paid: *paid, signature: *signature, outpoint });
                 self.commitments += 1;
             }
-            ProviderEvent::CloseRequested => self.close_requested = true,
+            ProviderEvent::CloseRequested => self.course.close_requested = true,
             ProviderEvent::ClaimSigned(claim) => {
                 if self.best.is_none() {
                     return Err(InvalidEvent("a claim of nothing"));
                 }
                 self.claim = Some(claim.clone());
             }
-            ProviderEvent::Spent(spent) => {
-                if self.funding.is_none() || self.spent.is_some() {
-                    return Err(InvalidEvent("a spend without funding, or a second one"));
-                }
-                self.spent = Some(*spent);
-            }
-            ProviderEvent::Unspent => {
-                self.spent.take().ok_or(InvalidEvent("no spend to take back"))?;
-            }
-            ProviderEvent::Finished => self.finished = true,
+            ProviderEvent::Spent(spent) => self.course.spend(*spent)?,
+            ProviderEvent::Unspent => self.course.undo(Gone::Spend)?,
+            ProviderEvent::Finished => self.course.finished = true,
         }
         Ok(())
     }
@@ -248,8 +195,8 @@ impl ProviderChannel {
         signature: &Signature,
         tip: u32,
     ) -> Result<Option<ProviderEvent>, PaymentError> {
-        let funding = match self.status(tip) {
-            ChannelStatus::Open => self.funding.ok_or(PaymentError::Unfunded)?,
+        let outpoint = match self.status(tip) {
+            ChannelStatus::Open => self.course.outpoint().ok_or(PaymentError::Unfunded)?,
             ChannelStatus::Unfunded => return Err(PaymentError::Unfunded),
             ChannelStatus::Confirming { have, need } => {
                 return Err(PaymentError::Unconfirmed { have, need });
@@ -259,11 +206,11 @@ impl ProviderChannel {
         if paid < self.paid() {
             return Err(PaymentError::Stale { best: self.paid() });
         }
-        let payable = self.params.payable();
+        let payable = self.course.params.payable();
         if paid > payable {
             return Err(PaymentError::TooLarge { payable });
         }
-        if !verify_payment(secp, &self.params, funding.outpoint, paid, signature) {
+        if !verify_payment(secp, &self.course.params, outpoint, paid, signature) {
             return Err(PaymentError::Signature);
         }
         if paid == self.paid() {
@@ -278,94 +225,69 @@ impl ProviderChannel {
         secp: &Secp256k1<C>,
         signature: &Signature,
     ) -> Result<Option<ProviderEvent>, PaymentError> {
-        let digest = close_digest(&self.params.id());
-        secp.verify_ecdsa(&digest, signature, &self.params.subscriber)
+        let digest = close_digest(&self.course.params.id());
+        secp.verify_ecdsa(&digest, signature, &self.course.params.subscriber)
             .map_err(|_| PaymentError::Signature)?;
-        let closing = self.close_requested || self.finished;
+        let closing = self.course.close_requested || self.course.finished;
         Ok((!closing).then_some(ProviderEvent::CloseRequested))
     }
 
-    /// What a block at `height` with these transactions means for this channel, in order.
+    /// What it means that a block at `height` holds an output of the right script and value.
     pub fn funding_seen(&self, outpoint: OutPoint, height: u32) -> Option<ProviderEvent> {
-        let wanted = self.funding.is_none() && !self.finished;
+        let wanted = self.course.awaits_funding();
         wanted.then_some(ProviderEvent::Funded(Funding { outpoint, height }))
     }
 
     /// What it means that `tx`, in a block at `height`, spends the funding.
     pub fn spend_seen(&self, tx: &Transaction, height: u32) -> Option<ProviderEvent> {
-        if self.finished || self.spent.is_some() {
-            return None;
-        }
-        Spent::find(tx, &self.funding?.outpoint, height).map(ProviderEvent::Spent)
+        self.course.spend_in(tx, height).map(ProviderEvent::Spent)
     }
 
     /// What it means that the block at `height` is no longer part of the chain.
     pub fn block_gone(&self, height: u32) -> Option<ProviderEvent> {
-        if self.finished {
-            None
-        } else if self.funding.is_some_and(|funding| funding.height == height) {
-            Some(ProviderEvent::Unfunded)
-        } else if self.spent.is_some_and(|spent| spent.height == height) {
-            Some(ProviderEvent::Unspent)
-        } else {
-            None
-        }
+        self.course.gone_with(height).map(|gone| match gone {
+            Gone::Funding => ProviderEvent::Unfunded,
+            Gone::Spend => ProviderEvent::Unspent,
+        })
     }
 
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<ProviderEvent> {
-        let settled =
-            self.spent.is_some_and(|spent| depth(spent.height, tip) >= FINAL_DEPTH_BLOCKS);
-        let never_funded = self.funding.is_none()
+        let never_funded = self.course.funding.is_none()
             && self.best.is_none()
             && tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS);
-        (!self.finished && (settled || never_funded)).then_some(ProviderEvent::Finished)
+        let ended = self.course.settled(tip) || never_funded;
+        (!self.course.finished && ended).then_some(ProviderEvent::Finished)
     }
 
     /// What to claim now: the channel is closing, nothing spent the funding, and no claim has been
     /// waiting for less than [`CLAIM_BUMP_BLOCKS`].
     pub fn claim_due(&self, tip: u32) -> Option<ClaimInput> {
         let best = self.best?;
-        let funding = self.funding?;
+        let funding = self.course.outpoint()?;
         let waiting =
             self.claim.as_ref().is_some_and(|claim| tip < claim.height + CLAIM_BUMP_BLOCKS);
         if waiting || self.status(tip) != ChannelStatus::Closing {
             return None;
         }
         let signature = best.signature;
-        let params = self.params.clone();
-        Some(ClaimInput { params, funding: funding.outpoint, paid: best.paid, signature })
+        let params = self.course.params.clone();
+        Some(ClaimInput { params, funding, paid: best.paid, signature })
     }
 
     /// Where the channel stands when the tip is at `tip`.
     pub fn status(&self, tip: u32) -> ChannelStatus {
-        if self.finished {
-            return ChannelStatus::Closed { kind: self.spent.map(|spent| spent.kind) };
-        }
-        if let Some(spent) = self.spent {
-            return ChannelStatus::Settled { kind: spent.kind, depth: depth(spent.height, tip) };
-        }
-        let expiring = tip.saturating_add(CLAIM_MARGIN_BLOCKS) >= self.params.expiry_height;
-        if self.close_requested || expiring {
-            return ChannelStatus::Closing;
-        }
-        match self.funding.map(|funding| depth(funding.height, tip)) {
-            None => ChannelStatus::Unfunded,
-            Some(have) if have < self.params.confirmations => {
-                ChannelStatus::Confirming { have, need: self.params.confirmations }
-            }
-            Some(_) => ChannelStatus::Open,
-        }
+        self.course.status(tip)
     }
 
     /// The terms.
     pub fn params(&self) -> &ChannelParams {
-        &self.params
+        &self.course.params
     }
 
     /// The script that the funding pays.
     pub fn funding_script(&self) -> &ScriptBuf {
-        &self.script
+        &self.course.script
     }
 
     /// Index of the provider's key in its wallet.
@@ -380,7 +302,7 @@ impl ProviderChannel {
 
     /// The funding, once it is in a block.
     pub fn funding(&self) -> Option<Funding> {
-        self.funding
+        self.course.funding
     }
 
     /// Sum of all payments.
@@ -391,7 +313,7 @@ impl ProviderChannel {
     /// Octets that the payments bought.
     pub fn bought(&self) -> Octets {
         let paid = Msat::from_amount(self.paid()).unwrap_or_default();
-        self.params.schedule.octets_for(paid).unwrap_or(Octets(u64::MAX))
+        self.course.params.schedule.octets_for(paid).unwrap_or(Octets(u64::MAX))
     }
 
     /// Payments taken.
@@ -406,23 +328,18 @@ impl ProviderChannel {
 
     /// The confirmed spend.
     pub fn spent(&self) -> Option<Spent> {
-        self.spent
+        self.course.spent
     }
 
     /// Whether nothing can happen any more.
     pub fn finished(&self) -> bool {
-        self.finished
+        self.course.finished
     }
 
     /// Whether it counts against the caps on channels that cost their opener nothing.
     pub fn speculative(&self) -> bool {
-        self.funding.is_none() && !self.finished
+        self.course.funding.is_none() && !self.course.finished
     }
-}
-
-/// Blocks on top of and including the one at `height`.
-pub(super) fn depth(height: u32, tip: u32) -> u32 {
-    (tip + 1).saturating_sub(height)
 }
 
 super::book::machine!(ProviderChannel, ProviderEvent);

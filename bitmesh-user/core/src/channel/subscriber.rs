@@ -8,8 +8,9 @@ use bitcoin::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ChannelStatus, FINAL_DEPTH_BLOCKS,
-    Funding, InvalidEvent, Spent, payment_sighash, provider::depth,
+    CLAIM_BUMP_BLOCKS, ChannelParams, ChannelStatus, Funding, InvalidEvent, Spent,
+    course::{Course, Gone},
+    payment_sighash,
 };
 use crate::units::{Msat, Octets};
 
@@ -91,20 +92,15 @@ pub enum PayError {
 /// The fold of a channel's journal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SubscriberChannel {
-    params: ChannelParams,
-    script: ScriptBuf,
+    course: Course,
     key_index: u32,
     provider: XOnlyPublicKey,
     url: String,
     funding_tx: Option<Transaction>,
-    funding: Option<Funding>,
     best: Option<(Amount, Signature)>,
     commitments: u64,
     disputed: Option<(Octets, Octets)>,
-    close_requested: bool,
     refund: Option<(Transaction, u32)>,
-    spent: Option<Spent>,
-    finished: bool,
 }
 
 impl SubscriberChannel {
@@ -113,28 +109,22 @@ impl SubscriberChannel {
         let SubscriberEvent::Negotiated { params, key_index, provider, url } = event else {
             return Err(InvalidEvent("a channel that was never negotiated"));
         };
-        params.validate().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
         Ok(Self {
-            script: params.funding_script(),
-            params: (**params).clone(),
+            course: Course::new(params)?,
             key_index: *key_index,
             provider: *provider,
             url: url.clone(),
             funding_tx: None,
-            funding: None,
             best: None,
             commitments: 0,
             disputed: None,
-            close_requested: false,
             refund: None,
-            spent: None,
-            finished: false,
         })
     }
 
     /// Follows one event.
     pub fn apply(&mut self, event: &SubscriberEvent) -> Result<(), InvalidEvent> {
-        if self.finished {
+        if self.course.finished {
             return Err(InvalidEvent("an event after the end of a channel"));
         }
         match event {
@@ -142,23 +132,16 @@ impl SubscriberChannel {
                 return Err(InvalidEvent("a channel negotiated twice"));
             }
             SubscriberEvent::FundingSigned { tx } => {
-                if self.funding_tx.is_some() || funding_outpoint(&self.params, tx).is_none() {
+                if self.funding_tx.is_some() || funding_outpoint(&self.course.params, tx).is_none()
+                {
                     return Err(InvalidEvent("a second funding, or one of another channel"));
                 }
                 self.funding_tx = Some(tx.clone());
             }
-            SubscriberEvent::Funded(funding) => {
-                if self.funding.is_some() {
-                    return Err(InvalidEvent("a channel funded twice"));
-                }
-                self.funding = Some(*funding);
-            }
-            SubscriberEvent::Unfunded => {
-                self.funding.take().ok_or(InvalidEvent("no funding to take away"))?;
-                self.spent = None;
-            }
+            SubscriberEvent::Funded(funding) => self.course.fund(*funding)?,
+            SubscriberEvent::Unfunded => self.course.undo(Gone::Funding)?,
             SubscriberEvent::PaymentSigned { paid, signature } => {
-                if *paid <= self.paid() || *paid > self.params.payable() {
+                if *paid <= self.paid() || *paid > self.course.params.payable() {
                     return Err(InvalidEvent("a payment out of order or bounds"));
                 }
                 self.best = Some((*paid, *signature));
@@ -167,28 +150,21 @@ impl SubscriberChannel {
             SubscriberEvent::Disputed { reported_octets, counted_octets } => {
                 self.disputed = Some((*reported_octets, *counted_octets));
             }
-            SubscriberEvent::CloseRequested => self.close_requested = true,
+            SubscriberEvent::CloseRequested => self.course.close_requested = true,
             SubscriberEvent::RefundSigned { tx, height } => {
                 self.refund = Some((tx.clone(), *height));
             }
-            SubscriberEvent::Spent(spent) => {
-                if self.funding.is_none() || self.spent.is_some() {
-                    return Err(InvalidEvent("a spend without funding, or a second one"));
-                }
-                self.spent = Some(*spent);
-            }
-            SubscriberEvent::Unspent => {
-                self.spent.take().ok_or(InvalidEvent("no spend to take back"))?;
-            }
-            SubscriberEvent::Finished => self.finished = true,
+            SubscriberEvent::Spent(spent) => self.course.spend(*spent)?,
+            SubscriberEvent::Unspent => self.course.undo(Gone::Spend)?,
+            SubscriberEvent::Finished => self.course.finished = true,
         }
         Ok(())
     }
 
     /// What to sign to have paid `paid` in all.
     pub fn payment(&self, paid: Amount, tip: u32) -> Result<Message, PayError> {
-        let funding = match self.status(tip) {
-            ChannelStatus::Open => self.funding.ok_or(PayError::Unconfirmed)?,
+        let outpoint = match self.status(tip) {
+            ChannelStatus::Open => self.course.outpoint().ok_or(PayError::Unconfirmed)?,
             ChannelStatus::Unfunded | ChannelStatus::Confirming { .. } => {
                 return Err(PayError::Unconfirmed);
             }
@@ -200,45 +176,36 @@ impl SubscriberChannel {
         if paid <= self.paid() {
             return Err(PayError::NotMore(self.paid()));
         }
-        payment_sighash(&self.params, funding.outpoint, paid)
-            .ok_or(PayError::Spent(self.params.payable()))
+        payment_sighash(&self.course.params, outpoint, paid)
+            .ok_or(PayError::Spent(self.course.params.payable()))
     }
 
     /// What it means that a block at `height` holds `outpoint`, which pays the channel's script.
     /// Only the output that this side funded counts: commitments spend no other.
     pub fn funding_seen(&self, outpoint: OutPoint, height: u32) -> Option<SubscriberEvent> {
-        let own = self.funding_tx.as_ref().and_then(|tx| funding_outpoint(&self.params, tx));
-        let wanted = own == Some(outpoint) && self.funding.is_none() && !self.finished;
+        let own = self.funding_tx.as_ref().and_then(|tx| funding_outpoint(&self.course.params, tx));
+        let wanted = own == Some(outpoint) && self.course.awaits_funding();
         wanted.then_some(SubscriberEvent::Funded(Funding { outpoint, height }))
     }
 
     /// What it means that `tx`, in a block at `height`, spends the funding.
     pub fn spend_seen(&self, tx: &Transaction, height: u32) -> Option<SubscriberEvent> {
-        if self.finished || self.spent.is_some() {
-            return None;
-        }
-        Spent::find(tx, &self.funding?.outpoint, height).map(SubscriberEvent::Spent)
+        self.course.spend_in(tx, height).map(SubscriberEvent::Spent)
     }
 
     /// What it means that the block at `height` is no longer part of the chain.
     pub fn block_gone(&self, height: u32) -> Option<SubscriberEvent> {
-        if self.finished {
-            None
-        } else if self.funding.is_some_and(|funding| funding.height == height) {
-            Some(SubscriberEvent::Unfunded)
-        } else if self.spent.is_some_and(|spent| spent.height == height) {
-            Some(SubscriberEvent::Unspent)
-        } else {
-            None
-        }
+        self.course.gone_with(height).map(|gone| match gone {
+            Gone::Funding => SubscriberEvent::Unfunded,
+            Gone::Spend => SubscriberEvent::Unspent,
+        })
     }
 
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<SubscriberEvent> {
-        let settled =
-            self.spent.is_some_and(|spent| depth(spent.height, tip) >= FINAL_DEPTH_BLOCKS);
-        let abandoned = self.funding_tx.is_none() && tip >= self.params.expiry_height;
-        (!self.finished && (settled || abandoned)).then_some(SubscriberEvent::Finished)
+        let abandoned = self.funding_tx.is_none() && tip >= self.course.params.expiry_height;
+        let ended = self.course.settled(tip) || abandoned;
+        (!self.course.finished && ended).then_some(SubscriberEvent::Finished)
     }
 
     /// The outpoint to refund now: the next block may hold the refund, nothing spent the funding,
@@ -248,39 +215,25 @@ impl SubscriberChannel {
             .refund
             .as_ref()
             .is_some_and(|(_, height)| tip < height.saturating_add(CLAIM_BUMP_BLOCKS));
-        let due = tip >= self.params.expiry_height && self.spent.is_none() && !self.finished;
-        self.funding.filter(|_| due && !waiting).map(|funding| funding.outpoint)
+        let due = tip >= self.course.params.expiry_height
+            && self.course.spent.is_none()
+            && !self.course.finished;
+        self.course.outpoint().filter(|_| due && !waiting)
     }
 
     /// Where the channel stands when the tip is at `tip`.
     pub fn status(&self, tip: u32) -> ChannelStatus {
-        if self.finished {
-            return ChannelStatus::Closed { kind: self.spent.map(|spent| spent.kind) };
-        }
-        if let Some(spent) = self.spent {
-            return ChannelStatus::Settled { kind: spent.kind, depth: depth(spent.height, tip) };
-        }
-        let expiring = tip.saturating_add(CLAIM_MARGIN_BLOCKS) >= self.params.expiry_height;
-        if self.close_requested || expiring {
-            return ChannelStatus::Closing;
-        }
-        match self.funding.map(|funding| depth(funding.height, tip)) {
-            None => ChannelStatus::Unfunded,
-            Some(have) if have < self.params.confirmations => {
-                ChannelStatus::Confirming { have, need: self.params.confirmations }
-            }
-            Some(_) => ChannelStatus::Open,
-        }
+        self.course.status(tip)
     }
 
     /// The terms.
     pub fn params(&self) -> &ChannelParams {
-        &self.params
+        &self.course.params
     }
 
     /// The script that the funding pays.
     pub fn funding_script(&self) -> &ScriptBuf {
-        &self.script
+        &self.course.script
     }
 
     /// Index of the subscriber's key in its wallet.
@@ -305,7 +258,7 @@ impl SubscriberChannel {
 
     /// The funding, once it is in a block.
     pub fn funding(&self) -> Option<Funding> {
-        self.funding
+        self.course.funding
     }
 
     /// Sum of all payments signed.
@@ -321,7 +274,7 @@ impl SubscriberChannel {
     /// Octets that the payments buy.
     pub fn bought(&self) -> Octets {
         let paid = Msat::from_amount(self.paid()).unwrap_or_default();
-        self.params.schedule.octets_for(paid).unwrap_or(Octets(u64::MAX))
+        self.course.params.schedule.octets_for(paid).unwrap_or(Octets(u64::MAX))
     }
 
     /// Payments signed.
@@ -341,12 +294,12 @@ impl SubscriberChannel {
 
     /// The confirmed spend.
     pub fn spent(&self) -> Option<Spent> {
-        self.spent
+        self.course.spent
     }
 
     /// Whether nothing can happen any more.
     pub fn finished(&self) -> bool {
-        self.finished
+        self.course.finished
     }
 }
 
