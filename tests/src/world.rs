@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Time that a step which needs a block or two may take.
-const STEP: Duration = Duration::from_secs(30);
+const STEP: Duration = Duration::from_secs(90);
 
 /// The processes of a trade, on a topology.
 pub struct World<'a> {
