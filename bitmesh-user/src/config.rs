@@ -231,7 +231,7 @@ impl SellArgs {
             lifetime_min_blocks: LIFETIME_MIN_BLOCKS,
             lifetime_max_blocks: LIFETIME_MAX_BLOCKS,
             confirmations: args.confirmations.unwrap_or(1),
-            tick_max_octets: Octets(args.tick_max.unwrap_or(TICK_MAX_OCTETS)),
+            tick_max: Octets(args.tick_max.unwrap_or(TICK_MAX_OCTETS)),
         };
         let instance = instance(args.instance, "sell")?;
         if args.lan.is_empty() {

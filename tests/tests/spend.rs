@@ -14,6 +14,7 @@ use bitmesh_core::{
     },
     offer::OfferId,
     pricing::Schedule,
+    units::Octets,
 };
 use bitmesh_tests::{
     netns::{Namespace, sweep},
@@ -58,6 +59,7 @@ impl Bench {
             remainder_script: script(1),
             schedule: Schedule::flat(1_000),
             confirmations: 1,
+            tick_max: Octets(8 << 20),
         };
         params.validate()?;
         let address = Address::from_script(&params.funding_script(), Network::Regtest)?;

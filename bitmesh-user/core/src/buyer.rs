@@ -100,8 +100,9 @@ impl Buyer {
         let channel = params.id();
         let key_index = self.next_key_index;
         self.next_key_index += 1;
-        let event =
-            SubscriberEvent::Negotiated { params: Box::new(params), key_index, provider, url };
+        let params = Box::new(params);
+        let height = self.book.tip();
+        let event = SubscriberEvent::Negotiated { params, key_index, provider, url, height };
         self.book.record(channel, event, out);
         channel
     }
@@ -110,7 +111,9 @@ impl Buyer {
     /// channel or another one does.
     pub fn funding_signed(&mut self, channel: ChannelId, tx: Transaction, out: &mut Out) -> bool {
         let fits = self.book.get(&channel).is_some_and(|known| {
-            known.funding_tx().is_none() && funding_outpoint(known.params(), &tx).is_some()
+            !known.finished()
+                && known.funding_tx().is_none()
+                && funding_outpoint(known.params(), &tx).is_some()
         });
         if fits {
             self.book.record(channel, SubscriberEvent::FundingSigned { tx: tx.clone() }, out);
@@ -134,6 +137,9 @@ impl Buyer {
 
     /// The provider bills what was not counted.
     pub fn disputed(&mut self, channel: ChannelId, dispute: Dispute, out: &mut Out) {
+        if !self.is_live(&channel) {
+            return;
+        }
         let (reported_octets, counted_octets) = (dispute.reported, dispute.counted);
         let event = SubscriberEvent::Disputed { reported_octets, counted_octets };
         self.book.record(channel, event, out);
@@ -141,11 +147,18 @@ impl Buyer {
 
     /// Leave. Nothing more is signed on the channel.
     pub fn close(&mut self, channel: ChannelId, out: &mut Out) {
+        if !self.is_live(&channel) {
+            return;
+        }
         self.book.record(channel, SubscriberEvent::CloseRequested, out);
     }
 
-    /// A refund was signed.
+    /// A refund was signed, unless the channel was settled meanwhile.
     pub fn refund_signed(&mut self, channel: ChannelId, tx: Transaction, out: &mut Out) {
+        let tip = self.book.tip();
+        if self.book.get(&channel).and_then(|known| known.refund_due(tip)).is_none() {
+            return;
+        }
         let event = SubscriberEvent::RefundSigned { tx: tx.clone(), height: self.book.tip() };
         self.book.record(channel, event, out);
         out.act(Action::Broadcast(tx));
@@ -171,6 +184,10 @@ impl Buyer {
                 Some(DueRefund { channel: *id, outpoint, key_index: channel.key_index() })
             })
             .collect()
+    }
+
+    fn is_live(&self, channel: &ChannelId) -> bool {
+        self.book.get(channel).is_some_and(|known| !known.finished())
     }
 
     /// Index of the wallet key that the next channel uses.

@@ -75,7 +75,8 @@ pub struct Terms {
     /// Blocks, the funding's own included, before payments are taken.
     pub confirmations: u32,
     /// Most that the provider asks to be paid ahead of use, in octets: what a subscriber risks.
-    pub tick_max_octets: Octets,
+    #[serde(rename = "tick_max_octets")]
+    pub tick_max: Octets,
 }
 
 /// An offer with its signature.
@@ -147,7 +148,7 @@ impl Offer {
         if !(1..=CONFIRMATIONS_MAX).contains(&terms.confirmations) {
             return Err(OfferError::Terms("confirmations"));
         }
-        if terms.tick_max_octets == Octets(0) {
+        if terms.tick_max == Octets(0) {
             return Err(OfferError::Terms("tick"));
         }
         let lifetime = self.valid_until.checked_sub(self.issued_at);
@@ -202,7 +203,7 @@ pub(crate) mod tests {
                 lifetime_min_blocks: 300,
                 lifetime_max_blocks: 2_000,
                 confirmations: 2,
-                tick_max_octets: Octets(8 << 20),
+                tick_max: Octets(8 << 20),
             },
         }
     }
@@ -248,7 +249,7 @@ pub(crate) mod tests {
         assert!(with(|o| o.terms.lifetime_min_blocks = LIFETIME_MIN_BLOCKS - 1));
         assert!(with(|o| o.terms.lifetime_max_blocks = LIFETIME_MAX_BLOCKS + 1));
         assert!(with(|o| o.terms.confirmations = 0));
-        assert!(with(|o| o.terms.tick_max_octets = Octets(0)));
+        assert!(with(|o| o.terms.tick_max = Octets(0)));
         assert!(with(|o| o.valid_until = o.issued_at - 1));
         assert!(with(|o| o.valid_until = o.issued_at + OFFER_LIFETIME_MAX_SECONDS + 1));
         assert!(with(|o| o.schedule.tiers.clear()));

@@ -12,6 +12,8 @@ use crate::{
 pub const TICK_MIN_OCTETS: Octets = Octets(256 << 10);
 /// First tick, in octets, before a rate is known.
 pub const TICK_FIRST_OCTETS: Octets = Octets(1 << 20);
+/// Most that is ever paid ahead, in octets, whatever a provider asks.
+pub const TICK_MAX_OCTETS: Octets = Octets(64 << 20);
 /// How long a measured rate is believed, in milliseconds.
 const RATE_MEMORY_MS: u64 = 1_000;
 /// Round trip that is assumed before one was measured, in milliseconds.
@@ -71,10 +73,10 @@ struct Reported {
 }
 
 impl Payer {
-    /// For an offer that asks for at most `tick_max` to be paid ahead.
+    /// For terms that ask for at most `tick_max` to be paid ahead.
     pub fn new(tick_max: Octets) -> Self {
         Self {
-            tick_max,
+            tick_max: tick_max.min(TICK_MAX_OCTETS),
             round_trip_ms: ROUND_TRIP_FIRST_MS,
             counted: Octets(0),
             sampled: None,

@@ -145,7 +145,7 @@ pub(super) fn offer(offer: &SignedOffer) -> String {
     facts(&[
         ("provider", offer.offer.provider.to_string()),
         ("price", price(&offer.offer.schedule)),
-        ("paid ahead", format!("at most {}", terms.tick_max_octets)),
+        ("paid ahead", format!("at most {}", terms.tick_max)),
         ("channel", range),
         ("confirmations", terms.confirmations.to_string()),
         ("network", offer.offer.network.to_string()),

@@ -138,7 +138,7 @@ impl Session {
         let active = buyer
             .book()
             .iter()
-            .find(|(_, channel)| channel.url() == url && is_usable(channel, buyer.book().tip()))
+            .find(|(_, channel)| channel.url() == url && is_alive(channel, buyer.book().tip()))
             .map(|(id, _)| *id);
         let (internal, internals) = mpsc::channel(16);
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
@@ -313,6 +313,7 @@ impl Session {
             remainder_script: request.remainder_script.clone(),
             schedule: offer.offer.schedule.clone(),
             confirmations: offer.offer.terms.confirmations,
+            tick_max: offer.offer.terms.tick_max,
         };
         self.ask(async move {
             let answer = provider.open(&request).await;
@@ -431,8 +432,8 @@ impl Session {
 
     fn settled(&mut self, id: ChannelId) {
         self.say(Phase::Closed, "settled; the rest is back in the wallet");
-        let finished = self.buyer.book().get(&id).is_some_and(SubscriberChannel::finished);
-        if finished && self.intent == Intent::Buy {
+        if self.intent == Intent::Buy {
+            info!("channel {id} is settled");
             (self.active, self.payer, self.observer) = (None, None, None);
         }
     }
@@ -569,12 +570,8 @@ impl Session {
             Observer::open(&self.config.instance, &interface.name, &account.edge_addresses, mac)?;
         info!("counting on {}", interface.name);
         self.observer = Some(observer);
-        let id = self.active.and_then(|id| self.buyer.book().get(&id));
-        let tick_max = self
-            .offer
-            .as_ref()
-            .filter(|offer| id.is_some_and(|channel| channel.params().offer == offer.offer.id()))
-            .map_or(TICK_MAX, |offer| offer.offer.terms.tick_max_octets.min(TICK_MAX));
+        let channel = self.active.and_then(|id| self.buyer.book().get(&id));
+        let tick_max = channel.map(|channel| channel.params().tick_max).unwrap_or_default();
         self.payer = Some(Payer::new(tick_max));
         self.count();
         Ok(())
@@ -748,14 +745,16 @@ impl Session {
     }
 }
 
-/// Most that is ever paid ahead, whatever an offer asks: what a restart falls back to.
-const TICK_MAX: Octets = Octets(8 << 20);
-
 fn is_usable(channel: &SubscriberChannel, tip: u32) -> bool {
     matches!(
         channel.status(tip),
         ChannelStatus::Unfunded | ChannelStatus::Confirming { .. } | ChannelStatus::Open
     )
+}
+
+/// Whether there is something left to do: pay on it, or see it closed.
+fn is_alive(channel: &SubscriberChannel, tip: u32) -> bool {
+    is_usable(channel, tip) || channel.status(tip) == ChannelStatus::Closing
 }
 
 /// The address in `http://address:port`.

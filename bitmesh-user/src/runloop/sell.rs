@@ -12,7 +12,7 @@ use bitcoin::{Amount, FeeRate};
 use bitmesh_common::EDGE_ADDRESS_LIMIT;
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, ChannelStatus, Claim, ProviderEvent},
+    channel::{Batch, ChannelStatus, Claim, ProviderChannel, ProviderEvent},
     controller::{Action, Answer, Controller, DueClaim, Input, Refusal, RequestId},
     ledger::{Counts, Usage},
     offer::{OFFER_VERSION, Offer, SignedOffer},
@@ -204,6 +204,8 @@ impl Session {
                 _ = usage.tick() => self.read_usage(&mut out),
                 _ = checkpoint.tick() => {
                     self.renew_offer();
+                    // Finished tasks are let go.
+                    while self.tasks.try_join_next().is_some() {}
                     self.controller.handle(Input::Checkpoint, &mut out);
                 }
                 _ = addresses.tick() => self.read_addresses().await,
@@ -311,7 +313,15 @@ impl Session {
                     self.foundation.wallet.channel_public_key(Role::Provider, key_index);
                 Input::Open { request, station, open, provider_key, now: now() }
             }
-            Ask::Pay(channel, payment) => Input::Pay { request, channel, payment },
+            Ask::Pay(channel, payment) => {
+                // Its answer tells what is used now.
+                let station = self.controller.book().get(&channel).map(ProviderChannel::station);
+                let key = station.map(Station::key);
+                let used = key.and_then(|key| self.dataplane.usage(key));
+                let reading = station.zip(used.as_ref().map(usage_of)).into_iter().collect();
+                self.controller.handle(Input::Usage(reading), out);
+                Input::Pay { request, channel, payment }
+            }
             Ask::Close(channel, close) => Input::Close { request, channel, close },
             ask => {
                 self.questions.push(Envelope { ask, reply: envelope.reply });
@@ -320,7 +330,6 @@ impl Session {
         };
         self.next_request += 1;
         self.pending.insert(request, envelope.reply);
-        self.read_usage(out);
         self.controller.handle(input, out);
     }
 

@@ -30,7 +30,9 @@ pub use spend::{
     CLAIM_WEIGHT_MAX, Claim, ClaimError, ClaimInput, Refund, RefundError, close_digest,
     payment_sighash, verify_payment,
 };
-pub use subscriber::{PayError, SubscriberChannel, SubscriberEvent, funding_outpoint};
+pub use subscriber::{
+    AGREED_WINDOW_BLOCKS, PayError, SubscriberChannel, SubscriberEvent, funding_outpoint,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +71,7 @@ pub const CONFIRMATIONS_MAX: u32 = 100;
 
 const _: () = assert!(CLAIM_MARGIN_BLOCKS > CLAIM_DONE_BLOCKS);
 const _: () = assert!(CLAIM_DONE_BLOCKS > FINAL_DEPTH_BLOCKS + CLAIM_BUMP_BLOCKS);
+const _: () = assert!(AGREED_WINDOW_BLOCKS < FUNDING_WINDOW_BLOCKS);
 const _: () = assert!(LIFETIME_MIN_BLOCKS > CLAIM_MARGIN_BLOCKS + CONFIRMATIONS_MAX / 10);
 
 /// A confirmed output of exactly the channel's capacity, paying the channel's script.

@@ -15,6 +15,7 @@ use super::{CAPACITY_MIN, CONFIRMATIONS_MAX, RESERVE};
 use crate::{
     offer::OfferId,
     pricing::{Schedule, ScheduleError},
+    units::Octets,
 };
 
 /// The terms of one channel, fixed for its life.
@@ -40,6 +41,9 @@ pub struct ChannelParams {
     pub schedule: Schedule,
     /// Blocks, the funding's own included, before payments are taken.
     pub confirmations: u32,
+    /// Most octets that the subscriber pays ahead of use.
+    #[serde(rename = "tick_max_octets")]
+    pub tick_max: Octets,
 }
 
 /// Why two parties can't open such a channel.

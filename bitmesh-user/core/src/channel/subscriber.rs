@@ -14,6 +14,10 @@ use super::{
 };
 use crate::units::{Msat, Octets};
 
+/// Blocks that agreed terms wait for the funding to be signed. Later, the provider may have given up
+/// the channel, and money in it would come back only at the expiry.
+pub const AGREED_WINDOW_BLOCKS: u32 = 6;
+
 /// What happened to a channel. The journal is a list of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
@@ -28,6 +32,8 @@ pub enum SubscriberEvent {
         provider: XOnlyPublicKey,
         /// Where its API is.
         url: String,
+        /// Tip when they were agreed.
+        height: u32,
     },
     /// The funding was signed and may be broadcast at any time.
     FundingSigned {
@@ -96,6 +102,7 @@ pub struct SubscriberChannel {
     key_index: u32,
     provider: XOnlyPublicKey,
     url: String,
+    agreed_height: u32,
     funding_tx: Option<Transaction>,
     best: Option<(Amount, Signature)>,
     commitments: u64,
@@ -106,7 +113,7 @@ pub struct SubscriberChannel {
 impl SubscriberChannel {
     /// The first event of a journal.
     pub fn open(event: &SubscriberEvent) -> Result<Self, InvalidEvent> {
-        let SubscriberEvent::Negotiated { params, key_index, provider, url } = event else {
+        let SubscriberEvent::Negotiated { params, key_index, provider, url, height } = event else {
             return Err(InvalidEvent("a channel that was never negotiated"));
         };
         Ok(Self {
@@ -114,6 +121,7 @@ impl SubscriberChannel {
             key_index: *key_index,
             provider: *provider,
             url: url.clone(),
+            agreed_height: *height,
             funding_tx: None,
             best: None,
             commitments: 0,
@@ -203,7 +211,8 @@ impl SubscriberChannel {
 
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<SubscriberEvent> {
-        let abandoned = self.funding_tx.is_none() && tip >= self.course.params.expiry_height;
+        let stale = tip > self.agreed_height.saturating_add(AGREED_WINDOW_BLOCKS);
+        let abandoned = self.funding_tx.is_none() && stale;
         let ended = self.course.settled(tip) || abandoned;
         (!self.course.finished && ended).then_some(SubscriberEvent::Finished)
     }

@@ -9,7 +9,7 @@ use bitcoin::{
 };
 
 use super::{ChannelParams, payment_sighash};
-use crate::{offer::OfferId, pricing::Schedule};
+use crate::{offer::OfferId, pricing::Schedule, units::Octets};
 
 pub(crate) const SUBSCRIBER: u8 = 1;
 pub(crate) const PROVIDER: u8 = 2;
@@ -42,6 +42,7 @@ pub(crate) fn params() -> ChannelParams {
         remainder_script: ScriptBuf::new_p2wpkh(&WPubkeyHash::hash(b"remainder")),
         schedule: Schedule::flat(1_000),
         confirmations: 2,
+        tick_max: Octets(8 << 20),
     }
 }
 

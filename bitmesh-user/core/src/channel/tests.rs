@@ -306,7 +306,8 @@ mod subscriber {
         let provider = XOnlyPublicKey::from(public_key(7));
         let params = Box::new(params());
         let url = "http://10.77.0.1:8434".into();
-        let event = SubscriberEvent::Negotiated { params, key_index: 0, provider, url };
+        let height = 100;
+        let event = SubscriberEvent::Negotiated { params, key_index: 0, provider, url, height };
         SubscriberChannel::open(&event).unwrap()
     }
 
@@ -355,6 +356,14 @@ mod subscriber {
         assert_eq!(leaving.payment(sat(5), 110), Err(PayError::Closed));
         assert_eq!(funded().payment(sat(5), 856), Err(PayError::Closed));
         assert!(funded().payment(sat(5), 855).is_ok());
+    }
+
+    #[test]
+    fn terms_that_were_not_funded_soon_are_given_up() {
+        let last = 100 + AGREED_WINDOW_BLOCKS;
+        assert_eq!(negotiated().finish(last), None);
+        assert_eq!(negotiated().finish(last + 1), Some(SubscriberEvent::Finished));
+        assert_eq!(funded().finish(last + 1), None);
     }
 
     #[test]

@@ -306,6 +306,7 @@ impl Controller {
             remainder_script: open.remainder_script.clone(),
             schedule: offer.offer.schedule.clone(),
             confirmations: terms.confirmations,
+            tick_max: terms.tick_max,
         };
         params.validate().map_err(Refusal::Params)?;
         self.check_caps(station)?;
@@ -410,6 +411,12 @@ impl Controller {
             fee,
             height: self.book.tip(),
         };
+        // Blocks may have come while the fee was asked for: what they settled is not claimed again.
+        let tip = self.book.tip();
+        let due = |id: &ChannelId| self.book.get(id).and_then(|channel| channel.claim_due(tip));
+        if !channels.iter().all(|id| due(id).is_some()) {
+            return;
+        }
         for channel in channels {
             self.record(channel, ProviderEvent::ClaimSigned(claim.clone()), out);
         }
