@@ -10,6 +10,7 @@ pub mod frames;
 pub mod netns;
 mod offload;
 pub mod regtest;
+pub mod sweep;
 pub mod topology;
 pub mod traffic;
 pub mod world;

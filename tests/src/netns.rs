@@ -18,15 +18,14 @@ use futures_util::TryStreamExt as _;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::{
     mount::{UnmountFlags, mount_bind, unmount},
-    process::{Pid, Signal, set_parent_process_death_signal, test_kill_process},
+    process::{Signal, set_parent_process_death_signal},
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
 };
 
-/// Where `ip netns` looks for names.
-const DIRECTORY: &str = "/run/netns";
-/// Of every name that is made here: `bm-<pid of the run>-<name>`.
-const PREFIX: &str = "bm-";
+use crate::sweep::own_name;
 
+/// Where `ip netns` looks for names.
+pub(crate) const DIRECTORY: &str = "/run/netns";
 /// A named network namespace; gone when dropped, unless kept.
 #[derive(Debug)]
 pub struct Namespace {
@@ -38,7 +37,7 @@ pub struct Namespace {
 impl Namespace {
     /// A new one, with its loopback up and IPv6 addresses usable at once.
     pub fn create(name: &str) -> Result<Self> {
-        let name = format!("{PREFIX}{}-{name}", std::process::id());
+        let name = own_name(name);
         let path = Path::new(DIRECTORY).join(&name);
         fs::create_dir_all(DIRECTORY)?;
         File::create_new(&path).with_context(|| format!("making {}; root?", path.display()))?;
@@ -201,32 +200,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Removes what runs that are gone left behind.
-pub fn sweep() {
-    remove_of(|owner| test_kill_process(owner).is_err());
-}
-
-/// Removes every namespace of this run, for an end in which nothing is dropped.
-pub fn remove_own() {
-    remove_of(|owner| owner == rustix::process::getpid());
-}
-
-/// The run that a name was made by, if it is one of ours.
-pub(crate) fn owner_of(name: &str) -> Option<Pid> {
-    Pid::from_raw(name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()?)
-}
-
-fn remove_of(gone: impl Fn(Pid) -> bool) {
-    let Ok(entries) = fs::read_dir(DIRECTORY) else { return };
-    for entry in entries.flatten() {
-        let owner = entry.file_name().to_str().and_then(owner_of);
-        if owner.is_some_and(&gone) {
-            remove(&entry.path());
-        }
-    }
-}
-
-fn remove(path: &Path) {
+pub(crate) fn remove(path: &Path) {
     let _ = unmount(path, UnmountFlags::DETACH);
     let _ = fs::remove_file(path);
 }

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::netns::Namespace;
+use crate::{netns::Namespace, sweep::own_name};
 
 /// User of the node's RPC.
 pub const USER: &str = "lab";
@@ -60,7 +60,7 @@ static NEXT_PORT: AtomicU16 = AtomicU16::new(PORT);
 impl<'a> Node<'a> {
     /// A new chain of 101 blocks, whose first reward can be spent.
     pub fn start(namespace: &'a Namespace) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("bm-node-").tempdir()?;
+        let directory = tempfile::Builder::new().prefix(&own_name("node-")).tempdir()?;
         let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
         let program = bitcoind()?;
         let mut node = Self { namespace, program, directory, process: None, port };

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use crate::netns::{Namespace, sweep};
 pub use crate::offload::Offload;
+use crate::{netns::Namespace, sweep::sweep};
 
 /// Address of the edge on the subscriber's port.
 pub const EDGE_V4: &str = "10.77.0.1";

@@ -17,13 +17,12 @@ use bitmesh_user::{
     dataplane,
     runloop::status::{Phase, ProviderStatus, Status, SubscriberStatus, WalletStatus},
 };
-use rustix::process::{Pid, getpid, test_kill_process};
 use tempfile::TempDir;
 
 use crate::{
     daemon::{Daemon, eventually},
-    netns::owner_of,
     regtest::{Node, PASSWORD, USER},
+    sweep::own_name,
     topology::{EDGE_V4, FREELOADER_LAN, LAN, NODE_FOR_EDGE, NODE_FOR_SUBSCRIBER, Topology, WAN},
 };
 
@@ -64,9 +63,8 @@ impl Default for Trade<'_> {
 impl<'a> World<'a> {
     /// A chain, a provider that sells and a subscriber that is not started yet.
     pub fn new(topology: &'a Topology, trade: &Trade<'_>) -> Result<Self> {
-        purge_of(|owner| test_kill_process(owner).is_err());
         let node = Node::start(&topology.chain)?;
-        let data = tempfile::Builder::new().prefix("bm-data-").tempdir()?;
+        let data = tempfile::Builder::new().prefix(&own_name("data-")).tempdir()?;
         let price = trade.price.to_string();
         let url = node.url(NODE_FOR_EDGE);
         let instance = instance();
@@ -197,21 +195,8 @@ fn channel_of(daemon: &Daemon<'_>) -> Result<ChannelReport> {
     channels.into_iter().next_back().context("no channel")
 }
 
-/// Takes off what this run pinned, for an end in which nothing is dropped.
-pub fn purge_own() {
-    purge_of(|owner| owner == getpid());
-}
-
-fn purge_of(gone: impl Fn(Pid) -> bool) {
-    for instance in dataplane::instances() {
-        if owner_of(&instance).is_some_and(&gone) {
-            let _ = dataplane::purge(&instance);
-        }
-    }
-}
-
 /// Pins are the machine's, not a namespace's: each world has its own.
 fn instance() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("bm-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    own_name(&NEXT.fetch_add(1, Ordering::Relaxed).to_string())
 }

@@ -1,6 +1,12 @@
 //! What a trade survives. Named after the rows of the project's list of faults.
 
-use std::time::Duration;
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use bitcoin::Amount;
@@ -16,6 +22,7 @@ use bitmesh_tests::{
     world::{Trade, World},
 };
 use bitmesh_user::runloop::status::Phase;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const COINS: Amount = Amount::from_sat(200_000);
 const MIB: u64 = 1 << 20;
@@ -74,6 +81,95 @@ fn p13_d14_kill_9_of_either_side_in_mid_download_loses_nothing() -> Result<()> {
     world.subscriber.start()?;
     running.finish(Duration::from_mins(1))?;
     ledgers_agree(&topology, &world)
+}
+
+#[test]
+fn p13_kill_9_at_many_moments_forgets_no_payment_and_no_octet() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let _server = Server::start(&topology.internet)?;
+    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
+    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    world.open_channel(COINS)?;
+    let running = Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 36, 200)?;
+    let mut acknowledged = Octets(0);
+    // Payments come every few milliseconds: each kill meets another step of one.
+    for pause in [211, 97, 153, 49, 301, 123, 77, 17] {
+        std::thread::sleep(Duration::from_millis(pause));
+        let told = world.subscriber_status()?.account;
+        acknowledged = acknowledged.max(told.map_or(Octets(0), |account| account.bought_octets));
+        let daemon = if pause % 3 == 0 { &mut world.subscriber } else { &mut world.provider };
+        daemon.kill();
+        daemon.start()?;
+        let kept = world.account()?.bought_octets;
+        assert!(kept >= acknowledged, "{acknowledged} was acknowledged, {kept} is known");
+    }
+    running.finish(Duration::from_mins(1))?;
+    ledgers_agree(&topology, &world)
+}
+
+#[test]
+fn p14_on_a_full_disk_nothing_is_acknowledged_and_all_goes_on_when_there_is_space() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let _server = Server::start(&topology.internet)?;
+    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
+    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    world.open_channel(COINS)?;
+    world.provider.stop()?;
+    let disk = SmallDisk::over(world.provider.directory())?;
+    world.provider.start()?;
+    transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 4, 200)?;
+
+    disk.fill()?;
+    let running = Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 24, 200)?;
+    eventually("a store that fails", Duration::from_secs(30), || {
+        Ok(world.provider.log().contains("trying again from what is on the disk").then_some(()))
+    })?;
+    std::thread::sleep(Duration::from_secs(2));
+    disk.free()?;
+    running.finish(Duration::from_mins(1)).with_context(|| world.logs())?;
+    ledgers_agree(&topology, &world)?;
+    world.provider.kill();
+    Ok(())
+}
+
+/// A disk of a few MiB in the place of a directory, with what that held.
+struct SmallDisk {
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    fn over(path: &Path) -> Result<Self> {
+        let kept: Vec<_> = fs::read_dir(path)?
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+            .map(|entry| Ok((entry.path(), fs::read(entry.path())?)))
+            .collect::<Result<_>>()?;
+        mount("tmpfs", path, "tmpfs", MountFlags::empty(), Some(c"size=4m,mode=0700"))?;
+        let disk = Self { path: path.to_owned() };
+        for (file, content) in kept {
+            fs::write(&file, content)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        }
+        Ok(disk)
+    }
+
+    fn fill(&self) -> Result<()> {
+        let mut file = fs::File::create(self.path.join("filler"))?;
+        while file.write_all(&[0; 4_096]).is_ok() {}
+        Ok(())
+    }
+
+    fn free(&self) -> Result<()> {
+        Ok(fs::remove_file(self.path.join("filler"))?)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = unmount(&self.path, UnmountFlags::DETACH);
+    }
 }
 
 #[test]

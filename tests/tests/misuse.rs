@@ -11,8 +11,9 @@ use bitcoin::Amount;
 use bitmesh_core::wire::ErrorBody;
 use bitmesh_tests::{
     daemon::{Daemon, bitmesh},
-    netns::{Namespace, sweep},
+    netns::Namespace,
     regtest::{Node, PASSWORD, USER},
+    sweep::sweep,
     topology::{EDGE_V4, LAN, Topology},
     world::{Trade, World},
 };

@@ -16,10 +16,7 @@ use bitmesh_core::{
     pricing::Schedule,
     units::Octets,
 };
-use bitmesh_tests::{
-    netns::{Namespace, sweep},
-    regtest::Node,
-};
+use bitmesh_tests::{netns::Namespace, regtest::Node, sweep::sweep};
 
 const CAPACITY: Amount = Amount::from_sat(100_000);
 const LIFETIME_BLOCKS: u32 = 60;

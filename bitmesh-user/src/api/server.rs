@@ -11,7 +11,10 @@ use std::{
 use axum::{Router, body::Body, http::StatusCode};
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::JoinSet,
+};
 use tower::ServiceExt as _;
 use tower_http::timeout::TimeoutLayer;
 use tracing::debug;
@@ -58,7 +61,8 @@ pub fn listen_on(interface: &Interface, port: u16) -> Result<TcpListener, ServeE
     bind().map_err(|source| ServeError { interface: interface.name.clone(), port, source })
 }
 
-/// Answers stations on one interface until the task is dropped.
+/// Answers stations on one interface until the task is dropped, and with it every connection: one
+/// that outlived its runloop would be answered by nobody.
 pub async fn serve_lan(
     listener: TcpListener,
     interface: Interface,
@@ -68,6 +72,7 @@ pub async fn serve_lan(
     let router =
         router.layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_DEADLINE));
     let open = Connections::default();
+    let mut tasks = JoinSet::new();
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -79,9 +84,10 @@ pub async fn serve_lan(
             }
         };
         let address = peer.ip().to_canonical();
+        while tasks.try_join_next().is_some() {}
         let Some(guard) = open.enter(address) else { continue };
         let (gateway, router, index) = (gateway.clone(), router.clone(), interface.index);
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let station = gateway.station(index, address).await.ok().flatten();
             if let Err(error) = serve_connection(stream, Peer(station), router).await {
                 debug!(%error, %address, "a connection ended early");

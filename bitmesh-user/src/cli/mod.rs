@@ -225,6 +225,6 @@ impl CloseArgs {
             let answer = ask_admin(&directory, Method::POST, &path, None).await?;
             closed.push(serde_json::from_value(answer)?);
         }
-        print(self.query.json, &value(&closed), &closed, |closed| show::channels(closed))
+        print(self.query.json, &value(&closed), &closed, |closed| show::closed(closed))
     }
 }

@@ -111,6 +111,13 @@ pub(super) fn channels(channels: &[ChannelReport]) -> String {
     rows.to_string()
 }
 
+pub(super) fn closed(closed: &[ChannelReport]) -> String {
+    if closed.is_empty() {
+        return "no channel is open; `bitmesh channels` lists all".into();
+    }
+    channels(closed)
+}
+
 pub(super) fn stations(stations: &[AccountReport]) -> String {
     if stations.is_empty() {
         return "no station has bought anything yet".into();

@@ -620,7 +620,12 @@ impl Session {
         self.not_before = Instant::now() + RETRY;
         match error {
             // The provider sees the block later than we do: the same payment again.
-            ClientError::Refused { status: 425 | 503, .. } => {}
+            ClientError::Refused { status: 425, .. } => {
+                self.say(Phase::Confirming, error.to_string());
+            }
+            ClientError::Refused { status: 503, .. } => {
+                self.say(Phase::ProviderUnreachable, error.to_string());
+            }
             ClientError::Refused { body, .. } if body.error == "closed" => {
                 self.unacknowledged = false;
                 self.say(Phase::Closing, error.to_string());

@@ -8,10 +8,10 @@ use std::{process::ExitCode, sync::mpsc, time::Instant};
 
 use anyhow::{Context as _, Result};
 use bitmesh_tests::{
-    netns,
+    sweep,
     topology::{EDGE_V4, INTERNET_V4, Topology},
     traffic::Server,
-    world::{self, Trade, World},
+    world::{Trade, World},
 };
 use clap::{Parser, ValueEnum};
 
@@ -67,8 +67,7 @@ fn main() -> ExitCode {
         }
         Ok(None) | Err(_) => {
             // Processes die with us; what has a name goes now.
-            netns::remove_own();
-            world::purge_own();
+            sweep::remove_own();
             eprintln!("\nended, and everything taken down");
             ExitCode::from(130)
         }
