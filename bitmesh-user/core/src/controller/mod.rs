@@ -15,7 +15,7 @@ use std::{
 };
 
 use bitcoin::{
-    Address, Amount, Block, FeeRate, Network, Transaction,
+    Amount, Block, FeeRate, Network, Transaction,
     secp256k1::{PublicKey, Secp256k1, VerifyOnly},
 };
 
@@ -30,7 +30,7 @@ use crate::{
     offer::{OfferId, SignedOffer},
     station::Station,
     units::Octets,
-    wire::{AccountReport, ChannelReport, CloseRequest, OpenRequest, PaymentReply, PaymentRequest},
+    wire::{ChannelReport, CloseRequest, OpenRequest, PaymentReply, PaymentRequest},
 };
 
 /// Channels that one station may have open without funding them.
@@ -491,50 +491,5 @@ impl Controller {
     /// Whether the chain source answers and is caught up.
     pub fn synced(&self) -> bool {
         self.synced
-    }
-
-    /// Every account, by station.
-    pub fn accounts(&self) -> impl Iterator<Item = AccountReport> + '_ {
-        self.accounts.keys().map(|station| self.account(*station))
-    }
-
-    /// One station's account; an empty one for a station that never bought.
-    pub fn account(&self, station: Station) -> AccountReport {
-        let account = self.accounts.get(&station).copied().unwrap_or_default();
-        AccountReport {
-            station,
-            bought_octets: account.bought,
-            credit_octets: account.credit(),
-            usage: account.usage,
-            edge_addresses: self.edge_addresses.clone(),
-        }
-    }
-
-    /// One channel.
-    pub fn channel(&self, id: &ChannelId) -> Result<ChannelReport, Refusal> {
-        let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
-        let params = channel.params().clone();
-        let address = Address::from_script(channel.funding_script(), self.network);
-        Ok(ChannelReport {
-            channel: *id,
-            status: channel.status(self.book.tip()),
-            descriptor: params.descriptor().to_string(),
-            address: address.map(|address| address.to_string()).unwrap_or_default(),
-            params,
-            station: Some(channel.station()),
-            funding: channel.funding().map(|funding| funding.outpoint),
-            paid: channel.paid(),
-            commitments: channel.commitments(),
-            bought_octets: channel.bought(),
-            closing_txid: channel.claim().map(|claim| claim.tx.compute_txid()),
-            closing_fee_sat: channel.claim().map(|claim| claim.fee.to_sat()),
-            settled_txid: channel.spent().map(|spent| spent.txid),
-            dispute: None,
-        })
-    }
-
-    /// Every channel.
-    pub fn channels(&self) -> impl Iterator<Item = ChannelReport> + '_ {
-        self.book.iter().filter_map(|(id, _)| self.channel(id).ok())
     }
 }

@@ -1,11 +1,60 @@
-//! Refusals, as the API tells them.
+//! Accounts, channels and refusals, as the API tells them.
 
-use bitcoin::Amount;
+use bitcoin::{Address, Amount};
 
+use super::Controller;
 use crate::{
     channel::{ChannelId, ParamsError, PaymentError},
-    wire::ErrorBody,
+    station::Station,
+    wire::{AccountReport, ChannelReport, ErrorBody},
 };
+
+impl Controller {
+    /// Every account, by station.
+    pub fn accounts(&self) -> impl Iterator<Item = AccountReport> + '_ {
+        self.accounts.keys().map(|station| self.account(*station))
+    }
+
+    /// One station's account; an empty one for a station that never bought.
+    pub fn account(&self, station: Station) -> AccountReport {
+        let account = self.accounts.get(&station).copied().unwrap_or_default();
+        AccountReport {
+            station,
+            bought_octets: account.bought,
+            credit_octets: account.credit(),
+            usage: account.usage,
+            edge_addresses: self.edge_addresses.clone(),
+        }
+    }
+
+    /// One channel.
+    pub fn channel(&self, id: &ChannelId) -> Result<ChannelReport, Refusal> {
+        let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
+        let params = channel.params().clone();
+        let address = Address::from_script(channel.funding_script(), self.network);
+        Ok(ChannelReport {
+            channel: *id,
+            status: channel.status(self.book.tip()),
+            descriptor: params.descriptor().to_string(),
+            address: address.map(|address| address.to_string()).unwrap_or_default(),
+            params,
+            station: Some(channel.station()),
+            funding: channel.funding().map(|funding| funding.outpoint),
+            paid: channel.paid(),
+            commitments: channel.commitments(),
+            bought_octets: channel.bought(),
+            closing_txid: channel.claim().map(|claim| claim.tx.compute_txid()),
+            closing_fee_sat: channel.claim().map(|claim| claim.fee.to_sat()),
+            settled_txid: channel.spent().map(|spent| spent.txid),
+            dispute: None,
+        })
+    }
+
+    /// Every channel.
+    pub fn channels(&self) -> impl Iterator<Item = ChannelReport> + '_ {
+        self.book.iter().filter_map(|(id, _)| self.channel(id).ok())
+    }
+}
 
 /// Why a request was not granted. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

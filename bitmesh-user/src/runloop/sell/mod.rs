@@ -1,18 +1,21 @@
 //! The provider's loop: what comes in is handed to the controller in batches; what comes out is
 //! stored, then done.
 
+mod answer;
+mod claim;
+mod edge;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
-use bitcoin::{Amount, FeeRate};
-use bitmesh_common::EDGE_ADDRESS_LIMIT;
+use anyhow::{Context as _, Result};
+use bitcoin::FeeRate;
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, ChannelStatus, Claim, ProviderChannel, ProviderEvent},
+    channel::{Batch, ProviderChannel, ProviderEvent},
     controller::{Action, Answer, Controller, DueClaim, Input, Refusal, RequestId},
     ledger::{Counts, Usage},
     offer::{OFFER_VERSION, Offer, SignedOffer},
@@ -26,19 +29,19 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{
-    Foundation, chain_status, now,
-    status::{HookStatus, ProviderStatus, Status},
-    stop_signal, wallet_status,
+use self::{
+    answer::hook_name,
+    edge::{edge_addresses, options, reconcile, usage_of, warn_unless_forwarding},
 };
+use super::{Foundation, now, stop_signal};
 use crate::{
     api::{
         ApiError, Ask, Envelope, MAILBOX_REQUESTS, Reply, listen_on, router, serve_admin,
         serve_lan, value,
     },
     chain::ChainEvent,
-    config::{SellConfig, UploadHookArg},
-    dataplane::{self, Dataplane, Options, StationUsage, TcHook, UploadHook},
+    config::SellConfig,
+    dataplane::{self, Dataplane, StationUsage},
     gateway::{Gateway, Interface},
     store::{StoreError, StoreRole},
     wallet::Role,
@@ -333,23 +336,6 @@ impl Session {
         self.controller.handle(input, out);
     }
 
-    fn answer(&mut self, ask: &Ask) -> Reply {
-        match ask {
-            Ask::Offer => self.controller.offer().map(value).ok_or_else(super::starting),
-            Ask::Channel(id) => Ok(value(self.controller.channel(id)?)),
-            Ask::Account(station) => Ok(value(self.controller.account(*station))),
-            Ask::Status => Ok(value(Status::Provider(Box::new(self.status())))),
-            Ask::Channels => Ok(value(self.controller.channels().collect::<Vec<_>>())),
-            Ask::Stations => Ok(value(self.controller.accounts().collect::<Vec<_>>())),
-            Ask::Wallet => Ok(value(wallet_status(&mut self.foundation))),
-            Ask::CloseOwn(_) => Err(super::wrong_role(
-                "a provider claims by itself when a subscriber closes or a channel ends",
-            )),
-            Ask::Budget(_) => Err(super::wrong_role("a provider has no budget: it is paid")),
-            Ask::Open(..) | Ask::Pay(..) | Ask::Close(..) => Err(super::starting()),
-        }
-    }
-
     fn chain(&mut self, event: ChainEvent, out: &mut Batch<ProviderEvent, Action>) -> Result<()> {
         self.foundation.follow_wallet(&event)?;
         match event {
@@ -369,47 +355,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    fn internal(&mut self, internal: Internal, out: &mut Batch<ProviderEvent, Action>) {
-        let Internal::FeeRate(due, rate) = internal;
-        let raised = due.iter().filter_map(|due| due.replaces).max().map(bumped);
-        let rate = raised.map_or(rate, |raised| raised.max(rate));
-        // Channels whose part of a claim costs more than it brings wait for lower fees.
-        let (due, poor): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| pays_off(due, rate));
-        for due in poor {
-            let paid = due.input.paid;
-            info!("channel {} brings {paid}, less than claiming it costs now", due.channel);
-        }
-        if due.is_empty() {
-            return;
-        }
-        match self.claim(due, rate) {
-            Ok(claimed) => self.controller.handle(claimed, out),
-            Err(error) => warn!("{error:#}; it is tried again at the next block"),
-        }
-    }
-
-    fn claim(&mut self, due: Vec<DueClaim>, rate: FeeRate) -> Result<Input> {
-        let wallet = &mut self.foundation.wallet;
-        let payout = wallet.unused_address().script_pubkey();
-        let inputs = due.iter().map(|due| due.input.clone()).collect();
-        let claim = Claim::new(inputs, &payout, rate)?;
-        let fee = claim.fee();
-        let signatures: Vec<_> = claim
-            .sighashes()
-            .into_iter()
-            .zip(&due)
-            .map(|(message, due)| wallet.sign_channel(Role::Provider, due.key_index, message))
-            .collect();
-        let tx = claim.finish(&signatures).context("a claim lacks a signature")?;
-        info!(
-            "claiming {} in {}, {fee} for miners",
-            due.iter().map(|due| due.input.paid).sum::<Amount>(),
-            tx.compute_txid()
-        );
-        let channels = due.into_iter().map(|due| due.channel).collect();
-        Ok(Input::Claimed { channels, tx, fee, fee_rate: rate })
     }
 
     fn read_usage(&mut self, out: &mut Batch<ProviderEvent, Action>) {
@@ -458,156 +403,10 @@ impl Session {
         self.controller.handle(signed, &mut none);
         debug_assert!(none.entries().is_empty(), "an offer stores nothing");
     }
-
-    fn status(&mut self) -> ProviderStatus {
-        let hooks = self.dataplane.hooks().iter().map(|hook| HookStatus {
-            interface: hook.interface.clone(),
-            direction: direction(hook.side).into(),
-            hook: hook_name(hook),
-            reason: hook.why.clone(),
-        });
-        let mut causes = BTreeMap::new();
-        match self.dataplane.stats() {
-            Ok(stats) => causes.extend(stats.iter().map(|(c, n)| (c.name().to_owned(), n))),
-            Err(error) => warn!("the kernel's causes can't be read: {error}"),
-        }
-        let accounts: Vec<_> = self.controller.accounts().collect();
-        let channels: Vec<_> = self.controller.channels().collect();
-        let open =
-            |channel: &&bitmesh_core::wire::ChannelReport| channel.status == ChannelStatus::Open;
-        ProviderStatus {
-            provider: self.foundation.wallet.node_public_key(),
-            chain: chain_status(
-                self.config.common.network,
-                self.controller.book().tip(),
-                self.controller.synced(),
-            ),
-            offer: self.controller.offer().cloned(),
-            edge_addresses: self.edge_addresses.clone(),
-            hooks: hooks.collect(),
-            causes,
-            stations_with_credit: count(accounts.iter().filter(|a| a.credit_octets > Octets(0))),
-            stations: count(accounts.iter()),
-            channels_open: count(channels.iter().filter(open)),
-            channels: count(channels.iter()),
-            paid_sat: channels.iter().map(|channel| channel.paid.to_sat()).sum(),
-            billed_octets: accounts
-                .iter()
-                .fold(Octets(0), |sum, account| sum.saturating_add(account.usage.billed())),
-            wallet: wallet_status(&mut self.foundation),
-        }
-    }
-}
-
-fn count(items: impl Iterator) -> u64 {
-    items.fold(0, |count, _| count + 1)
-}
-
-fn direction(side: dataplane::Side) -> &'static str {
-    match side {
-        dataplane::Side::Ingress => "upload",
-        dataplane::Side::Egress => "download",
-    }
-}
-
-fn hook_name(hook: &dataplane::Hook) -> String {
-    value(hook.kind).as_str().unwrap_or_default().to_owned()
-}
-
-fn usage_of(used: &StationUsage) -> Usage {
-    let counts = |counts: &dataplane::Counts| Counts {
-        octets: Octets(counts.octets),
-        frames: counts.frames,
-        refused_octets: Octets(counts.refused_octets),
-        refused_frames: counts.refused_frames,
-    };
-    Usage { up: counts(&used.up), down: counts(&used.down) }
-}
-
-fn pays_off(due: &DueClaim, rate: FeeRate) -> bool {
-    let payout = due.input.params.remainder_script.as_script();
-    Claim::new(vec![due.input.clone()], payout, rate).is_ok()
-}
-
-/// What the next claim of the same channels has to pay to replace the last (BIP125, with room).
-fn bumped(last: FeeRate) -> FeeRate {
-    FeeRate::from_sat_per_kwu(
-        last.to_sat_per_kwu().saturating_mul(3).div_ceil(2).saturating_add(250),
-    )
 }
 
 fn every(period: Duration) -> Interval {
     let mut interval = interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
-}
-
-fn options(config: &SellConfig, edge_addresses: &[IpAddr]) -> Options {
-    Options {
-        instance: config.instance.clone(),
-        lan: config.lan.clone(),
-        upload_hook: match config.upload_hook {
-            UploadHookArg::Auto => UploadHook::Auto,
-            UploadHookArg::Xdp => UploadHook::XdpNative,
-            UploadHookArg::XdpGeneric => UploadHook::XdpGeneric,
-            UploadHookArg::Tc => UploadHook::Tc,
-        },
-        tc_hook: TcHook::Auto,
-        table_slots: config.table_slots,
-        edge_addresses: edge_addresses.to_vec(),
-        api_port: config.api_port,
-    }
-}
-
-/// The box's own addresses, those of the LAN ports first: link-local ones only of these, and no
-/// more than the programs look at.
-async fn edge_addresses(gateway: &Gateway, lan: &[Interface]) -> Result<Vec<IpAddr>> {
-    let on_lan = |index: u32| lan.iter().any(|interface| interface.index == index);
-    let all = gateway.own_addresses().await?;
-    let link_local =
-        |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    let (first, second): (Vec<_>, Vec<_>) = all.into_iter().partition(|(index, _)| on_lan(*index));
-    let rest = second.into_iter().filter(|(_, address)| !link_local(address));
-    let mut found: Vec<IpAddr> = Vec::new();
-    for (_, address) in first.into_iter().chain(rest) {
-        let family = found.iter().filter(|known| known.is_ipv4() == address.is_ipv4()).count();
-        if family < EDGE_ADDRESS_LIMIT && !found.contains(&address) {
-            found.push(address);
-        }
-    }
-    Ok(found)
-}
-
-/// The kernel's table may be ahead in usage, never in what was bought: that was on disk first.
-fn reconcile(
-    controller: &mut Controller,
-    dataplane: &Dataplane,
-    foundation: &Foundation,
-) -> Result<()> {
-    let mut readings = Vec::new();
-    for (key, bought, used) in dataplane.stations() {
-        let station = Station::from(key);
-        let known = controller.account(station).bought_octets;
-        if Octets(bought) > known {
-            bail!(
-                "the kernel honours {} for {station}, the ledger in {} knows of {known}: the data \
-                 directory is older than the running programs. Restore the newest one; or, if it \
-                 is lost, run `bitmesh sell --detach` and start again",
-                Octets(bought),
-                foundation.data_dir.display()
-            );
-        }
-        readings.push((station, usage_of(&used)));
-    }
-    let mut none = Batch::default();
-    controller.handle(Input::Usage(readings), &mut none);
-    debug_assert!(none.entries().is_empty(), "a reading stores nothing by itself");
-    Ok(())
-}
-
-fn warn_unless_forwarding() {
-    let off = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "0");
-    if off("/proc/sys/net/ipv4/ip_forward") {
-        warn!("this box does not forward IPv4: `sysctl -w net.ipv4.ip_forward=1` turns it on");
-    }
 }

@@ -1,0 +1,108 @@
+//! What the operator asks, and is told.
+
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use bitmesh_core::{
+    buyer::Action,
+    channel::{Batch, ChannelId, SubscriberEvent},
+    controller::Refusal,
+    payer::Payer,
+};
+use tracing::info;
+
+use super::{
+    super::{
+        chain_status,
+        status::{Phase, Status, SubscriberStatus},
+        wallet_status, wrong_role,
+    },
+    BUDGET, Intent, Session, is_usable,
+};
+use crate::api::{ApiError, Ask, Reply, value};
+
+impl Session {
+    pub(super) async fn answer(
+        &mut self,
+        ask: &Ask,
+        out: &mut Batch<SubscriberEvent, Action>,
+    ) -> Reply {
+        match ask {
+            Ask::Status => Ok(value(Status::Subscriber(Box::new(self.status())))),
+            Ask::Channels => Ok(value(self.buyer.channels().collect::<Vec<_>>())),
+            Ask::Wallet => Ok(value(wallet_status(&mut self.foundation))),
+            Ask::Stations => Err(wrong_role("a subscriber has no stations: it is one")),
+            Ask::Budget(change) => {
+                let budget = change.apply(self.budget).ok_or_else(|| {
+                    ApiError::new(
+                        StatusCode::UNPROCESSABLE_ENTITY,
+                        "budget",
+                        "that is more bitcoin than there is",
+                        "choose a smaller budget",
+                    )
+                })?;
+                let stored = budget.to_sat().to_string();
+                self.foundation.store.set(BUDGET, &stored).await.map_err(|error| {
+                    ApiError::new(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        "store",
+                        error.to_string(),
+                        "free some disk space, then try again",
+                    )
+                })?;
+                self.budget = budget;
+                Ok(value(Status::Subscriber(Box::new(self.status()))))
+            }
+            Ask::CloseOwn(id) => self.close_own(*id, out),
+            _ => Err(wrong_role("a subscriber sells nothing")),
+        }
+    }
+
+    pub(super) fn close_own(
+        &mut self,
+        id: ChannelId,
+        out: &mut Batch<SubscriberEvent, Action>,
+    ) -> Reply {
+        let channel = self.buyer.book().get(&id).ok_or(Refusal::UnknownChannel)?;
+        if is_usable(channel, self.buyer.book().tip()) {
+            self.buyer.close(id, out);
+        }
+        self.intent = Intent::Leave;
+        self.not_before = Instant::now();
+        let report = self.buyer.channels().find(|report| report.channel == id);
+        Ok(value(report))
+    }
+
+    pub(super) fn say(&mut self, phase: Phase, message: impl Into<String>) {
+        let message = message.into();
+        if message != self.message {
+            info!("{message}");
+            self.message = message;
+        }
+        self.phase = phase;
+    }
+
+    pub(super) fn status(&mut self) -> SubscriberStatus {
+        let tip = self.buyer.book().tip();
+        let payer = self.payer.as_ref();
+        SubscriberStatus {
+            chain: chain_status(self.config.common.network, tip, self.synced),
+            url: self.provider.url().to_owned(),
+            provider: self.offer.as_ref().map(|offer| offer.offer.provider).or_else(|| {
+                Some(self.active.and_then(|id| self.buyer.book().get(&id))?.provider())
+            }),
+            phase: self.phase,
+            message: self.message.clone(),
+            channel: self
+                .active
+                .and_then(|id| self.buyer.channels().find(|report| report.channel == id)),
+            budget_sat: self.budget.to_sat(),
+            spent_sat: self.spent().to_sat(),
+            account: self.account.clone(),
+            counted_octets: payer.map(Payer::counted).unwrap_or_default(),
+            tick_octets: payer.map(Payer::tick).unwrap_or_default(),
+            round_trip_ms: u64::try_from(self.round_trip.as_millis()).unwrap_or(u64::MAX),
+            wallet: wallet_status(&mut self.foundation),
+        }
+    }
+}

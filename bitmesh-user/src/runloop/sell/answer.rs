@@ -1,0 +1,91 @@
+//! What stations and the operator ask, and are told.
+
+use std::collections::BTreeMap;
+
+use bitmesh_core::{channel::ChannelStatus, units::Octets, wire::ChannelReport};
+use tracing::warn;
+
+use super::{
+    super::{
+        chain_status, starting,
+        status::{HookStatus, ProviderStatus, Status},
+        wallet_status, wrong_role,
+    },
+    Session,
+};
+use crate::{
+    api::{Ask, Reply, value},
+    dataplane,
+};
+
+impl Session {
+    pub(super) fn answer(&mut self, ask: &Ask) -> Reply {
+        match ask {
+            Ask::Offer => self.controller.offer().map(value).ok_or_else(starting),
+            Ask::Channel(id) => Ok(value(self.controller.channel(id)?)),
+            Ask::Account(station) => Ok(value(self.controller.account(*station))),
+            Ask::Status => Ok(value(Status::Provider(Box::new(self.status())))),
+            Ask::Channels => Ok(value(self.controller.channels().collect::<Vec<_>>())),
+            Ask::Stations => Ok(value(self.controller.accounts().collect::<Vec<_>>())),
+            Ask::Wallet => Ok(value(wallet_status(&mut self.foundation))),
+            Ask::CloseOwn(_) => Err(wrong_role(
+                "a provider claims by itself when a subscriber closes or a channel ends",
+            )),
+            Ask::Budget(_) => Err(wrong_role("a provider has no budget: it is paid")),
+            Ask::Open(..) | Ask::Pay(..) | Ask::Close(..) => Err(starting()),
+        }
+    }
+
+    pub(super) fn status(&mut self) -> ProviderStatus {
+        let hooks = self.dataplane.hooks().iter().map(|hook| HookStatus {
+            interface: hook.interface.clone(),
+            direction: direction(hook.side).into(),
+            hook: hook_name(hook),
+            reason: hook.why.clone(),
+        });
+        let mut causes = BTreeMap::new();
+        match self.dataplane.stats() {
+            Ok(stats) => causes.extend(stats.iter().map(|(c, n)| (c.name().to_owned(), n))),
+            Err(error) => warn!("the kernel's causes can't be read: {error}"),
+        }
+        let accounts: Vec<_> = self.controller.accounts().collect();
+        let channels: Vec<_> = self.controller.channels().collect();
+        let open = |channel: &&ChannelReport| channel.status == ChannelStatus::Open;
+        ProviderStatus {
+            provider: self.foundation.wallet.node_public_key(),
+            chain: chain_status(
+                self.config.common.network,
+                self.controller.book().tip(),
+                self.controller.synced(),
+            ),
+            offer: self.controller.offer().cloned(),
+            edge_addresses: self.edge_addresses.clone(),
+            hooks: hooks.collect(),
+            causes,
+            stations_with_credit: count(accounts.iter().filter(|a| a.credit_octets > Octets(0))),
+            stations: count(accounts.iter()),
+            channels_open: count(channels.iter().filter(open)),
+            channels: count(channels.iter()),
+            paid_sat: channels.iter().map(|channel| channel.paid.to_sat()).sum(),
+            billed_octets: accounts
+                .iter()
+                .fold(Octets(0), |sum, account| sum.saturating_add(account.usage.billed())),
+            wallet: wallet_status(&mut self.foundation),
+        }
+    }
+}
+
+fn count(items: impl Iterator) -> u64 {
+    items.fold(0, |count, _| count + 1)
+}
+
+fn direction(side: dataplane::Side) -> &'static str {
+    match side {
+        dataplane::Side::Ingress => "upload",
+        dataplane::Side::Egress => "download",
+    }
+}
+
+pub(super) fn hook_name(hook: &dataplane::Hook) -> String {
+    value(hook.kind).as_str().unwrap_or_default().to_owned()
+}

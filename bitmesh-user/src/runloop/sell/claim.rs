@@ -1,0 +1,68 @@
+//! Claims: built, signed, and made dearer until a block holds them.
+
+use anyhow::{Context as _, Result};
+use bitcoin::{Amount, FeeRate};
+use bitmesh_core::{
+    bitcoin,
+    channel::{Batch, Claim, ProviderEvent},
+    controller::{Action, DueClaim, Input},
+};
+use tracing::{info, warn};
+
+use super::{Internal, Session};
+use crate::wallet::Role;
+
+impl Session {
+    pub(super) fn internal(&mut self, internal: Internal, out: &mut Batch<ProviderEvent, Action>) {
+        let Internal::FeeRate(due, rate) = internal;
+        let raised = due.iter().filter_map(|due| due.replaces).max().map(bumped);
+        let rate = raised.map_or(rate, |raised| raised.max(rate));
+        // Channels whose part of a claim costs more than it brings wait for lower fees.
+        let (due, poor): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| pays_off(due, rate));
+        for due in poor {
+            let paid = due.input.paid;
+            info!("channel {} brings {paid}, less than claiming it costs now", due.channel);
+        }
+        if due.is_empty() {
+            return;
+        }
+        match self.claim(due, rate) {
+            Ok(claimed) => self.controller.handle(claimed, out),
+            Err(error) => warn!("{error:#}; it is tried again at the next block"),
+        }
+    }
+
+    pub(super) fn claim(&mut self, due: Vec<DueClaim>, rate: FeeRate) -> Result<Input> {
+        let wallet = &mut self.foundation.wallet;
+        let payout = wallet.unused_address().script_pubkey();
+        let inputs = due.iter().map(|due| due.input.clone()).collect();
+        let claim = Claim::new(inputs, &payout, rate)?;
+        let fee = claim.fee();
+        let signatures: Vec<_> = claim
+            .sighashes()
+            .into_iter()
+            .zip(&due)
+            .map(|(message, due)| wallet.sign_channel(Role::Provider, due.key_index, message))
+            .collect();
+        let tx = claim.finish(&signatures).context("a claim lacks a signature")?;
+        info!(
+            "claiming {} in {}, {fee} for miners",
+            due.iter().map(|due| due.input.paid).sum::<Amount>(),
+            tx.compute_txid()
+        );
+        let channels = due.into_iter().map(|due| due.channel).collect();
+        Ok(Input::Claimed { channels, tx, fee, fee_rate: rate })
+    }
+}
+
+fn pays_off(due: &DueClaim, rate: FeeRate) -> bool {
+    let payout = due.input.params.remainder_script.as_script();
+    Claim::new(vec![due.input.clone()], payout, rate).is_ok()
+}
+
+/// What the next claim of the same channels has to pay to replace the last (BIP125, with room).
+fn bumped(last: FeeRate) -> FeeRate {
+    FeeRate::from_sat_per_kwu(
+        last.to_sat_per_kwu().saturating_mul(3).div_ceil(2).saturating_add(250),
+    )
+}
