@@ -39,7 +39,7 @@ causes! {
     Truncated = "truncated",
     /// Dropped: a header contradicts itself or the frame that holds it.
     Malformed = "malformed",
-    /// Dropped: two VLAN tags, or a reserved VLAN id.
+    /// Dropped: a reserved VLAN id, or two tags where the edge expects none or others.
     Vlan = "vlan",
     /// Dropped: neither IP nor ARP nor EAPOL.
     NotIp = "not_ip",
@@ -57,6 +57,16 @@ causes! {
     Unknown = "unknown",
     /// Dropped: the station's limit is reached.
     Spent = "spent",
+    /// Dropped: the station's time is over.
+    Expired = "expired",
+    /// Dropped: faster than the speed that the station bought.
+    TooFast = "too_fast",
+    /// Dropped: from another port or address than the station is bound to.
+    Moved = "moved",
+    /// Dropped: what is free before payment is used up for now.
+    FreeSpent = "free_spent",
+    /// Dropped: from one LAN port to another, which the provider does not allow.
+    Isolated = "isolated",
     /// Dropped: the controller has not set the programs up yet.
     NotReady = "not_ready",
 }

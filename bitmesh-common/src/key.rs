@@ -82,6 +82,13 @@ impl StationKey {
         Some(Self((vlan as u64) << MAC_BITS | mac.0))
     }
 
+    /// What a slot's key field would be; of an address that no station can have, a value that no
+    /// slot has.
+    #[inline(always)]
+    pub const fn bits(mac: Mac, vlan: u16) -> u64 {
+        (vlan as u64) << MAC_BITS | mac.0
+    }
+
     /// From a slot's key field; `None` for the two reserved values and for what
     /// [`StationKey::new`] refuses.
     pub const fn from_raw(raw: u64) -> Option<Self> {

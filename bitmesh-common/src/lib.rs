@@ -8,21 +8,28 @@
 
 mod cause;
 mod edge;
+mod event;
 mod key;
 mod observed;
 mod probe;
+mod rate;
 mod slot;
 
 pub use cause::{CAUSES, Cause};
-pub use edge::{EDGE_ADDRESS_LIMIT, EdgeConfig};
+pub use edge::{
+    Budget, EDGE_ADDRESS_LIMIT, EDGE_PORT_LIMIT, EdgeConfig, FreeBudgets, ISOLATE, Spending,
+    own_bit_v4, own_bit_v6,
+};
+pub use event::{EVENT_KINDS, EVENTS_OCTETS, Event, EventKind, NEWCOMERS};
 pub use key::{Mac, StationKey};
 pub use observed::{Observed, ObserverConfig};
 pub use probe::{PROBE_LIMIT, Probe};
-pub use slot::{Base, Counts, Lease, StationSlot, Usage, credit};
+pub use rate::{OCTETS_PER_SECOND_MAX, Pace, Rate, STRIDE_NANOS};
+pub use slot::{BOUND, Base, Counts, EXPIRES, Lease, RATED, STRICT, StationSlot, Usage, credit};
 
 /// Version of everything in this crate that is seen by both sides. It is part of the pins' path:
 /// a controller never takes over a table whose layout it does not know.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Slots of the station table where nobody asks for another number.
 pub const DEFAULT_TABLE_SLOTS: u32 = 65_536;
@@ -37,3 +44,9 @@ pub const STATS_MAP: &str = "STATS";
 pub const OBSERVED_MAP: &str = "OBSERVED";
 /// Name of the map that says what a subscriber's own count leaves out.
 pub const OBSERVER_MAP: &str = "OBSERVER";
+/// Name of the ring buffer with [`Event`]s.
+pub const EVENTS_MAP: &str = "EVENTS";
+/// Name of the map with lost events by [`EventKind`], one counter per CPU each.
+pub const LOST_MAP: &str = "LOST";
+/// Name of the map with the stations that were told last as new.
+pub const NEWCOMERS_MAP: &str = "NEW";

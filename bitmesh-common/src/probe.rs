@@ -18,7 +18,13 @@ impl Probe {
     /// choosing a MAC that collides with another's.
     #[inline(always)]
     pub const fn new(key: StationKey, seed: u64) -> Self {
-        let mixed = mix(key.raw() ^ seed);
+        Self::of_bits(key.raw(), seed)
+    }
+
+    /// The same for [`StationKey::bits`].
+    #[inline(always)]
+    pub const fn of_bits(bits: u64, seed: u64) -> Self {
+        let mixed = mix(bits ^ seed);
         #[allow(clippy::cast_possible_truncation)] // two halves of one hash
         Self { next: mixed as u32, step: (mixed >> 32) as u32 | 1 }
     }

@@ -1,5 +1,7 @@
 //! One station in the table: four cache lines, one writer each.
 
+use crate::Rate;
+
 /// Cumulative counters of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -14,7 +16,7 @@ pub struct Counts {
     pub refused_frames: u64,
 }
 
-/// What the kernel honours. Written only by userspace.
+/// What the kernel honours. Written only by userspace, whole words at a time.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Lease {
@@ -24,16 +26,48 @@ pub struct Lease {
     /// A frame of n octets passes while `limit - up.octets - down.octets`, as a signed 64-bit
     /// number, is at least n. Zero lets nothing pass, whatever the counters are.
     pub limit: u64,
-    _pad: [u64; 6],
+    /// Octets of credit below which the kernel says so, once for each limit; 0 never does.
+    pub low: u64,
+    /// Nanoseconds of `CLOCK_MONOTONIC` from which nothing passes. Counts with [`EXPIRES`].
+    pub expiry: u64,
+    /// The speed of uploads, 0 for any. Counts with [`RATED`].
+    pub up_rate: Rate,
+    /// The speed of downloads, 0 for any. Counts with [`RATED`].
+    pub down_rate: Rate,
+    /// Octets that may come at once above the speed.
+    pub burst: u32,
+    /// The IPv4 address that the station has to send from, 0 for any. Counts with [`BOUND`].
+    pub ipv4: u32,
+    /// Index of the port that the station has to be on, 0 for any. Counts with [`BOUND`].
+    pub port: u32,
+    /// [`EXPIRES`], [`RATED`], [`BOUND`], [`STRICT`]: what there is to look at besides the limit.
+    pub flags: u32,
 }
 
-/// One direction's counters. Written only by the kernel, never reset.
+/// The lease ends at [`Lease::expiry`].
+pub const EXPIRES: u32 = 1;
+/// The lease has a speed.
+pub const RATED: u32 = 1 << 1;
+/// The station is bound to a port or an address.
+pub const BOUND: u32 = 1 << 2;
+/// What comes from elsewhere than the station is bound to is dropped, not only told.
+pub const STRICT: u32 = 1 << 3;
+
+/// One direction's counters and what the kernel remembers with them. Written only by the kernel,
+/// never reset.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Usage {
     /// The counters, over all stations that this slot ever held.
     pub counts: Counts,
-    _pad: [u64; 4],
+    /// Where the speed is measured from: nanoseconds of `CLOCK_MONOTONIC`.
+    pub anchor_time: u64,
+    /// `counts.octets` that the speed allowed at `anchor_time`, without a burst.
+    pub anchor_octets: u64,
+    /// The limit for which low credit was told last.
+    pub told_low: u64,
+    /// The limit for which spent credit was told last.
+    pub told_spent: u64,
 }
 
 /// What to add (wrapping) to the kernel's counters for the station's lifetime totals. Written and
@@ -51,7 +85,7 @@ pub struct Base {
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct StationSlot {
-    /// Key and limit.
+    /// Key, limit and terms.
     pub lease: Lease,
     /// Counters from station to internet.
     pub up: Usage,
@@ -64,6 +98,7 @@ pub struct StationSlot {
 const CACHE_LINE: usize = 64;
 const _: () = assert!(size_of::<StationSlot>() == 4 * CACHE_LINE);
 const _: () = assert!(align_of::<StationSlot>() == CACHE_LINE);
+const _: () = assert!(size_of::<Lease>() == CACHE_LINE && size_of::<Usage>() == CACHE_LINE);
 const _: () = assert!(core::mem::offset_of!(StationSlot, up) == CACHE_LINE);
 const _: () = assert!(core::mem::offset_of!(StationSlot, down) == 2 * CACHE_LINE);
 const _: () = assert!(core::mem::offset_of!(StationSlot, base) == 3 * CACHE_LINE);

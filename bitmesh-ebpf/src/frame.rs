@@ -4,12 +4,14 @@ use bitmesh_common::{Cause, Mac};
 
 use crate::{
     network::{self, Network},
-    packet::{Packet, TAG_PRESENT},
+    packet::{Head, Packet, TAG_PRESENT},
 };
 
 const ETHERTYPE_OFFSET: u32 = 12;
 const HEADER: u32 = 14;
-const TAGGED_HEADER: u32 = 18;
+const TAG: u32 = 4;
+/// Tags that a frame may have: a customer's inside a service provider's (IEEE 802.1ad).
+const TAGS: u32 = 2;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -48,37 +50,89 @@ pub enum Content {
 }
 
 impl Frame {
-    /// Reads the headers of `packet`; the error says why it must be dropped.
+    /// Reads the headers of the usual frame: IP without options, extension headers or fragments, not
+    /// tagged and not to be segmented. `None` is for [`Frame::parse`], which reads the same from it
+    /// and every other frame.
     #[inline(always)]
-    pub fn parse(packet: &impl Packet) -> Result<Self, Cause> {
+    pub fn plain(packet: &impl Packet) -> Option<Self> {
+        if packet.tag() != 0 || packet.gso_size() != 0 {
+            return None;
+        }
+        let head = packet.head::<{ network::IPV4_PLAIN }>()?;
+        let network = match head.u16::<{ ETHERTYPE_OFFSET as usize }>() {
+            ETHERTYPE_IPV4 => network::plain_ipv4(packet, &head)?,
+            ETHERTYPE_IPV6 => network::plain_ipv6(packet)?,
+            _ => return None,
+        };
+        Some(Self {
+            destination: Mac::from_parts(head.u16::<0>(), head.u32::<2>()),
+            source: Mac::from_parts(head.u16::<6>(), head.u32::<8>()),
+            vlan: 0,
+            content: Content::Ip(network),
+        })
+    }
+
+    /// Reads the headers of any frame; the error says why it must be dropped. `service_vlan` is the
+    /// id of the outer of two tags, 0 where there are never two.
+    #[inline(always)]
+    pub fn parse(packet: &impl Packet, service_vlan: u16) -> Result<Self, Cause> {
         let destination = mac(packet, 0)?;
         let source = mac(packet, 6)?;
-        let outer = packet.u16(ETHERTYPE_OFFSET).ok_or(Cause::Truncated)?;
+        let mut tags = Tags { outer: None, inner: None };
         let beside = packet.tag();
-        let mut tci = beside & VLAN_TCI_MASK;
-        let mut ethertype = outer;
+        if beside & TAG_PRESENT != 0 {
+            tags.add(beside & VLAN_TCI_MASK)?;
+        }
+        let mut ethertype = packet.u16(ETHERTYPE_OFFSET).ok_or(Cause::Truncated)?;
         let mut offset = HEADER;
-        if is_tag(outer) {
-            let inner = packet.u16(HEADER + 2).ok_or(Cause::Truncated)?;
-            if beside & TAG_PRESENT != 0 || is_tag(inner) {
-                return Err(Cause::Vlan);
+        for _ in 0..TAGS {
+            if !is_tag(ethertype) {
+                break;
             }
-            tci = u32::from(packet.u16(HEADER).ok_or(Cause::Truncated)?);
-            ethertype = inner;
-            offset = TAGGED_HEADER;
+            tags.add(u32::from(packet.u16(offset).ok_or(Cause::Truncated)?))?;
+            ethertype = packet.u16(offset + 2).ok_or(Cause::Truncated)?;
+            offset += TAG;
         }
-        let vlan = (tci & VLAN_ID_MASK) as u16;
-        if vlan == VLAN_ID_RESERVED {
-            return Err(Cause::Vlan);
-        }
+        let vlan = tags.station_vlan(service_vlan)?;
         let content = match ethertype {
             ETHERTYPE_IPV4 => Content::Ip(network::ipv4(packet, offset)?),
             ETHERTYPE_IPV6 => Content::Ip(network::ipv6(packet, offset)?),
             ETHERTYPE_ARP => Content::Arp,
             ETHERTYPE_EAPOL => Content::Eapol,
+            _ if is_tag(ethertype) => return Err(Cause::Vlan),
             _ => return Err(Cause::NotIp),
         };
         Ok(Self { destination, source, vlan, content })
+    }
+}
+
+/// The tags of a frame, the outer first.
+struct Tags {
+    outer: Option<u16>,
+    inner: Option<u16>,
+}
+
+impl Tags {
+    #[inline(always)]
+    fn add(&mut self, tci: u32) -> Result<(), Cause> {
+        let vlan = (tci & VLAN_ID_MASK) as u16;
+        let place = if self.outer.is_none() { &mut self.outer } else { &mut self.inner };
+        if place.is_some() || vlan == VLAN_ID_RESERVED {
+            return Err(Cause::Vlan);
+        }
+        *place = Some(vlan);
+        Ok(())
+    }
+
+    /// The VLAN that the station is on: of two tags, the inner, where the outer is the expected.
+    #[inline(always)]
+    fn station_vlan(&self, service_vlan: u16) -> Result<u16, Cause> {
+        match (self.outer, self.inner) {
+            (None, _) => Ok(0),
+            (Some(vlan), None) => Ok(vlan),
+            (Some(outer), Some(inner)) if outer == service_vlan && outer != 0 => Ok(inner),
+            _ => Err(Cause::Vlan),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ mod policy;
 
 pub use frame::{Content, Frame};
 pub use network::{Address, Network, Transport};
-pub use packet::{Packet, TAG_PRESENT};
+pub use packet::{Head, Packet, TAG_PRESENT};
 pub use policy::{Far, Step, download, own_count, upload};
 
 #[cfg(test)]

@@ -2,11 +2,22 @@
 
 use bitmesh_common::Cause;
 
-use crate::{gso, packet::Packet};
+use crate::{
+    gso,
+    packet::{Head, Packet},
+};
 
 /// IPv6 extension headers that are looked at before a frame is dropped as unreadable. Four are the
 /// headers that RFC 8200 lets a host send in front of a fragment's payload.
 const EXTENSION_LIMIT: u32 = 4;
+
+/// Octets of a plain frame up to its ports: Ethernet, IPv4 without options, two ports.
+pub(crate) const IPV4_PLAIN: usize = 38;
+/// The same with IPv6.
+const IPV6_PLAIN: usize = 58;
+const ETHERNET_HEADER: u32 = 14;
+const VERSION_AND_HEADER: u8 = 0x45;
+const MORE_FRAGMENTS: u16 = 0x2000;
 
 const IPV4_HEADER: u32 = 20;
 const IPV4_OFFSET_MASK: u16 = 0x1fff;
@@ -46,6 +57,15 @@ impl Address {
         match self {
             Self::V4(bits) => bits >> 28 == 0xe || bits == u32::MAX,
             Self::V6(high, _) => high >> 56 == 0xff,
+        }
+    }
+
+    /// The address as a number, if it is IPv4.
+    #[inline(always)]
+    pub fn v4(self) -> Option<u32> {
+        match self {
+            Self::V4(bits) => Some(bits),
+            Self::V6(..) => None,
         }
     }
 
@@ -100,6 +120,58 @@ pub struct Network {
     pub octets: u32,
     /// What is inside.
     pub transport: Transport,
+}
+
+/// IPv4 behind an untagged Ethernet header, without options and not a fragment.
+#[inline(always)]
+pub(crate) fn plain_ipv4(packet: &impl Packet, head: &impl Head<IPV4_PLAIN>) -> Option<Network> {
+    let total = u32::from(head.u16::<16>());
+    if head.u8::<14>() != VERSION_AND_HEADER
+        || head.u16::<20>() & (IPV4_OFFSET_MASK | MORE_FRAGMENTS) != 0
+        || total < IPV4_HEADER + PORTS
+        || !packet.holds(ETHERNET_HEADER + total)
+    {
+        return None;
+    }
+    let transport = match head.u8::<23>() {
+        TCP => Transport::Tcp { source: head.u16::<34>(), destination: head.u16::<36>() },
+        UDP => Transport::Udp { source: head.u16::<34>(), destination: head.u16::<36>() },
+        ICMPV4 => Transport::Icmp { kind: head.u8::<34>() },
+        _ => Transport::Other,
+    };
+    Some(Network {
+        source: Address::V4(head.u32::<26>()),
+        destination: Address::V4(head.u32::<30>()),
+        octets: total,
+        transport,
+    })
+}
+
+/// IPv6 behind an untagged Ethernet header, with TCP, UDP or ICMP right behind it.
+#[inline(always)]
+pub(crate) fn plain_ipv6(packet: &impl Packet) -> Option<Network> {
+    let head = packet.head::<IPV6_PLAIN>()?;
+    let stated = u32::from(head.u16::<18>());
+    if head.u8::<14>() >> 4 != 6
+        || stated < PORTS
+        || !packet.holds(ETHERNET_HEADER + IPV6_HEADER + stated)
+    {
+        return None;
+    }
+    let transport = match head.u8::<20>() {
+        TCP => Transport::Tcp { source: head.u16::<54>(), destination: head.u16::<56>() },
+        UDP => Transport::Udp { source: head.u16::<54>(), destination: head.u16::<56>() },
+        ICMPV6 => {
+            Transport::Icmpv6 { kind: head.u8::<54>(), on_link: head.u8::<21>() == u8::MAX }
+        }
+        _ => return None,
+    };
+    Some(Network {
+        source: Address::V6(head.u64::<22>(), head.u64::<30>()),
+        destination: Address::V6(head.u64::<38>(), head.u64::<46>()),
+        octets: IPV6_HEADER + stated,
+        transport,
+    })
 }
 
 #[inline(always)]

@@ -4,9 +4,16 @@
 /// an `Option`, whose unset half the verifier would see spilled.
 pub const TAG_PRESENT: u32 = 1 << 16;
 
-/// One frame from its destination MAC on, with the bounds check in each read. Only the part that the kernel
-/// holds in one piece can be read, which is `None` past it.
+/// One frame from its destination MAC on, with the bounds check in each read. Only the part that the
+/// kernel holds in one piece can be read, which is `None` past it.
 pub trait Packet {
+    /// Its first octets.
+    type Head<const N: usize>: Head<N>;
+
+    /// The first `N` octets, checked to be there at once; `None` when they are not all in one piece.
+    fn head<const N: usize>(&self) -> Option<Self::Head<N>>;
+    /// Whether the whole frame has at least so many octets. Cheaper than [`Packet::frame_len`].
+    fn holds(&self, octets: u32) -> bool;
     /// Octets of the whole frame, in however many buffers it lies.
     fn frame_len(&self) -> u32;
     /// The VLAN tag that the kernel took out of the frame and keeps beside it: [`TAG_PRESENT`] and
@@ -24,4 +31,16 @@ pub trait Packet {
     fn u32(&self, offset: u32) -> Option<u32>;
     /// Eight octets in network order.
     fn u64(&self, offset: u32) -> Option<u64>;
+}
+
+/// The first `N` octets of a frame: reads of these need no check. Reads past them do not compile.
+pub trait Head<const N: usize> {
+    /// The octet at `AT`.
+    fn u8<const AT: usize>(&self) -> u8;
+    /// Two octets in network order.
+    fn u16<const AT: usize>(&self) -> u16;
+    /// Four octets in network order.
+    fn u32<const AT: usize>(&self) -> u32;
+    /// Eight octets in network order.
+    fn u64<const AT: usize>(&self) -> u64;
 }

@@ -1,6 +1,6 @@
 //! Who may do what before paying: one table for each direction.
 
-use bitmesh_common::{Cause, EdgeConfig};
+use bitmesh_common::{Cause, EdgeConfig, ISOLATE, own_bit_v4, own_bit_v6};
 
 use crate::{
     frame::{Content, Frame},
@@ -71,9 +71,12 @@ pub fn upload(frame: &Frame, edge: &EdgeConfig) -> Step {
     Step::Bill(ip.octets)
 }
 
-/// A frame for a station.
+/// A frame for a station, which came into the box by the port with index `from`, 0 for the box's own.
 #[inline(always)]
-pub fn download(frame: &Frame, edge: &EdgeConfig) -> Step {
+pub fn download(frame: &Frame, from: u32, edge: &EdgeConfig) -> Step {
+    if edge.flags & ISOLATE != 0 && is_lan(from, edge) {
+        return Step::Drop(Cause::Isolated);
+    }
     let ip = match &frame.content {
         Content::Arp => return Step::Pass(Cause::Arp),
         Content::Eapol => return Step::Pass(Cause::Eapol),
@@ -143,11 +146,20 @@ pub enum Far {
 #[inline(always)]
 fn is_edge(address: Address, edge: &EdgeConfig) -> bool {
     match address {
-        Address::V4(bits) => edge.ipv4.iter().zip(0..edge.ipv4_count).any(|(own, _)| *own == bits),
+        Address::V4(bits) => {
+            edge.own_bits & own_bit_v4(bits) != 0
+                && edge.ipv4.iter().zip(0..edge.ipv4_count).any(|(own, _)| *own == bits)
+        }
         Address::V6(high, low) => {
-            edge.ipv6.iter().zip(0..edge.ipv6_count).any(|(own, _)| *own == [high, low])
+            edge.own_bits & own_bit_v6(high, low) != 0
+                && edge.ipv6.iter().zip(0..edge.ipv6_count).any(|(own, _)| *own == [high, low])
         }
     }
+}
+
+#[inline(always)]
+fn is_lan(port: u32, edge: &EdgeConfig) -> bool {
+    edge.lan.iter().zip(0..edge.lan_count).any(|(lan, _)| *lan == port)
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ extern crate std;
 
 use std::{ops::Range, vec::Vec};
 
-use bitmesh_common::{Cause, EDGE_ADDRESS_LIMIT, EdgeConfig};
+use bitmesh_common::{Cause, EdgeConfig, ISOLATE};
 use proptest::prelude::*;
 
 use super::*;
@@ -27,7 +27,30 @@ impl Bytes {
     }
 }
 
+impl<const N: usize> Head<N> for [u8; N] {
+    fn u8<const AT: usize>(&self) -> u8 {
+        self[AT]
+    }
+    fn u16<const AT: usize>(&self) -> u16 {
+        u16::from_be_bytes(self[AT..AT + 2].try_into().unwrap())
+    }
+    fn u32<const AT: usize>(&self) -> u32 {
+        u32::from_be_bytes(self[AT..AT + 4].try_into().unwrap())
+    }
+    fn u64<const AT: usize>(&self) -> u64 {
+        u64::from_be_bytes(self[AT..AT + 8].try_into().unwrap())
+    }
+}
+
 impl Packet for Bytes {
+    type Head<const N: usize> = [u8; N];
+
+    fn head<const N: usize>(&self) -> Option<[u8; N]> {
+        self.word(0)
+    }
+    fn holds(&self, octets: u32) -> bool {
+        self.frame_len() >= octets
+    }
     fn frame_len(&self) -> u32 {
         self.octets.len().try_into().unwrap()
     }
@@ -54,15 +77,17 @@ impl Packet for Bytes {
     }
 }
 
-const EDGE: EdgeConfig = EdgeConfig {
-    hash_seed: 1,
-    slot_mask: 63,
-    api_port: 8_480,
-    ipv4_count: 1,
-    ipv6_count: 1,
-    ipv4: [0x0a40_0001; EDGE_ADDRESS_LIMIT],
-    ipv6: [[0xfd64 << 48, 1]; EDGE_ADDRESS_LIMIT],
-};
+fn edge() -> EdgeConfig {
+    let mut config =
+        EdgeConfig { hash_seed: 1, slot_mask: 63, api_port: 8_480, ..EdgeConfig::UNSET };
+    assert!(config.add_own([10, 64, 0, 1].into()));
+    assert!(config.add_own([0xfd64, 0, 0, 0, 0, 0, 0, 1].into()));
+    config
+}
+
+fn parse(packet: &Bytes) -> Result<Frame, Cause> {
+    Frame::parse(packet, 0)
+}
 
 /// Frames that begin as if they meant it, so that chance gets past the Ethernet header.
 fn frame() -> impl Strategy<Value = Vec<u8>> {
@@ -90,12 +115,20 @@ proptest! {
     fn no_frame_is_billed_for_more_than_it_holds(octets in frame(), beside in any::<u16>()) {
         let held = u32::try_from(octets.len()).unwrap() - 14;
         let packet = Bytes { tag: TAG_PRESENT | u32::from(beside), ..Bytes::plain(octets) };
-        if let Ok(frame) = Frame::parse(&packet) {
-            for step in [upload(&frame, &EDGE), download(&frame, &EDGE)] {
+        if let Ok(frame) = parse(&packet) {
+            for step in [upload(&frame, &edge()), download(&frame, 0, &edge())] {
                 if let Step::Bill(billed) = step {
                     prop_assert!((20..=held).contains(&billed), "{billed} of {held}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_short_way_reads_what_the_long_way_reads(octets in frame()) {
+        let packet = Bytes::plain(octets);
+        if let Some(frame) = Frame::plain(&packet) {
+            prop_assert_eq!(Ok(frame), parse(&packet));
         }
     }
 
@@ -107,7 +140,7 @@ proptest! {
     ) {
         let held = u32::try_from(octets.len()).unwrap() - 14;
         let packet = Bytes { gso_size, gso_segments, ..Bytes::plain(octets) };
-        if let Ok(Frame { content: Content::Ip(ip), .. }) = Frame::parse(&packet) {
+        if let Ok(Frame { content: Content::Ip(ip), .. }) = parse(&packet) {
             // The option that only tells the kernel to segment is eight octets of what is held.
             prop_assert!(ip.octets + 8 >= held, "{} of {held}", ip.octets);
         }
@@ -115,9 +148,9 @@ proptest! {
 
     #[test]
     fn what_is_cut_short_is_never_read_as_something_else(octets in frame(), cut in 1..60usize) {
-        let whole = Frame::parse(&Bytes::plain(octets.clone()));
+        let whole = parse(&Bytes::plain(octets.clone()));
         let kept = octets.len().saturating_sub(cut);
-        let cut = Frame::parse(&Bytes::plain(octets[..kept].to_vec()));
+        let cut = parse(&Bytes::plain(octets[..kept].to_vec()));
         if let (Ok(whole), Ok(cut)) = (whole, cut) {
             prop_assert_eq!(whole, cut, "only padding can be missing");
         }
@@ -128,7 +161,7 @@ proptest! {
 fn a_frame_shorter_than_its_own_header_drops() {
     for length in 0..14 {
         let packet = Bytes::plain(std::vec![2; length]);
-        assert_eq!(Frame::parse(&packet), Err(Cause::Truncated), "{length} octets");
+        assert_eq!(parse(&packet), Err(Cause::Truncated), "{length} octets");
     }
 }
 
@@ -136,17 +169,47 @@ fn a_frame_shorter_than_its_own_header_drops() {
 fn a_tag_beside_the_frame_and_one_inside_are_two() {
     let mut octets = std::vec![2; 12];
     octets.extend([0x81, 0x00, 0x00, 0x2a, 0x08, 0x06]);
-    let inside = Frame::parse(&Bytes::plain(octets.clone())).unwrap();
+    let inside = parse(&Bytes::plain(octets.clone())).unwrap();
     assert_eq!((inside.vlan, inside.content), (42, Content::Arp));
     let both = Bytes { tag: TAG_PRESENT, ..Bytes::plain(octets) };
-    assert_eq!(Frame::parse(&both), Err(Cause::Vlan));
+    assert_eq!(parse(&both), Err(Cause::Vlan));
+}
+
+#[test]
+fn of_two_tags_the_outer_is_to_be_the_expected_and_the_inner_is_the_stations() {
+    let tagged = |outer: u16, inner: u16| {
+        let mut octets = std::vec![2; 12];
+        octets.extend([0x88, 0xa8, 0, outer.to_be_bytes()[1], 0x81, 0, 0, inner.to_be_bytes()[1]]);
+        octets.extend([0x08, 0x06]);
+        Bytes::plain(octets)
+    };
+    let vlan = |packet: &Bytes, expected| Frame::parse(packet, expected).map(|frame| frame.vlan);
+    assert_eq!(vlan(&tagged(7, 42), 7), Ok(42));
+    assert_eq!(vlan(&tagged(8, 42), 7), Err(Cause::Vlan));
+    assert_eq!(vlan(&tagged(7, 42), 0), Err(Cause::Vlan));
+    assert_eq!(vlan(&tagged(0, 42), 0), Err(Cause::Vlan));
+}
+
+#[test]
+fn frames_from_lan_to_lan_drop_where_stations_are_kept_apart() {
+    let mut octets = std::vec![2; 12];
+    octets.extend([0x08, 0x06]);
+    let frame = parse(&Bytes::plain(octets)).unwrap();
+    let mut edge = edge();
+    assert!(edge.add_lan(3) && edge.add_lan(5));
+    assert_eq!(download(&frame, 5, &edge), Step::Pass(Cause::Arp));
+    edge.flags = ISOLATE;
+    assert_eq!(download(&frame, 5, &edge), Step::Drop(Cause::Isolated));
+    for elsewhere in [0, 4] {
+        assert_eq!(download(&frame, elsewhere, &edge), Step::Pass(Cause::Arp));
+    }
 }
 
 #[test]
 fn a_tag_beside_the_frame_names_its_vlan() {
     let mut octets = std::vec![2; 12];
     octets.extend([0x08, 0x06]);
-    let vlan = |tag| Frame::parse(&Bytes { tag, ..Bytes::plain(octets.clone()) }).unwrap().vlan;
+    let vlan = |tag| parse(&Bytes { tag, ..Bytes::plain(octets.clone()) }).unwrap().vlan;
     assert_eq!(vlan(TAG_PRESENT | 0xe02a), 42);
     assert_eq!(vlan(TAG_PRESENT), 0);
     assert_eq!(vlan(0), 0);

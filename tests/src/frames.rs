@@ -7,9 +7,7 @@ use aya::{
     maps::Array,
     programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
-use bitmesh_common::{
-    EDGE_ADDRESS_LIMIT, EDGE_MAP, EdgeConfig, Mac, Probe, STATIONS_MAP, StationKey,
-};
+use bitmesh_common::{EDGE_MAP, EdgeConfig, Mac, Probe, STATIONS_MAP, StationKey};
 use bitmesh_user::dataplane::OBJECT;
 
 const SLOTS: u32 = 64;
@@ -106,17 +104,10 @@ fn frame(to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
 }
 
 fn edge_config() -> EdgeConfig {
-    let mut ipv4 = [0; EDGE_ADDRESS_LIMIT];
-    ipv4[0] = u32::from_be_bytes([10, 0, 0, 1]);
-    EdgeConfig {
-        hash_seed: SEED,
-        slot_mask: SLOTS - 1,
-        api_port: 8_434,
-        ipv4_count: 1,
-        ipv6_count: 0,
-        ipv4,
-        ipv6: [[0; 2]; EDGE_ADDRESS_LIMIT],
-    }
+    let mut config =
+        EdgeConfig { hash_seed: SEED, slot_mask: SLOTS - 1, api_port: 8_434, ..EdgeConfig::UNSET };
+    config.add_own([10, 0, 0, 1].into());
+    config
 }
 
 fn map(object: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {

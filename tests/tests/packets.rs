@@ -6,14 +6,18 @@
 //! ## what the case shows
 //! upload | upload xdp | upload tc | download       (`upload` alone runs at XDP and at TC; the
 //!                                       kernel's test has no skb over a page or under an IP header)
-//! station: none | left=OCTETS [vlan=ID] (02:00:00:00:00:0a and what it may still use)
+//! station: none | left=OCTETS [vlan=ID] (02:00:00:00:00:0a and what it may still use), and its terms:
+//!     [low=OCTETS] [expiry=past|future] [rate=OCTETS burst=OCTETS] [port=INDEX] [ipv4=HEX] [strict=1]
+//! edge: [service-vlan=ID] [free=none]   (where it is not as below)
 //! gso: size=OCTETS segments=COUNT       (where the frame is to be segmented)
 //! frame:
 //!   020000000001 02000000000a 0800      (hex; spaces do not matter; `zero*N` is N zero octets)
-//! => pass | drop, then billed=OCTETS, or a cause, with refused=OCTETS where it is `spent`
+//! => pass | drop, then billed=OCTETS, or a cause, with refused=OCTETS where it is `spent`, and
+//!     event=KIND or event=none where it matters what userspace is told
 //! ```
 //!
-//! The edge is 02:00:00:00:00:01 with 10.64.0.1, `fd64::1` and `fe80::1`, its API on port 8480.
+//! The edge is 02:00:00:00:00:01 with 10.64.0.1, `fd64::1` and `fe80::1`, its API on port 8480. Frames
+//! come by the port with index 1.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,16 +25,17 @@
     reason = "a helper that fails is a test that fails"
 )]
 
-use std::{fs, path::Path};
+use std::{fs, mem::offset_of, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, MapData, PerCpuArray},
+    maps::{Array, MapData, PerCpuArray, RingBuf},
     programs::{SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
 use bitmesh_common::{
-    Cause, Counts, EDGE_ADDRESS_LIMIT, EDGE_MAP, EdgeConfig, Mac, PROBE_LIMIT, Probe, STATIONS_MAP,
-    STATS_MAP, StationKey,
+    BOUND, Budget, Cause, Counts, EDGE_MAP, EVENTS_MAP, EXPIRES, EdgeConfig, EventKind, FreeBudgets,
+    Lease, Mac, NEWCOMERS, NEWCOMERS_MAP, PROBE_LIMIT, Probe, RATED, Rate, STATIONS_MAP, STATS_MAP, STRICT, StationKey,
+    StationSlot,
 };
 use bitmesh_user::dataplane::OBJECT;
 use object::{Object, ObjectSection, SectionKind};
@@ -52,12 +57,13 @@ const SKB_OCTETS: usize = 192;
 const SKB_GSO_SEGMENTS: usize = 164;
 const SKB_GSO_SIZE: usize = 176;
 
-/// Words of a slot: four cache lines.
-type Slot = [u64; 32];
-const KEY: usize = 0;
-const LIMIT: usize = 1;
-const UP: usize = 8;
-const DOWN: usize = 16;
+/// Words of a slot.
+type Slot = [u64; size_of::<StationSlot>() / 8];
+const EMPTY: Slot = [0; size_of::<StationSlot>() / 8];
+const KEY: usize = offset_of!(Lease, key) / 8;
+const LIMIT: usize = offset_of!(Lease, limit) / 8;
+const UP: usize = offset_of!(StationSlot, up) / 8;
+const DOWN: usize = offset_of!(StationSlot, down) / 8;
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -87,10 +93,51 @@ impl Program {
 struct Case {
     title: String,
     programs: Vec<Program>,
-    station: Option<(i64, u16)>,
+    station: Option<Terms>,
+    edge: EdgeConfig,
     gso: Option<(u32, u32)>,
     frame: Vec<u8>,
     expected: Outcome,
+    /// The event that is expected, where the case says so.
+    told: Option<Option<EventKind>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Terms {
+    left: i64,
+    vlan: u16,
+    low: u64,
+    expiry: Option<u64>,
+    rate: Option<Rate>,
+    burst: u32,
+    port: u32,
+    ipv4: u32,
+    strict: bool,
+}
+
+impl Terms {
+    fn words(&self) -> [(usize, u64); 7] {
+        let bound = self.port != 0 || self.ipv4 != 0;
+        let flags = [
+            (self.expiry.is_some(), EXPIRES),
+            (self.rate.is_some(), RATED),
+            (bound, BOUND),
+            (self.strict, STRICT),
+        ];
+        let flags = flags.iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
+        let halves = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+        let rate = self.rate.map_or(0, Rate::raw);
+        [
+            (offset_of!(Lease, low), self.low),
+            (offset_of!(Lease, expiry), self.expiry.unwrap_or(0)),
+            (offset_of!(Lease, up_rate), rate),
+            (offset_of!(Lease, down_rate), rate),
+            (offset_of!(Lease, burst), halves(self.burst, self.ipv4)),
+            (offset_of!(Lease, port), halves(self.port, flags)),
+            (offset_of!(Lease, limit), (UP_BEFORE + DOWN_BEFORE).wrapping_add_signed(self.left)),
+        ]
+        .map(|(offset, word)| (offset / 8, word))
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,6 +174,11 @@ fn lying_and_cut_headers_drop() {
 }
 
 #[test]
+fn leases_end_and_have_speeds_and_places() {
+    run("leases.txt");
+}
+
+#[test]
 fn gso_packets_count_as_their_segments() {
     run("gso.txt");
 }
@@ -134,10 +186,10 @@ fn gso_packets_count_as_their_segments() {
 #[test]
 fn programs_that_were_not_set_up_let_nothing_through() {
     let mut kernel = Kernel::load();
-    kernel.configure(0);
-    let case = parse(&fixture("services.txt")).into_iter().next().unwrap();
+    let mut case = parse(&fixture("services.txt")).into_iter().next().unwrap();
+    case.edge.hash_seed = 0;
     for program in [Program::UploadXdp, Program::UploadTc, Program::DownloadTc] {
-        let outcome = kernel.run(&case, program);
+        let (outcome, _) = kernel.run(&case, program);
         assert_eq!((outcome.passes, outcome.cause), (false, Some(Cause::NotReady)), "{program:?}");
     }
 }
@@ -147,17 +199,18 @@ fn a_station_is_found_at_the_end_of_its_probes_and_not_past_an_empty_slot() {
     let mut kernel = Kernel::load();
     let key = StationKey::new(Mac::new(STATION), 0).unwrap();
     let case = parse(&fixture("limits.txt")).into_iter().next().unwrap();
+    kernel.prepare(&case);
     let mut probe = Probe::new(key, SEED);
     let places: Vec<u32> = (0..=PROBE_LIMIT).map(|_| probe.next(SLOTS - 1)).collect();
     let (last, past) = (places[places.len() - 2], places[places.len() - 1]);
 
     let mut place = |at: u32, fill: u64| {
         for &slot in &places {
-            let mut value: Slot = [0; 32];
+            let mut value: Slot = EMPTY;
             value[KEY] = fill;
             kernel.stations.set(slot, value, 0).unwrap();
         }
-        let mut value: Slot = [0; 32];
+        let mut value: Slot = EMPTY;
         (value[KEY], value[LIMIT]) = (key.raw(), 60);
         kernel.stations.set(at, value, 0).unwrap();
         kernel.verdict(&case, Program::UploadXdp)
@@ -175,7 +228,7 @@ fn frames_of_many_cpus_are_all_counted() {
     const FRAMES: u32 = 20_000;
     let mut kernel = Kernel::load();
     let mut case = parse(&fixture("limits.txt")).into_iter().next().unwrap();
-    case.station = Some((i64::MAX / 2, 0));
+    case.station = Some(Terms { left: i64::MAX / 2, ..Terms::default() });
     let slot = kernel.prepare(&case).unwrap();
     let program = kernel.xdp();
     std::thread::scope(|scope| {
@@ -234,7 +287,10 @@ fn run(file: &str) {
     let mut failures = Vec::new();
     for case in &cases {
         for &program in &case.programs {
-            let outcome = kernel.run(case, program);
+            let (outcome, event) = kernel.run(case, program);
+            if case.told.is_some_and(|told| told != event) {
+                failures.push(format!("{file}: {} ({program:?}) told {event:?}", case.title));
+            }
             if outcome != case.expected {
                 failures.push(format!(
                     "{file}: {} ({program:?})\n  expected {:?}\n  got      {outcome:?}",
@@ -251,6 +307,8 @@ struct Kernel {
     stations: Array<MapData, Slot>,
     edge: Array<MapData, EdgeValue>,
     stats: PerCpuArray<MapData, u64>,
+    events: RingBuf<MapData>,
+    newcomers: Array<MapData, u64>,
 }
 
 impl Kernel {
@@ -269,28 +327,12 @@ impl Kernel {
         let stations = object.take_map(STATIONS_MAP).unwrap().try_into().unwrap();
         let edge = object.take_map(EDGE_MAP).unwrap().try_into().unwrap();
         let stats = object.take_map(STATS_MAP).unwrap().try_into().unwrap();
-        let mut kernel = Self { object, stations, edge, stats };
-        kernel.configure(SEED);
-        kernel
+        let events = object.take_map(EVENTS_MAP).unwrap().try_into().unwrap();
+        let newcomers = object.take_map(NEWCOMERS_MAP).unwrap().try_into().unwrap();
+        Self { object, stations, edge, stats, events, newcomers }
     }
 
-    fn configure(&mut self, hash_seed: u64) {
-        let mut config = EdgeConfig {
-            hash_seed,
-            slot_mask: SLOTS - 1,
-            api_port: 8_480,
-            ipv4_count: 1,
-            ipv6_count: 2,
-            ipv4: [0; EDGE_ADDRESS_LIMIT],
-            ipv6: [[0; 2]; EDGE_ADDRESS_LIMIT],
-        };
-        config.ipv4[0] = 0x0a40_0001;
-        config.ipv6[0] = [0xfd64 << 48, 1];
-        config.ipv6[1] = [0xfe80 << 48, 1];
-        self.edge.set(0, EdgeValue(config), 0).unwrap();
-    }
-
-    fn run(&mut self, case: &Case, program: Program) -> Outcome {
+    fn run(&mut self, case: &Case, program: Program) -> (Outcome, Option<EventKind>) {
         let slot = self.prepare(case);
         let before = self.causes();
         let passes = self.verdict(case, program);
@@ -307,20 +349,38 @@ impl Kernel {
         });
         let (counts, other_direction) =
             if program == Program::DownloadTc { (down, up) } else { (up, down) };
-        Outcome { passes, counts, other_direction, cause: changed.first().copied() }
+        let cause = changed.first().copied();
+        (Outcome { passes, counts, other_direction, cause }, self.told(case))
     }
 
-    /// Empties the table and puts the case's station in; returns its slot.
-    fn prepare(&mut self, case: &Case) -> Option<u32> {
-        for slot in 0..SLOTS {
-            self.stations.set(slot, [0; 32], 0).unwrap();
+    /// The one event of a case.
+    fn told(&mut self, case: &Case) -> Option<EventKind> {
+        let mut told = Vec::new();
+        while let Some(item) = self.events.next() {
+            let kind = u32::from_ne_bytes(item[..4].try_into().unwrap());
+            told.push(EventKind::ALL[usize::try_from(kind).unwrap()]);
         }
-        let (left, vlan) = case.station?;
-        let key = StationKey::new(Mac::new(STATION), vlan).unwrap();
+        assert!(told.len() <= 1, "{}: told {told:?}", case.title);
+        told.pop()
+    }
+
+    /// Sets the edge up, empties the table and puts the case's station in; returns its slot.
+    fn prepare(&mut self, case: &Case) -> Option<u32> {
+        self.edge.set(0, EdgeValue(case.edge), 0).unwrap();
+        for place in 0..NEWCOMERS {
+            self.newcomers.set(place, 0, 0).unwrap();
+        }
+        for slot in 0..SLOTS {
+            self.stations.set(slot, EMPTY, 0).unwrap();
+        }
+        let terms = case.station.as_ref()?;
+        let key = StationKey::new(Mac::new(STATION), terms.vlan).unwrap();
         let slot = Probe::new(key, SEED).next(SLOTS - 1);
-        let mut value: Slot = [0; 32];
+        let mut value: Slot = EMPTY;
         value[KEY] = key.raw();
-        value[LIMIT] = (UP_BEFORE + DOWN_BEFORE).wrapping_add_signed(left);
+        for (word, content) in terms.words() {
+            value[word] = content;
+        }
         (value[UP], value[DOWN]) = (UP_BEFORE, DOWN_BEFORE);
         self.stations.set(slot, value, 0).unwrap();
         Some(slot)
@@ -392,18 +452,30 @@ fn parse_case(text: &str) -> Case {
         title,
         programs,
         station: None,
+        edge: edge(),
         gso: None,
         frame: Vec::new(),
         expected: Outcome::default(),
+        told: None,
     };
     for line in lines.filter(|line| !line.is_empty() && *line != "frame:") {
         if let Some(station) = line.strip_prefix("station: ") {
-            case.station = (station != "none")
-                .then(|| (number(station, "left").unwrap(), number(station, "vlan").unwrap_or(0)));
+            case.station = (station != "none").then(|| parse_terms(station));
+        } else if let Some(edge) = line.strip_prefix("edge: ") {
+            case.edge.service_vlan = number(edge, "service-vlan").unwrap_or(0);
+            if edge.contains("free=none") {
+                case.edge.free.station = Budget { rate: 0, burst: 0 };
+            }
         } else if let Some(gso) = line.strip_prefix("gso: ") {
             case.gso = Some((number(gso, "size").unwrap(), number(gso, "segments").unwrap()));
         } else if let Some(expected) = line.strip_prefix("=> ") {
             case.expected = parse_outcome(expected);
+            let told: Option<String> = number(expected, "event");
+            case.told = told.map(|told| {
+                let kind = EventKind::ALL.into_iter().find(|kind| kind.name() == told);
+                assert!(kind.is_some() || told == "none", "event in {expected:?}");
+                kind
+            });
         } else if let Some(zeros) = line.strip_prefix("zero*") {
             case.frame.extend(vec![0; zeros.parse::<usize>().unwrap()]);
         } else {
@@ -415,6 +487,36 @@ fn parse_case(text: &str) -> Case {
         }
     }
     case
+}
+
+fn parse_terms(text: &str) -> Terms {
+    let expiry: Option<String> = number(text, "expiry");
+    let ipv4: Option<String> = number(text, "ipv4");
+    Terms {
+        left: number(text, "left").unwrap(),
+        vlan: number(text, "vlan").unwrap_or(0),
+        low: number(text, "low").unwrap_or(0),
+        expiry: expiry.map(|when| if when == "past" { 1 } else { u64::MAX }),
+        rate: number(text, "rate").map(|octets| Rate::new(octets).unwrap()),
+        burst: number(text, "burst").unwrap_or(0),
+        port: number(text, "port").unwrap_or(0),
+        ipv4: ipv4.map_or(0, |hex| u32::from_str_radix(&hex, 16).unwrap()),
+        strict: text.contains("strict=1"),
+    }
+}
+
+fn edge() -> EdgeConfig {
+    let mut config = EdgeConfig {
+        hash_seed: SEED,
+        slot_mask: SLOTS - 1,
+        api_port: 8_480,
+        free: FreeBudgets::of(Budget::UNLIMITED),
+        ..EdgeConfig::UNSET
+    };
+    assert!(config.add_own([10, 64, 0, 1].into()));
+    assert!(config.add_own([0xfd64, 0, 0, 0, 0, 0, 0, 1].into()));
+    assert!(config.add_own([0xfe80, 0, 0, 0, 0, 0, 0, 1].into()));
+    config
 }
 
 fn parse_outcome(text: &str) -> Outcome {

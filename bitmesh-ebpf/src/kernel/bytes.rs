@@ -3,11 +3,11 @@
 use core::arch::asm;
 
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, xdp_md},
     helpers::{bpf_skb_pull_data, bpf_xdp_get_buff_len},
     programs::{TcContext, XdpContext},
 };
-use bitmesh_ebpf::{Packet, TAG_PRESENT};
+use bitmesh_ebpf::{Head, Packet, TAG_PRESENT};
 
 /// Octets within which all headers of a frame must be, where they are not in the linear part.
 const HEADERS_LIMIT: u32 = 512;
@@ -55,35 +55,80 @@ fn end_of<const SIZE: usize>(start: usize) -> usize {
     end
 }
 
+/// The first octets of a frame, which were compared with its end.
+pub struct Checked<const N: usize> {
+    data: usize,
+}
+
+/// A load at a constant offset, in one instruction and without a check of its own.
+macro_rules! load_at {
+    ($name:ident, $type:ty, $instruction:literal) => {
+        #[inline(always)]
+        fn $name<const AT: usize>(&self) -> $type {
+            const { assert!(AT + size_of::<$type>() <= N) };
+            let word: u64;
+            // SAFETY: the load stays inside the first `N` octets, as the verifier checks once more.
+            unsafe {
+                asm!(
+                    $instruction,
+                    word = out(reg) word,
+                    data = in(reg) self.data,
+                    at = const AT,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            <$type>::from_be(word as $type)
+        }
+    };
+}
+
+impl<const N: usize> Head<N> for Checked<N> {
+    load_at!(u8, u8, "{word} = *(u8 *)({data} + {at})");
+    load_at!(u16, u16, "{word} = *(u16 *)({data} + {at})");
+    load_at!(u32, u32, "{word} = *(u32 *)({data} + {at})");
+    load_at!(u64, u64, "{word} = *(u64 *)({data} + {at})");
+}
+
 macro_rules! loads {
     () => {
         load!(u8, u8, "{word} = *(u8 *)({start} + 0)");
         load!(u16, u16, "{word} = *(u16 *)({start} + 0)");
         load!(u32, u32, "{word} = *(u32 *)({start} + 0)");
         load!(u64, u64, "{word} = *(u64 *)({start} + 0)");
+
+        type Head<const N: usize> = Checked<N>;
+
+        #[inline(always)]
+        fn head<const N: usize>(&self) -> Option<Checked<N>> {
+            (end_of::<N>(self.data) <= self.end).then_some(Checked { data: self.data })
+        }
+
+        #[inline(always)]
+        fn holds(&self, octets: u32) -> bool {
+            self.end - self.data >= octets as usize || self.frame_len() >= octets
+        }
     };
 }
 
 /// A frame at XDP, possibly in several buffers. Drivers put at least the headers into the first.
 pub struct XdpBytes {
+    xdp: *mut xdp_md,
     data: usize,
     end: usize,
-    len: u32,
 }
 
 impl XdpBytes {
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
-        // SAFETY: the context is the one that the kernel passed in.
-        let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
-        Self { data: ctx.data(), end: ctx.data_end(), len: len as u32 }
+        Self { xdp: ctx.ctx, data: ctx.data(), end: ctx.data_end() }
     }
 }
 
 impl Packet for XdpBytes {
     #[inline(always)]
     fn frame_len(&self) -> u32 {
-        self.len
+        // SAFETY: the context is the one that the kernel passed in.
+        unsafe { bpf_xdp_get_buff_len(self.xdp) as u32 }
     }
 
     #[inline(always)]

@@ -1,12 +1,15 @@
 //! The maps. Names and layouts are `bitmesh-common`'s.
 
 use aya_ebpf::{
-    btf_maps::{Array, PerCpuArray},
+    btf_maps::{Array, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use bitmesh_common::{
-    CAUSES, DEFAULT_TABLE_SLOTS, EdgeConfig, Observed, ObserverConfig, StationSlot,
+    CAUSES, DEFAULT_TABLE_SLOTS, EVENT_KINDS, EVENTS_OCTETS, EdgeConfig, Event, NEWCOMERS,
+    Observed, ObserverConfig, Spending, StationSlot,
 };
+
+use super::free::SPENDINGS;
 
 const MMAPABLE: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 
@@ -18,6 +21,18 @@ pub static EDGE: Array<EdgeConfig, 1> = Array::new();
 
 #[btf_map]
 pub static STATS: PerCpuArray<u64, CAUSES> = PerCpuArray::new();
+
+#[btf_map]
+pub static FREE: Array<Spending, { SPENDINGS as usize }> = Array::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { EVENTS_OCTETS as usize }> = RingBuf::new();
+
+#[btf_map]
+pub static LOST: PerCpuArray<u64, EVENT_KINDS> = PerCpuArray::new();
+
+#[btf_map]
+pub static NEW: Array<u64, { NEWCOMERS as usize }> = Array::new();
 
 #[btf_map]
 pub static OBSERVED: Array<Observed, 1, MMAPABLE> = Array::new();

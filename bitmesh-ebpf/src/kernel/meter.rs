@@ -1,13 +1,17 @@
-//! The meter: finds the station, compares with its limit, counts.
+//! The meter: finds the station, compares with its lease, counts.
 
 use core::{arch::asm, ptr::addr_of_mut};
 
 use bitmesh_common::{
-    Cause, Counts, EdgeConfig, Mac, PROBE_LIMIT, Probe, StationKey, StationSlot, credit,
+    Cause, EdgeConfig, PROBE_LIMIT, Probe, StationKey, StationSlot, Usage, credit,
 };
-use bitmesh_ebpf::{Far, Frame, Step, own_count};
+use bitmesh_ebpf::{Content, Frame, Step};
 
-use super::maps::{EDGE, OBSERVED, OBSERVER, STATIONS, STATS};
+use super::{
+    events, free,
+    maps::{EDGE, STATIONS, STATS},
+    terms,
+};
 
 /// What happens to a frame.
 #[derive(Clone, Copy)]
@@ -16,132 +20,139 @@ pub enum Verdict {
     Drop,
 }
 
-/// A frame from a station: its source address is who pays.
-#[inline(always)]
-pub fn upload(frame: Result<Frame, Cause>) -> Verdict {
-    let Some(edge) = edge() else { return refuse(Cause::NotReady) };
-    match frame {
-        Ok(frame) => {
-            let step = bitmesh_ebpf::upload(&frame, edge);
-            carry_out(step, frame.source, frame.vlan, Direction::Up, edge)
-        }
-        Err(cause) => refuse(cause),
-    }
-}
-
-/// A frame for a station: its destination address is who pays.
-#[inline(always)]
-pub fn download(frame: Result<Frame, Cause>) -> Verdict {
-    let Some(edge) = edge() else { return refuse(Cause::NotReady) };
-    match frame {
-        Ok(frame) => {
-            let step = bitmesh_ebpf::download(&frame, edge);
-            carry_out(step, frame.destination, frame.vlan, Direction::Down, edge)
-        }
-        Err(cause) => refuse(cause),
-    }
-}
-
-/// A frame on a subscriber's own interface.
-#[inline(always)]
-pub fn observe(frame: Result<Frame, Cause>, far: Far) {
-    let (Some(config), Some(observed)) = (OBSERVER.get(0), OBSERVED.get_ptr_mut(0)) else {
-        return;
-    };
-    let Ok(frame) = frame else { return };
-    let neighbour = match far {
-        Far::Source => frame.source,
-        Far::Destination => frame.destination,
-    };
-    if config.provider_mac != 0 && config.provider_mac != neighbour.bits() {
-        return;
-    }
-    let Some(octets) = own_count(&frame, far, &config.provider) else { return };
-    // SAFETY: the pointer is to the map's one value.
-    let (counted, frames) = unsafe {
-        match far {
-            Far::Source => {
-                (addr_of_mut!((*observed).down_octets), addr_of_mut!((*observed).down_frames))
-            }
-            Far::Destination => {
-                (addr_of_mut!((*observed).up_octets), addr_of_mut!((*observed).up_frames))
-            }
-        }
-    };
-    add(counted, octets.into());
-    add(frames, 1);
-}
-
-#[derive(Clone, Copy)]
-enum Direction {
+/// Whose credit a frame takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The sender's.
     Up,
+    /// The receiver's.
     Down,
 }
 
+/// Where a frame was seen.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Index of the port.
+    pub port: u32,
+    /// Index of the port that it came into the box by; 0 at upload.
+    pub from: u32,
+    pub direction: Direction,
+}
+
+/// Does with a frame what the rules say.
 #[inline(always)]
-fn carry_out(step: Step, mac: Mac, vlan: u16, direction: Direction, edge: &EdgeConfig) -> Verdict {
-    let outcome = match step {
-        Step::Pass(cause) => Ok(Some(cause)),
-        Step::Drop(cause) => Err(cause),
-        Step::ForPayers => has_credit(mac, vlan, edge),
-        Step::Bill(octets) => bill(mac, vlan, octets.into(), direction, edge),
+pub fn meter(frame: &Frame, place: Place, edge: &EdgeConfig) -> Verdict {
+    let (step, mac) = match place.direction {
+        Direction::Up => (bitmesh_ebpf::upload(frame, edge), frame.source),
+        Direction::Down => (bitmesh_ebpf::download(frame, place.from, edge), frame.destination),
     };
-    match outcome {
-        Ok(None) => Verdict::Pass,
-        Ok(Some(cause)) => {
-            count(cause);
+    let whom = StationKey::bits(mac, frame.vlan);
+    match step {
+        Step::Bill(octets) => bill(frame, whom, octets.into(), place, edge),
+        Step::Pass(cause) => {
+            let (octets, dns) = free::weight(&frame.content);
+            free::pass(whom, octets, dns, cause, place)
+        }
+        Step::ForPayers => for_payers(whom, edge),
+        Step::Drop(cause) => refuse(cause),
+    }
+}
+
+#[inline(always)]
+fn bill(frame: &Frame, whom: u64, octets: u64, place: Place, edge: &EdgeConfig) -> Verdict {
+    let Some(slot) = find(whom, edge) else {
+        return match place.direction {
+            Direction::Up => events::newcomer(whom, place.port),
+            Direction::Down => refuse(Cause::Unknown),
+        };
+    };
+    // SAFETY: the pointer is to a value of the table; the fields are aligned words.
+    let (flags, low) = unsafe {
+        let lease = addr_of_mut!((*slot).lease);
+        (addr_of_mut!((*lease).flags).read_volatile(), addr_of_mut!((*lease).low).read_volatile())
+    };
+    if flags != 0 {
+        let refused = terms::check(slot, octets, sender(frame, place.direction), place);
+        if refused != terms::HELD {
+            return refused_by_terms(slot, refused, place);
+        }
+    }
+    let left = left(slot).wrapping_sub(octets.cast_signed());
+    if left < 0 {
+        return spent(slot, octets, place.port, place.direction);
+    }
+    let usage = usage(slot, place.direction);
+    // SAFETY: the pointer is to a value of the table.
+    unsafe {
+        add(addr_of_mut!((*usage).counts.octets), octets);
+        add(addr_of_mut!((*usage).counts.frames), 1);
+    }
+    if left < low.cast_signed() {
+        events::low_credit(slot, left, place.port, place.direction);
+    }
+    Verdict::Pass
+}
+
+/// The IPv4 address that an uploaded frame comes from; 0 for others.
+#[inline(always)]
+fn sender(frame: &Frame, direction: Direction) -> u32 {
+    match (&frame.content, direction) {
+        (Content::Ip(ip), Direction::Up) => ip.source.v4().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+#[inline(never)]
+fn refused_by_terms(slot: *mut StationSlot, refused: u32, place: Place) -> Verdict {
+    if refused == Cause::Expired as u32 {
+        events::spent(slot, place.port, place.direction);
+    }
+    if let Some(frames) = STATS.get_ptr_mut(refused) {
+        // SAFETY: the pointer is to this CPU's value, which nobody else writes.
+        unsafe { *frames += 1 };
+    }
+    Verdict::Drop
+}
+
+#[inline(never)]
+fn spent(slot: *mut StationSlot, octets: u64, port: u32, direction: Direction) -> Verdict {
+    let usage = usage(slot, direction);
+    // SAFETY: the pointer is to a value of the table.
+    unsafe {
+        add(addr_of_mut!((*usage).counts.refused_octets), octets);
+        add(addr_of_mut!((*usage).counts.refused_frames), 1);
+    }
+    events::spent(slot, port, direction);
+    refuse(Cause::Spent)
+}
+
+#[inline(never)]
+fn for_payers(whom: u64, edge: &EdgeConfig) -> Verdict {
+    match find(whom, edge) {
+        Some(slot) if left(slot) > 0 => {
+            count(Cause::EdgeOfPayer);
             Verdict::Pass
         }
-        Err(cause) => refuse(cause),
+        _ => refuse(Cause::EdgeClosed),
     }
 }
 
+/// One direction's counters.
 #[inline(always)]
-fn has_credit(mac: Mac, vlan: u16, edge: &EdgeConfig) -> Result<Option<Cause>, Cause> {
-    match find(mac, vlan, edge) {
-        Some(slot) if left(slot) > 0 => Ok(Some(Cause::EdgeOfPayer)),
-        _ => Err(Cause::EdgeClosed),
-    }
-}
-
-#[inline(always)]
-fn bill(
-    mac: Mac,
-    vlan: u16,
-    octets: u64,
-    direction: Direction,
-    edge: &EdgeConfig,
-) -> Result<Option<Cause>, Cause> {
-    let slot = find(mac, vlan, edge).ok_or(Cause::Unknown)?;
+pub fn usage(slot: *mut StationSlot, direction: Direction) -> *mut Usage {
     // SAFETY: the pointer is to a value of the table.
-    let counts: *mut Counts = unsafe {
+    unsafe {
         match direction {
-            Direction::Up => addr_of_mut!((*slot).up.counts),
-            Direction::Down => addr_of_mut!((*slot).down.counts),
+            Direction::Up => addr_of_mut!((*slot).up),
+            Direction::Down => addr_of_mut!((*slot).down),
         }
-    };
-    if left(slot) >= octets.cast_signed() {
-        // SAFETY: as above.
-        let (total, frames) =
-            unsafe { (addr_of_mut!((*counts).octets), addr_of_mut!((*counts).frames)) };
-        add(total, octets);
-        add(frames, 1);
-        Ok(None)
-    } else {
-        // SAFETY: as above.
-        let (total, frames) = unsafe {
-            (addr_of_mut!((*counts).refused_octets), addr_of_mut!((*counts).refused_frames))
-        };
-        add(total, octets);
-        add(frames, 1);
-        Err(Cause::Spent)
     }
 }
 
 /// Octets that the station may still use. Several CPUs may read the same and each let one frame
 /// pass: the overshoot stays in the counters and the next payment covers it.
 #[inline(always)]
-fn left(slot: *mut StationSlot) -> i64 {
+pub fn left(slot: *mut StationSlot) -> i64 {
     // SAFETY: the pointer is to a value of the table; the fields are aligned words.
     unsafe {
         let limit = addr_of_mut!((*slot).lease.limit).read_volatile();
@@ -151,15 +162,18 @@ fn left(slot: *mut StationSlot) -> i64 {
     }
 }
 
+/// The slot of a station, `None` if the table doesn't hold it.
 #[inline(always)]
-fn find(mac: Mac, vlan: u16, edge: &EdgeConfig) -> Option<*mut StationSlot> {
-    let key = StationKey::new(mac, vlan)?;
-    let mut probe = Probe::new(key, edge.hash_seed);
+pub fn find(whom: u64, edge: &EdgeConfig) -> Option<*mut StationSlot> {
+    if whom == StationKey::EMPTY {
+        return None;
+    }
+    let mut probe = Probe::of_bits(whom, edge.hash_seed);
     for _ in 0..PROBE_LIMIT {
         let slot = STATIONS.get_ptr_mut(probe.next(edge.slot_mask))?;
         // SAFETY: the pointer is to a value of the table; the field is an aligned word.
         let held = unsafe { addr_of_mut!((*slot).lease.key).read_volatile() };
-        if held == key.raw() {
+        if held == whom {
             return Some(slot);
         }
         if held == StationKey::EMPTY {
@@ -169,19 +183,20 @@ fn find(mac: Mac, vlan: u16, edge: &EdgeConfig) -> Option<*mut StationSlot> {
     None
 }
 
+/// What the programs go by; `None` before the controller has set them up.
 #[inline(always)]
-fn edge() -> Option<&'static EdgeConfig> {
+pub fn edge() -> Option<&'static EdgeConfig> {
     EDGE.get(0).filter(|edge| edge.hash_seed != 0)
 }
 
 #[inline(always)]
-fn refuse(cause: Cause) -> Verdict {
+pub fn refuse(cause: Cause) -> Verdict {
     count(cause);
     Verdict::Drop
 }
 
 #[inline(always)]
-fn count(cause: Cause) {
+pub fn count(cause: Cause) {
     if let Some(frames) = STATS.get_ptr_mut(cause as u32) {
         // SAFETY: the pointer is to this CPU's value, which nobody else writes.
         unsafe { *frames += 1 };
@@ -190,7 +205,7 @@ fn count(cause: Cause) {
 
 /// An atomic add without a result, spelt out: the compiler's own atomics may fetch.
 #[inline(always)]
-fn add(counter: *mut u64, amount: u64) {
+pub fn add(counter: *mut u64, amount: u64) {
     // SAFETY: the pointer is to an aligned word of a map's value, as the verifier checks.
     unsafe {
         asm!(

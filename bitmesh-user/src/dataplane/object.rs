@@ -6,9 +6,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, MapInfo},
 };
-use bitmesh_common::{
-    EDGE_ADDRESS_LIMIT, EDGE_MAP, EdgeConfig, STATIONS_MAP, STATS_MAP, StationSlot,
-};
+use bitmesh_common::{EDGE_MAP, EdgeConfig, STATIONS_MAP, STATS_MAP, StationSlot};
 
 use super::{DataplaneError, memory::EdgeValue, pins::Pins};
 
@@ -82,34 +80,14 @@ impl Edge {
     }
 }
 
-/// A configuration with these addresses and port; the rest is zero.
+/// A configuration with these addresses and port; the rest is unset.
 pub(super) fn config(addresses: &[IpAddr], api_port: u16) -> Result<EdgeConfig, DataplaneError> {
-    let mut config = EdgeConfig {
-        hash_seed: 0,
-        slot_mask: 0,
-        api_port,
-        ipv4_count: 0,
-        ipv6_count: 0,
-        ipv4: [0; EDGE_ADDRESS_LIMIT],
-        ipv6: [[0; 2]; EDGE_ADDRESS_LIMIT],
-    };
+    let mut config = EdgeConfig { api_port, ..EdgeConfig::UNSET };
     for address in addresses {
-        let (count, free, version) = match address {
-            IpAddr::V4(v4) => {
-                let place = config.ipv4.get_mut(usize::from(config.ipv4_count));
-                let free = place.map(|place| *place = v4.to_bits());
-                (&mut config.ipv4_count, free, "IPv4")
-            }
-            IpAddr::V6(v6) => {
-                let word = |part: u128| u64::try_from(part & u128::from(u64::MAX)).unwrap_or(0);
-                let halves = [word(v6.to_bits() >> 64), word(v6.to_bits())];
-                let place = config.ipv6.get_mut(usize::from(config.ipv6_count));
-                let free = place.map(|place| *place = halves);
-                (&mut config.ipv6_count, free, "IPv6")
-            }
-        };
-        free.ok_or(DataplaneError::TooManyAddresses { version })?;
-        *count += 1;
+        if !config.add_own(*address) {
+            let version = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+            return Err(DataplaneError::TooManyAddresses { version });
+        }
     }
     Ok(config)
 }
