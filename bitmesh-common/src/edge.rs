@@ -77,9 +77,11 @@ impl EdgeConfig {
                 self.own_bits |= own_bit_v4(bits);
             }
             IpAddr::V6(v6) => {
-                let [a, b, c, d, e, f, g, h, low @ ..] = v6.octets();
-                let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-                let low = u64::from_be_bytes(low);
+                let [high @ .., e, f, g, h] = v6.segments();
+                let word = |parts: [u16; 4]| {
+                    parts.into_iter().fold(0, |word, part| word << 16 | u64::from(part))
+                };
+                let (high, low) = (word(high), word([e, f, g, h]));
                 let Some(place) = self.ipv6.get_mut(usize::from(self.ipv6_count)) else {
                     return false;
                 };
@@ -167,8 +169,7 @@ impl Budget {
     #[inline(always)]
     pub const fn spend(self, before: Spending, now: u64, octets: u64) -> Option<Spending> {
         let periods = now.saturating_sub(before.time) >> BUDGET_SHIFT;
-        let refilled =
-            if periods > PERIODS_MAX { u64::MAX } else { periods * self.rate as u64 };
+        let refilled = if periods > PERIODS_MAX { u64::MAX } else { periods * self.rate as u64 };
         let spent = before.spent.saturating_sub(refilled);
         if spent + octets > self.burst as u64 {
             return None;

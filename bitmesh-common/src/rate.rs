@@ -132,7 +132,10 @@ mod tests {
         let anchor = (2 * SECOND, 10);
         assert_eq!(rate.pace(anchor, 2 * SECOND, 1_010, 1_000, 2_000), Pace::Within);
         assert_eq!(rate.pace(anchor, 2 * SECOND, 1_011, 1_000, 2_000), Pace::TooFast);
-        assert_eq!(rate.pace(anchor, 60 * SECOND, 1_011, 1_000, 2_000), Pace::Anchored(60 * SECOND, 1_011));
+        assert_eq!(
+            rate.pace(anchor, 60 * SECOND, 1_011, 1_000, 2_000),
+            Pace::Anchored(60 * SECOND, 1_011)
+        );
     }
 
     #[test]

@@ -161,9 +161,7 @@ pub(crate) fn plain_ipv6(packet: &impl Packet) -> Option<Network> {
     let transport = match head.u8::<20>() {
         TCP => Transport::Tcp { source: head.u16::<54>(), destination: head.u16::<56>() },
         UDP => Transport::Udp { source: head.u16::<54>(), destination: head.u16::<56>() },
-        ICMPV6 => {
-            Transport::Icmpv6 { kind: head.u8::<54>(), on_link: head.u8::<21>() == u8::MAX }
-        }
+        ICMPV6 => Transport::Icmpv6 { kind: head.u8::<54>(), on_link: head.u8::<21>() == u8::MAX },
         _ => return None,
     };
     Some(Network {

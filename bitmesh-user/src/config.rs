@@ -18,6 +18,8 @@ use figment::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::dataplane;
+
 /// Port of the payment API unless another is set.
 pub const API_PORT: u16 = 8_434;
 /// Price unless another is set, in msat per MiB.
@@ -28,6 +30,8 @@ const TABLE_SLOTS: u32 = 65_536;
 const TICK_MAX_OCTETS: u64 = 8 << 20;
 /// What a subscriber puts into a channel unless it says otherwise, in satoshi.
 const CAPACITY_SAT: u64 = 50_000;
+/// Highest speed of a station, in Mbit/s.
+const SPEED_MBIT_MAX: u64 = 100_000;
 /// Longest name of an instance.
 const INSTANCE_MAX: usize = 32;
 /// How long a channel lives unless the subscriber says otherwise, in blocks: two weeks.
@@ -137,6 +141,19 @@ pub enum UploadHookArg {
     Tc,
 }
 
+/// What a station is bound to once it has bought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BindArg {
+    /// Its port; frames with its MAC from another port pass, and are told
+    #[default]
+    Port,
+    /// Its port; frames with its MAC from another port drop
+    Strict,
+    /// Nothing: a station may roam between ports
+    None,
+}
+
 /// Flags of `bitmesh sell`.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SellArgs {
@@ -180,6 +197,27 @@ pub struct SellArgs {
     #[arg(long, value_name = "SLOTS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table_slots: Option<u32>,
+    /// Fastest upload of each station, in Mbit/s [default: any]
+    #[arg(long, value_name = "MBIT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed_up: Option<u64>,
+    /// Fastest download of each station, in Mbit/s [default: any]
+    #[arg(long, value_name = "MBIT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed_down: Option<u64>,
+    /// What a station is bound to once it has bought [default: port]
+    #[arg(long, value_enum)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bind: Option<BindArg>,
+    /// Keep stations from each other: frames from one --lan port to another drop
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub isolate: bool,
+    /// Outer VLAN id of stations behind two tags (802.1ad); the inner names the station's VLAN
+    /// [default: none, frames with two tags drop]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_vlan: Option<u16>,
     /// Name of the pinned programs and maps under /sys/fs/bpf/bitmesh, for several on one machine
     /// [default: sell]
     #[arg(long, value_name = "NAME")]
@@ -215,6 +253,16 @@ pub struct SellConfig {
     pub upload_hook: UploadHookArg,
     /// Of the station table.
     pub table_slots: u32,
+    /// Of each station, in octets per second.
+    pub speed_up: Option<u64>,
+    /// The same for downloads.
+    pub speed_down: Option<u64>,
+    /// Of stations that bought.
+    pub bind: BindArg,
+    /// Whether stations are kept from each other.
+    pub isolate: bool,
+    /// The outer tag of two.
+    pub service_vlan: Option<u16>,
     /// Of the pins.
     pub instance: String,
 }
@@ -252,8 +300,36 @@ impl SellArgs {
             api_port: args.api_port.unwrap_or(API_PORT),
             upload_hook: args.upload_hook.unwrap_or_default(),
             table_slots: args.table_slots.unwrap_or(TABLE_SLOTS),
+            speed_up: speed("--speed-up", args.speed_up)?,
+            speed_down: speed("--speed-down", args.speed_down)?,
+            bind: args.bind.unwrap_or_default(),
+            isolate: args.isolate,
+            service_vlan: args.service_vlan,
             instance,
         })
+    }
+}
+
+impl SellConfig {
+    /// Terms of a station's lease, first seen on a port.
+    pub fn terms_of(&self, port: Option<u32>) -> dataplane::Terms {
+        dataplane::Terms {
+            up: self.speed_up,
+            down: self.speed_down,
+            port: port.filter(|_| self.bind != BindArg::None),
+            strict: self.bind == BindArg::Strict,
+            ..dataplane::Terms::default()
+        }
+    }
+}
+
+/// Mbit/s as octets per second.
+fn speed(flag: &str, mbit: Option<u64>) -> Result<Option<u64>> {
+    match mbit {
+        Some(mbit) if !(1..=SPEED_MBIT_MAX).contains(&mbit) => {
+            bail!("{flag} {mbit}: take 1 to {SPEED_MBIT_MAX} Mbit/s, or leave it out for any speed")
+        }
+        mbit => Ok(mbit.map(|mbit| mbit * 125_000)),
     }
 }
 
@@ -379,6 +455,7 @@ fn check_names(text: &str) -> Result<()> {
 
 const KNOWN: &[&str] = &[
     "api_port",
+    "bind",
     "budget",
     "capacity",
     "capacity_max",
@@ -386,6 +463,7 @@ const KNOWN: &[&str] = &[
     "confirmations",
     "data_dir",
     "instance",
+    "isolate",
     "lan",
     "lifetime",
     "network",
@@ -396,6 +474,9 @@ const KNOWN: &[&str] = &[
     "price",
     "price_max",
     "provider",
+    "service_vlan",
+    "speed_down",
+    "speed_up",
     "table_slots",
     "tick_max",
     "upload_hook",

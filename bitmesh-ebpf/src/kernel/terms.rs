@@ -18,7 +18,10 @@ pub fn check(slot: *mut StationSlot, octets: u64, sender: u32, place: Place) -> 
     // SAFETY: the pointer is to a value of the table; the fields are aligned words.
     let (flags, expiry) = unsafe {
         let lease = addr_of_mut!((*slot).lease);
-        (addr_of_mut!((*lease).flags).read_volatile(), addr_of_mut!((*lease).expiry).read_volatile())
+        (
+            addr_of_mut!((*lease).flags).read_volatile(),
+            addr_of_mut!((*lease).expiry).read_volatile(),
+        )
     };
     if flags & EXPIRES != 0 && clock() >= expiry {
         return Cause::Expired as u32;

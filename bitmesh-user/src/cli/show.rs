@@ -1,6 +1,6 @@
 //! Tables and sentences for a terminal.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 
 use bitmesh_core::{
     channel::{ChannelStatus, SpendKind},
@@ -215,7 +215,19 @@ fn provider(status: &ProviderStatus) -> String {
     for (cause, frames) in status.causes.iter().filter(|(_, frames)| **frames > 0) {
         causes.add_row([grouped(*frames), cause.clone()]);
     }
-    format!("{}\n\n{hooks}\n\n{causes}", facts(&rows))
+    let mut events = table(&["events", "lost", "kind"]);
+    for (kind, told) in &status.events.told {
+        let lost = status.events.lost.get(kind).copied().unwrap_or(0);
+        if *told > 0 || lost > 0 {
+            events.add_row([grouped(*told), grouped(lost), kind.clone()]);
+        }
+    }
+    let mut text = format!("{}\n\n{hooks}\n\n{causes}\n\n{events}", facts(&rows));
+    for moved in &status.events.moved {
+        let address = moved.ipv4.map_or_else(String::new, |ipv4| format!(" with {ipv4}"));
+        let _ = write!(text, "\n! {} was seen on port {}{address}", moved.station, moved.port);
+    }
+    text
 }
 
 fn subscriber(status: &SubscriberStatus) -> String {

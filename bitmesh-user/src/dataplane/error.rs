@@ -149,6 +149,9 @@ pub enum DataplaneError {
         /// `IPv4` or `IPv6`.
         version: &'static str,
     },
+    /// More LAN ports than the programs look at.
+    #[error("more than 16 LAN ports: run another instance for the rest")]
+    TooManyPorts,
     /// No place for another station.
     #[error(
         "the station table is full ({stations} stations in {slots} slots): wait for stations to \

@@ -6,6 +6,7 @@
 //! controller stops; only [`Dataplane::detach`] and [`purge`] do.
 
 mod error;
+mod events;
 mod hooks;
 mod host;
 mod memory;
@@ -14,20 +15,24 @@ mod observer;
 mod pins;
 mod ports;
 mod table;
+mod terms;
 
 use std::{io, net::IpAddr, os::fd::AsFd, time::Instant};
 
 use aya::maps::{Map, MapData, PerCpuArray};
+pub use bitmesh_common::{Budget, Cause, Counts, DEFAULT_TABLE_SLOTS, EventKind, Mac, StationKey};
 use bitmesh_common::{CAUSES, EDGE_MAP, EdgeConfig, STATIONS_MAP, STATS_MAP};
-pub use bitmesh_common::{Cause, Counts, DEFAULT_TABLE_SLOTS, Mac, StationKey};
+use bitmesh_common::{FreeBudgets, ISOLATE};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     error::DataplaneError,
+    events::{Events, StationEvent},
     hooks::{Hook, HookKind},
     object::OBJECT,
     observer::Observer,
     pins::{Side, instances},
+    terms::Terms,
 };
 use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, ports::Port, table::Table};
 
@@ -52,7 +57,41 @@ pub struct Options {
     pub edge_addresses: Vec<IpAddr>,
     /// TCP port of the payment API and the portal.
     pub api_port: u16,
+    /// What is free before payment.
+    pub free: Free,
+    /// Whether stations are kept from each other: frames from one LAN port to another drop.
+    pub isolate: bool,
+    /// VLAN id of the outer tag of frames with two (IEEE 802.1ad); `None` takes none with two. The
+    /// inner names the station's VLAN.
+    pub service_vlan: Option<u16>,
 }
+
+/// What is free before payment: ARP and neighbour discovery, DHCP, DNS, the portal and the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Free {
+    /// Of one station, both directions.
+    pub station: Budget,
+    /// Of one port's stations that never bought, together.
+    pub port: Budget,
+    /// Of all stations that never bought, together.
+    pub total: Budget,
+    /// Of one station's DNS: a tunnel through it is slower than what the least buys.
+    pub dns: Budget,
+}
+
+impl Default for Free {
+    fn default() -> Self {
+        Self {
+            station: Budget::per_second(32 << 10, 2 << 20),
+            port: Budget::per_second(1 << 20, 16 << 20),
+            total: Budget::per_second(4 << 20, 32 << 20),
+            dns: Budget::per_second(1 << 10, 64 << 10),
+        }
+    }
+}
+
+/// Events about stations that the table doesn't hold, a second and at once.
+const STRANGER_EVENTS: Budget = Budget::per_second(1_000, 500);
 
 /// How to meter what stations send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +163,7 @@ struct Loaded {
     table: Table,
     edge: Edge,
     stats: PerCpuArray<MapData, u64>,
+    events: Option<Events>,
     hooks: Vec<Hook>,
 }
 
@@ -135,10 +175,10 @@ impl Dataplane {
         host::check()?;
         let ports =
             options.lan.iter().map(|name| Port::find(name)).collect::<Result<Vec<_>, _>>()?;
-        let config = object::config(&options.edge_addresses, options.api_port)?;
+        let config = config(options, &ports)?;
         let pins = Pins::of_dataplane(&options.instance)?;
         let fresh = !pins.path(STATIONS_MAP).exists();
-        match load(options, &ports, config, &pins) {
+        match load(options, &ports, &config, &pins) {
             Ok(loaded) => Ok(Self { loaded, pins }),
             Err(error) => {
                 if fresh {
@@ -156,10 +196,17 @@ impl Dataplane {
 
     /// Replaces the edge's own addresses and the API's port.
     pub fn set_edge(&mut self, addresses: &[IpAddr], api_port: u16) -> Result<(), DataplaneError> {
-        let mut config = object::config(addresses, api_port)?;
+        let own = object::config(addresses, api_port)?;
         let now = self.loaded.edge.read()?;
-        (config.hash_seed, config.slot_mask) = (now.hash_seed, now.slot_mask);
-        self.loaded.edge.write(config)
+        self.loaded.edge.write(&EdgeConfig {
+            api_port,
+            own_bits: own.own_bits,
+            ipv4_count: own.ipv4_count,
+            ipv6_count: own.ipv6_count,
+            ipv4: own.ipv4,
+            ipv6: own.ipv6,
+            ..now
+        })
     }
 
     /// Puts a station in the table. Its totals go on from `used`, and it may use `bought` octets
@@ -184,6 +231,21 @@ impl Dataplane {
     /// changes nothing.
     pub fn set_bought(&mut self, key: StationKey, bought: u64) -> Result<(), DataplaneError> {
         self.loaded.table.set_bought(key, bought)
+    }
+
+    /// Sets until when, how fast and from where a station may use what it bought.
+    pub fn set_terms(&mut self, key: StationKey, terms: &Terms) -> Result<(), DataplaneError> {
+        self.loaded.table.set_terms(key, terms, Instant::now())
+    }
+
+    /// The index of the port that a station is bound to.
+    pub fn port(&self, key: StationKey) -> Option<u32> {
+        self.loaded.table.port(key)
+    }
+
+    /// What the kernel tells at once; `None` after the first call.
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.loaded.events.take()
     }
 
     /// A station's totals, `None` if it is not in the table.
@@ -237,22 +299,24 @@ fn clear(pins: Pins) -> Result<(), DataplaneError> {
 fn load(
     options: &Options,
     ports: &[Port],
-    mut config: EdgeConfig,
+    config: &EdgeConfig,
     pins: &Pins,
 ) -> Result<Loaded, DataplaneError> {
     let slots = options.table_slots;
     let mut object = object::load(pins, &options.instance, slots)?;
     let mut edge = Edge::new(object::take_map(&mut object, EDGE_MAP)?)?;
+    let mut config = *config;
     config.hash_seed = match edge.read()?.hash_seed {
         0 => new_seed()?,
         seed => seed,
     };
     config.slot_mask = slots.saturating_sub(1);
-    edge.write(config)?;
+    edge.write(&config)?;
     // Held until the programs are loaded: they refer to maps by descriptor until then.
     let stations = object::take_map(&mut object, STATIONS_MAP)?;
     let table = open_table(&stations, slots, &config)?;
     let stats = PerCpuArray::try_from(object::take_map(&mut object, STATS_MAP)?)?;
+    let events = Some(Events::of(&mut object)?);
 
     let namespace = host::namespace()?;
     let tc_hook = options.tc_hook;
@@ -270,7 +334,21 @@ fn load(
         }
     }
     drop(stations);
-    Ok(Loaded { table, edge, stats, hooks })
+    Ok(Loaded { table, edge, stats, events, hooks })
+}
+
+fn config(options: &Options, ports: &[Port]) -> Result<EdgeConfig, DataplaneError> {
+    let mut config = object::config(&options.edge_addresses, options.api_port)?;
+    let Free { station, port, total, dns } = options.free;
+    config.free = FreeBudgets { station, port, total, dns, events: STRANGER_EVENTS };
+    config.service_vlan = options.service_vlan.unwrap_or(0);
+    config.flags = if options.isolate { ISOLATE } else { 0 };
+    for port in ports {
+        if !config.add_lan(port.index) {
+            return Err(DataplaneError::TooManyPorts);
+        }
+    }
+    Ok(config)
 }
 
 fn open_table(map: &Map, slots: u32, config: &EdgeConfig) -> Result<Table, DataplaneError> {

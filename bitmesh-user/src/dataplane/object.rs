@@ -75,8 +75,8 @@ impl Edge {
         Ok(self.0.get(&0, 0)?.0)
     }
 
-    pub(super) fn write(&mut self, config: EdgeConfig) -> Result<(), DataplaneError> {
-        Ok(self.0.set(0, EdgeValue(config), 0)?)
+    pub(super) fn write(&mut self, config: &EdgeConfig) -> Result<(), DataplaneError> {
+        Ok(self.0.set(0, EdgeValue(*config), 0)?)
     }
 }
 

@@ -53,7 +53,7 @@ impl Observer {
         let namespace = host::namespace()?;
         let pins = Pins::of_observer(instance)?;
         let resumed = pins.path(OBSERVED_MAP).exists();
-        match attach(&pins, &port, config, namespace) {
+        match attach(&pins, &port, &config, namespace) {
             Ok((memory, hooks)) => Ok(Self { memory, hooks, resumed, namespace, pins: Some(pins) }),
             Err(error) => {
                 clear(pins, namespace)?;
@@ -90,7 +90,7 @@ impl Drop for Observer {
 fn attach(
     pins: &Pins,
     port: &Port,
-    config: ObserverConfig,
+    config: &ObserverConfig,
     namespace: u64,
 ) -> Result<(Memory, Vec<Hook>), DataplaneError> {
     let mut object = EbpfLoader::new()
@@ -101,7 +101,7 @@ fn attach(
         .map_pin_path(OBSERVER_MAP, pins.path(OBSERVER_MAP))
         .load(object::OBJECT)?;
     let mut settings = Array::try_from(object::take_map(&mut object, OBSERVER_MAP)?)?;
-    settings.set(0, ObserverValue(config), 0)?;
+    settings.set(0, ObserverValue(*config), 0)?;
     let Map::Array(map) = object::take_map(&mut object, OBSERVED_MAP)? else {
         return Err(DataplaneError::ObjectLacks { name: OBSERVED_MAP });
     };

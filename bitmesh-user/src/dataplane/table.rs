@@ -9,7 +9,7 @@ use std::{
 
 use bitmesh_common::{Base, Counts, Lease, PROBE_LIMIT, Probe, StationKey, StationSlot, Usage};
 
-use super::{DataplaneError, StationUsage, memory::Memory};
+use super::{DataplaneError, StationUsage, Terms, memory::Memory};
 
 /// How long a slot rests after its station was removed. A program that found the slot just before
 /// still counts into it; programs run for microseconds.
@@ -95,6 +95,7 @@ impl Table {
         let base_down = difference(used.down, self.counts(slot, DOWN));
         self.store_counts(slot, BASE_UP, base_up);
         self.store_counts(slot, BASE_DOWN, base_down);
+        self.store_terms(slot, &Terms::default(), now);
         self.store(slot, LIMIT, limit(bought, base_up, base_down), Ordering::Relaxed);
         self.store(slot, KEY, key.raw(), Ordering::Release);
         self.resting.remove(&slot);
@@ -127,6 +128,24 @@ impl Table {
             self.store(slot, LIMIT, limit(bought, up, down), Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Changes the terms of a station's lease; the limit stays.
+    pub(super) fn set_terms(
+        &mut self,
+        key: StationKey,
+        terms: &Terms,
+        now: Instant,
+    ) -> Result<(), DataplaneError> {
+        let slot = *self.places.get(&key).ok_or(DataplaneError::NotThere { key })?;
+        self.store_terms(slot, terms, now);
+        Ok(())
+    }
+
+    /// The port that a station is bound to.
+    pub(super) fn port(&self, key: StationKey) -> Option<u32> {
+        let slot = *self.places.get(&key)?;
+        Terms::port_of(|word| self.load(slot, word))
     }
 
     /// A station's lifetime totals.
@@ -184,6 +203,14 @@ impl Table {
         let Counts { octets, frames, refused_octets, refused_frames } = counts;
         for (i, value) in [octets, frames, refused_octets, refused_frames].into_iter().enumerate() {
             self.store(slot, first + i, value, Ordering::Relaxed);
+        }
+    }
+
+    fn store_terms(&self, slot: u32, terms: &Terms, now: Instant) {
+        let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let monotonic = Duration::try_from(clock).unwrap_or(Duration::ZERO);
+        for (word, value) in terms.words(monotonic, now) {
+            self.store(slot, word, value, Ordering::Release);
         }
     }
 

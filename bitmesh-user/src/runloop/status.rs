@@ -1,11 +1,15 @@
 //! What `bitmesh status` shows, as the daemons tell it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use bitcoin::{Network, secp256k1::XOnlyPublicKey};
 use bitmesh_core::{
     bitcoin,
     offer::SignedOffer,
+    station::Station,
     units::Octets,
     wire::{AccountReport, ChannelReport},
 };
@@ -58,6 +62,28 @@ pub struct HookStatus {
     pub reason: String,
 }
 
+/// What the kernel told at once, since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventStatus {
+    /// Events by kind.
+    pub told: BTreeMap<String, u64>,
+    /// Events that found no place, by kind: they cost latency, never money.
+    pub lost: BTreeMap<String, u64>,
+    /// Stations that sent from elsewhere than they are bound to, the newest last.
+    pub moved: Vec<MovedStation>,
+}
+
+/// A station that moved, or whose MAC another device uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedStation {
+    /// Which.
+    pub station: Station,
+    /// Index of the port that it was seen on.
+    pub port: u32,
+    /// The address that it sent from.
+    pub ipv4: Option<Ipv4Addr>,
+}
+
 /// Of `bitmesh sell`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProviderStatus {
@@ -74,6 +100,8 @@ pub struct ProviderStatus {
     pub hooks: Vec<HookStatus>,
     /// Frames that were dropped or passed free, by cause.
     pub causes: BTreeMap<String, u64>,
+    /// What the kernel told.
+    pub events: EventStatus,
     /// Stations with credit.
     pub stations_with_credit: u64,
     /// Stations in all.

@@ -62,6 +62,7 @@ impl Session {
             edge_addresses: self.edge_addresses.clone(),
             hooks: hooks.collect(),
             causes,
+            events: self.watch.status(),
             stations_with_credit: count(accounts.iter().filter(|a| a.credit_octets > Octets(0))),
             stations: count(accounts.iter()),
             channels_open: count(channels.iter().filter(open)),

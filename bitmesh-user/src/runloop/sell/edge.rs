@@ -16,7 +16,7 @@ use tracing::warn;
 use super::super::Foundation;
 use crate::{
     config::{SellConfig, UploadHookArg},
-    dataplane::{self, Dataplane, Options, StationUsage, TcHook, UploadHook},
+    dataplane::{self, Dataplane, Free, Options, StationUsage, TcHook, UploadHook},
     gateway::{Gateway, Interface},
 };
 
@@ -34,6 +34,9 @@ pub(super) fn options(config: &SellConfig, edge_addresses: &[IpAddr]) -> Options
         table_slots: config.table_slots,
         edge_addresses: edge_addresses.to_vec(),
         api_port: config.api_port,
+        free: Free::default(),
+        isolate: config.isolate,
+        service_vlan: config.service_vlan,
     }
 }
 

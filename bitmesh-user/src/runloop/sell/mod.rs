@@ -4,6 +4,7 @@
 mod answer;
 mod claim;
 mod edge;
+mod watch;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -32,6 +33,7 @@ use tracing::{error, info, warn};
 use self::{
     answer::hook_name,
     edge::{edge_addresses, options, reconcile, usage_of, warn_unless_forwarding},
+    watch::Watch,
 };
 use super::{Foundation, now, stop_signal};
 use crate::{
@@ -105,6 +107,7 @@ struct Session {
     foundation: Foundation,
     controller: Controller,
     dataplane: Dataplane,
+    watch: Watch,
     gateway: Gateway,
     lan: Vec<Interface>,
     edge_addresses: Vec<IpAddr>,
@@ -137,7 +140,8 @@ impl Session {
         for entry in &entries {
             controller.replay(entry)?;
         }
-        let dataplane = Dataplane::open(&options(config, &edge_addresses))?;
+        let mut dataplane = Dataplane::open(&options(config, &edge_addresses))?;
+        let watch = Watch::new(dataplane.take_events().context("the kernel's events are taken")?)?;
         reconcile(&mut controller, &dataplane, &foundation)?;
         for hook in dataplane.hooks() {
             info!("{}: {} ({})", hook.interface, hook_name(hook), hook.why);
@@ -160,6 +164,7 @@ impl Session {
             foundation,
             controller,
             dataplane,
+            watch,
             gateway,
             lan,
             edge_addresses,
@@ -204,6 +209,11 @@ impl Session {
                     self.chain(event, &mut out)?;
                 }
                 Some(internal) = self.internals.recv() => self.internal(internal, &mut out),
+                events = self.watch.next() => {
+                    if self.watch.note(&events?) {
+                        self.read_usage(&mut out);
+                    }
+                }
                 _ = usage.tick() => self.read_usage(&mut out),
                 _ = checkpoint.tick() => {
                     self.renew_offer();
@@ -304,7 +314,8 @@ impl Session {
             refused_frames: counts.refused_frames,
         };
         let used = StationUsage { up: counts(usage.up), down: counts(usage.down) };
-        self.dataplane.insert(key, used, bought.0)
+        self.dataplane.insert(key, used, bought.0)?;
+        self.dataplane.set_terms(key, &self.config.terms_of(self.watch.port(key)))
     }
 
     fn take(&mut self, envelope: Envelope, out: &mut Batch<ProviderEvent, Action>) {

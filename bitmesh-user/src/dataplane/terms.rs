@@ -1,0 +1,147 @@
+//! What a lease says besides how much: until when, how fast, from where.
+
+use std::{
+    mem::offset_of,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use bitmesh_common::{BOUND, EXPIRES, Lease, OCTETS_PER_SECOND_MAX, RATED, Rate, STRICT};
+
+/// Terms of one station's lease. The default has none: only the limit holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// When nothing passes any more, whatever credit is left.
+    pub ends: Option<Instant>,
+    /// Fastest upload, in octets per second.
+    pub up: Option<u64>,
+    /// Fastest download, in octets per second.
+    pub down: Option<u64>,
+    /// Octets of credit below which the kernel tells, once for each limit.
+    pub low: u64,
+    /// Index of the port that the station has to send from.
+    pub port: Option<u32>,
+    /// The IPv4 address that the station has to send from.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Whether what comes from elsewhere drops; else it is only told.
+    pub strict: bool,
+}
+
+/// Shortest time of full speed that a burst lasts: TCP reaches the speed that was sold only when a
+/// burst covers a round trip or two.
+const BURST: Duration = Duration::from_millis(50);
+/// Least burst, in octets: two packets of the largest size that a port is given to segment.
+const BURST_MIN_OCTETS: u64 = 128 << 10;
+
+/// Words of a lease from its low mark on, each with its place in the slot.
+pub(super) const WORDS: usize = 6;
+const LOW: usize = offset_of!(Lease, low) / 8;
+const EXPIRY: usize = offset_of!(Lease, expiry) / 8;
+const UP_RATE: usize = offset_of!(Lease, up_rate) / 8;
+const DOWN_RATE: usize = offset_of!(Lease, down_rate) / 8;
+const BURST_AND_IPV4: usize = offset_of!(Lease, burst) / 8;
+const PORT_AND_FLAGS: usize = offset_of!(Lease, port) / 8;
+const _: () = assert!(offset_of!(Lease, ipv4) == offset_of!(Lease, burst) + 4);
+const _: () = assert!(offset_of!(Lease, flags) == offset_of!(Lease, port) + 4);
+
+impl Terms {
+    /// The words of the lease; what there is to look at comes last. `monotonic` is the time of
+    /// `CLOCK_MONOTONIC` at `now`.
+    pub(super) fn words(&self, monotonic: Duration, now: Instant) -> [(usize, u64); WORDS] {
+        let rate =
+            |speed: Option<u64>| speed.and_then(|s| Rate::new(s.clamp(1, OCTETS_PER_SECOND_MAX)));
+        let (up, down) = (rate(self.up), rate(self.down));
+        let burst = [self.up, self.down].into_iter().flatten().max().map_or(0, burst);
+        let set = |is: bool, flag: u32| if is { flag } else { 0 };
+        let flags = set(self.ends.is_some(), EXPIRES)
+            | set(up.is_some() || down.is_some(), RATED)
+            | set(self.port.is_some() || self.ipv4.is_some(), BOUND)
+            | set(self.strict, STRICT);
+        let expiry = self.ends.map_or(0, |ends| {
+            let at = monotonic + ends.saturating_duration_since(now);
+            u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)
+        });
+        [
+            (LOW, self.low),
+            (EXPIRY, expiry),
+            (UP_RATE, up.map_or(0, Rate::raw)),
+            (DOWN_RATE, down.map_or(0, Rate::raw)),
+            (BURST_AND_IPV4, halves(burst, self.ipv4.map_or(0, Ipv4Addr::to_bits))),
+            (PORT_AND_FLAGS, halves(self.port.unwrap_or(0), flags)),
+        ]
+    }
+
+    /// The port that a lease's words bind to.
+    pub(super) fn port_of(load: impl Fn(usize) -> u64) -> Option<u32> {
+        let [a, b, c, d, ..] = load(PORT_AND_FLAGS).to_le_bytes();
+        Some(u32::from_le_bytes([a, b, c, d])).filter(|port| *port != 0)
+    }
+}
+
+fn burst(speed: u64) -> u32 {
+    let octets = u128::from(speed) * BURST.as_millis() / 1_000;
+    let octets = u64::try_from(octets).unwrap_or(u64::MAX).max(BURST_MIN_OCTETS);
+    u32::try_from(octets).unwrap_or(u32::MAX)
+}
+
+/// Two fields of 32 bits in one word, as a little-endian kernel has them.
+fn halves(first: u32, second: u32) -> u64 {
+    u64::from(second) << 32 | u64::from(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(terms: &Terms, at: usize) -> u64 {
+        let now = Instant::now();
+        let words = terms.words(Duration::from_secs(100), now);
+        words.into_iter().find_map(|(place, word)| (place == at).then_some(word)).unwrap()
+    }
+
+    fn flags(terms: &Terms) -> u32 {
+        u32::try_from(word(terms, PORT_AND_FLAGS) >> 32).unwrap()
+    }
+
+    #[test]
+    fn a_lease_without_terms_has_nothing_to_look_at() {
+        let now = Instant::now();
+        let words = Terms::default().words(Duration::from_secs(100), now);
+        assert!(words.iter().all(|(_, word)| *word == 0));
+    }
+
+    #[test]
+    fn each_term_is_looked_at_when_it_is_there() {
+        let ends = Some(Instant::now() + Duration::from_mins(1));
+        assert_eq!(flags(&Terms { ends, ..Terms::default() }), EXPIRES);
+        assert_eq!(flags(&Terms { down: Some(1), ..Terms::default() }), RATED);
+        assert_eq!(flags(&Terms { port: Some(3), ..Terms::default() }), BOUND);
+        let ipv4 = Some(Ipv4Addr::new(10, 0, 0, 2));
+        assert_eq!(flags(&Terms { ipv4, strict: true, ..Terms::default() }), BOUND | STRICT);
+    }
+
+    #[test]
+    fn an_end_is_counted_from_the_kernels_clock() {
+        let now = Instant::now();
+        let terms = Terms { ends: Some(now + Duration::from_mins(1)), ..Terms::default() };
+        let words = terms.words(Duration::from_secs(100), now);
+        assert!(words.contains(&(EXPIRY, 160_000_000_000)));
+        // What is over is over, and not "never".
+        let over = Terms { ends: Some(now), ..Terms::default() };
+        assert!(over.words(Duration::from_secs(100), now).contains(&(EXPIRY, 100_000_000_000)));
+    }
+
+    #[test]
+    fn a_burst_covers_a_round_trip_and_the_largest_packet() {
+        assert_eq!(burst(1_000), 131_072);
+        assert_eq!(burst(125_000_000), 6_250_000);
+        assert_eq!(burst(OCTETS_PER_SECOND_MAX), 625_000_000);
+    }
+
+    #[test]
+    fn the_port_is_found_again() {
+        let terms = Terms { port: Some(7), strict: true, ..Terms::default() };
+        assert_eq!(Terms::port_of(|at| word(&terms, at)), Some(7));
+        assert_eq!(Terms::port_of(|at| word(&Terms::default(), at)), None);
+    }
+}
