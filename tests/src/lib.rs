@@ -6,9 +6,11 @@
 
 pub mod counters;
 pub mod daemon;
+pub mod edge;
 pub mod frames;
 pub mod netns;
 mod offload;
+pub mod raw;
 pub mod regtest;
 pub mod sweep;
 pub mod topology;

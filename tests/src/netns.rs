@@ -15,7 +15,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::TryStreamExt as _;
-use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use netlink_packet_route::link::LinkAttribute;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::{
     mount::{UnmountFlags, mount_bind, unmount},
     process::{Signal, set_parent_process_death_signal},
@@ -176,6 +177,57 @@ impl Namespace {
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys/net").join(name);
         self.run(|| fs::write(&path, value).with_context(|| path.display().to_string()))
+    }
+
+    /// Index of an interface.
+    pub fn index(&self, interface: &str) -> Result<u32> {
+        self.netlink(async |handle| index_of(&handle, interface).await)
+    }
+
+    /// MAC address of an interface.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6]> {
+        self.netlink(async |handle| {
+            let mut links = handle.link().get().match_name(interface.to_owned()).execute();
+            let link =
+                links.try_next().await?.with_context(|| format!("no interface {interface}"))?;
+            let mac = link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::Address(octets) => octets.try_into().ok(),
+                _ => None,
+            });
+            mac.with_context(|| format!("{interface} has no MAC address"))
+        })
+    }
+
+    /// Gives an interface another MAC address.
+    pub fn set_mac(&self, interface: &str, mac: [u8; 6]) -> Result<()> {
+        self.netlink(async |handle| {
+            let link = LinkUnspec::new_with_name(interface).address(mac.to_vec()).build();
+            Ok(handle.link().set(link).execute().await?)
+        })
+        .with_context(|| format!("a MAC address of {interface}"))
+    }
+
+    /// Sets how many octets a packet on an interface can have.
+    pub fn set_mtu(&self, interface: &str, octets: u32) -> Result<()> {
+        self.netlink(async |handle| {
+            let link = LinkUnspec::new_with_name(interface).mtu(octets).build();
+            Ok(handle.link().set(link).execute().await?)
+        })
+        .with_context(|| format!("an MTU of {octets} on {interface}"))
+    }
+
+    /// A bridge with these ports, up.
+    pub fn bridge(&self, name: &str, ports: &[&str]) -> Result<()> {
+        self.netlink(async |handle| {
+            handle.link().add(LinkBridge::new(name).up().build()).execute().await?;
+            let bridge = index_of(&handle, name).await?;
+            for port in ports {
+                let link = LinkUnspec::new_with_name(port).controller(bridge).build();
+                handle.link().set(link).execute().await?;
+            }
+            Ok(())
+        })
+        .with_context(|| format!("a bridge {name}"))
     }
 
     /// Takes an interface down or up.

@@ -17,6 +17,7 @@ const TOOLS: &[(&str, &str, Need)] = &[
     ("nft", "nftables", Need::Lab),
     ("iperf3", "iperf3", Need::Lab),
     ("ip", "iproute2", Need::Lab),
+    ("ping", "iputils-ping", Need::Lab),
 ];
 
 /// What something is needed for.

@@ -1,0 +1,349 @@
+//! Octets billed are octets on the wire: faults D3 to D6, D10 and D20, and leases that end. Real
+//! packets through the real programs on veth ports, counted by nftables on the far side. As root.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that can't go on fails")]
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use bitmesh_tests::{
+    counters,
+    edge::{Edge, PLENTY, station, station_on, udp_socket},
+    raw::{Raw, ethernet, udp},
+    topology::{
+        EDGE_OWN, INTERNET_V4, INTERNET_V6, LAN, Offload, SUBSCRIBER_V4, SUBSCRIBER_V6, Topology,
+        UPLINK, WAN,
+    },
+    traffic::{Direction, Server, transfer},
+};
+use bitmesh_user::dataplane::{Cause, Terms, UploadHook};
+
+const VLAN: u16 = 0x8100;
+const SERVICE_VLAN: u16 = 0x88a8;
+const IPV4: u16 = 0x0800;
+const BOTH: [UploadHook; 2] = [UploadHook::XdpNative, UploadHook::Tc];
+
+/// What the far sides counted must be what was billed: uploads where they arrive, downloads where
+/// they arrive.
+fn agree(topology: &Topology, edge: &Edge) -> Result<()> {
+    let usage = edge.usage(station(&topology.subscriber)?)?;
+    let arrived = counters::read(&topology.internet)?.received;
+    assert_eq!(usage.up.octets, arrived, "uploads");
+    let arrived = counters::read(&topology.subscriber)?.received;
+    assert_eq!(usage.down.octets, arrived, "downloads");
+    assert!(usage.up.octets > 0 && usage.down.octets > 0);
+    Ok(())
+}
+
+fn count(topology: &Topology) -> Result<()> {
+    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
+    counters::start(&topology.internet, UPLINK, &EDGE_OWN)
+}
+
+#[test]
+fn d3_tagged_frames_are_charged_to_the_station_on_that_vlan_and_unexpected_tags_drop() -> Result<()>
+{
+    const FRAMES: u64 = 20;
+    let topology = Topology::edge()?;
+    let (mac, gateway) = (topology.subscriber.mac(UPLINK)?, topology.edge.mac(LAN)?);
+    let packet = udp([10, 77, 0, 2], [10, 78, 0, 2], (9, 9), 100);
+    for hook in BOTH {
+        let mut edge = Edge::open(&topology, |options| {
+            options.upload_hook = hook;
+            options.service_vlan = Some(7);
+        })?;
+        let stations = [0, 42, 43].map(|vlan| station_on(&topology.subscriber, vlan).unwrap());
+        for station in stations {
+            edge.allow(station, PLENTY)?;
+        }
+        let raw = Raw::open(&topology.subscriber, UPLINK)?;
+        for tags in
+            [&[][..], &[(VLAN, 42)], &[(SERVICE_VLAN, 7), (VLAN, 43)], &[(VLAN, 8), (VLAN, 43)]]
+        {
+            let frame = ethernet(gateway, mac, tags, IPV4, &packet);
+            for _ in 0..FRAMES {
+                raw.send(&frame)?;
+            }
+        }
+        for station in stations {
+            let up = edge.usage(station)?.up;
+            assert_eq!((up.octets, up.frames), (FRAMES * 128, FRAMES), "{station}, {hook:?}");
+        }
+        assert_eq!(edge.cause(Cause::Vlan)?, FRAMES, "{hook:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn d4_fragments_are_counted_and_garbage_is_counted_or_dropped() -> Result<()> {
+    const FRAMES: u64 = 20_000;
+    let topology = Topology::edge()?;
+    count(&topology)?;
+    for hook in BOTH {
+        let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
+        let payer = station(&topology.subscriber)?;
+        edge.allow(payer, PLENTY)?;
+        let before = counters::read(&topology.internet)?.received;
+        let socket = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
+        for _ in 0..200 {
+            socket.send_to(&[0; 6_000], (INTERNET_V4, 9))?;
+        }
+        let up = edge.usage(payer)?.up.octets;
+        let arrived = counters::read(&topology.internet)?.received - before;
+        assert_eq!(up, arrived, "fragments of 6,000 octets, {hook:?}");
+        assert!(arrived >= 200 * 6_000);
+
+        // Every frame is billed, passes free or drops with a cause: none is lost track of.
+        let seen = |edge: &Edge| -> Result<u64> {
+            let causes: Result<Vec<u64>> =
+                Cause::ALL.iter().map(|cause| edge.cause(*cause)).collect();
+            let up = edge.usage(payer)?.up;
+            Ok(causes?.iter().sum::<u64>() + up.frames)
+        };
+        let start = seen(&edge)?;
+        let raw = Raw::open(&topology.subscriber, UPLINK)?;
+        let (mac, gateway) = (topology.subscriber.mac(UPLINK)?, topology.edge.mac(LAN)?);
+        let mut chance = 0x9e37_79b9_7f4a_7c15_u64;
+        for i in 0..FRAMES {
+            let mut content: Vec<u8> = (0..(i % 90))
+                .map(|_| {
+                    chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    chance.to_be_bytes()[0]
+                })
+                .collect();
+            if let Some(first) = content.first_mut() {
+                *first = if i % 2 == 0 { 0x45 } else { 0x60 };
+            }
+            let kind = if i % 2 == 0 { IPV4 } else { 0x86dd };
+            raw.send(&ethernet(gateway, mac, &[], kind, &content))?;
+        }
+        let told = seen(&edge)? - start;
+        assert!((FRAMES..=FRAMES + 200).contains(&told), "{told} of {FRAMES}, {hook:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn d5_jumbo_frames_count_in_full_length_in_several_buffers() -> Result<()> {
+    let topology = Topology::edge()?;
+    for (namespace, port) in [
+        (&topology.subscriber, UPLINK),
+        (&topology.edge, LAN),
+        (&topology.edge, WAN),
+        (&topology.internet, UPLINK),
+    ] {
+        namespace.set_mtu(port, 9_000)?;
+    }
+    count(&topology)?;
+    for hook in BOTH {
+        let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
+        let payer = station(&topology.subscriber)?;
+        edge.allow(payer, PLENTY)?;
+        let before = counters::read(&topology.internet)?.received;
+        let socket = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
+        for length in (1_000..=8_972).step_by(4) {
+            socket.send_to(&vec![0; length], (INTERNET_V4, 9))?;
+        }
+        let up = edge.usage(payer)?.up;
+        let arrived = counters::read(&topology.internet)?.received - before;
+        assert_eq!(up.octets, arrived, "{hook:?}");
+        assert_eq!(up.frames, 1_994, "not fragmented, {hook:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn d6_what_offloads_merge_and_split_is_billed_as_on_the_wire() -> Result<()> {
+    let topology = Topology::edge()?;
+    topology.subscriber.offloads_on(UPLINK, &[Offload::Gso, Offload::Tso])?;
+    topology.edge.offloads_off(WAN, &[Offload::Tso, Offload::Gso])?;
+    count(&topology)?;
+    let _server = Server::start(&topology.internet)?;
+    let mut edge = Edge::open(&topology, |options| options.upload_hook = UploadHook::Tc)?;
+    let payer = station(&topology.subscriber)?;
+    edge.allow(payer, PLENTY)?;
+    for (host, direction) in [
+        (INTERNET_V4, Direction::Download),
+        (INTERNET_V4, Direction::Upload),
+        (INTERNET_V6, Direction::Download),
+        (INTERNET_V6, Direction::Upload),
+    ] {
+        transfer(&topology.subscriber, host, direction, 48, 2_000)?;
+        agree(&topology, &edge)?;
+    }
+    let usage = edge.usage(payer)?;
+    let merged = |counts: bitmesh_user::dataplane::Counts| counts.octets / counts.frames > 2_000;
+    assert!(merged(usage.up) && merged(usage.down), "nothing was merged: {usage:?}");
+    Ok(())
+}
+
+#[test]
+fn d10_ipv6_is_billed_as_ipv4_is() -> Result<()> {
+    let topology = Topology::edge()?;
+    count(&topology)?;
+    let _server = Server::start(&topology.internet)?;
+    for hook in BOTH {
+        let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
+        let payer = station(&topology.subscriber)?;
+        let used = counters::read(&topology.internet)?.received;
+        let received = counters::read(&topology.subscriber)?.received;
+        edge.allow(payer, PLENTY)?;
+        transfer(&topology.subscriber, INTERNET_V6, Direction::Download, 16, 400)?;
+        transfer(&topology.subscriber, INTERNET_V6, Direction::Upload, 16, 400)?;
+        let usage = edge.usage(payer)?;
+        assert_eq!(
+            usage.up.octets,
+            counters::read(&topology.internet)?.received - used,
+            "{hook:?}"
+        );
+        let arrived = counters::read(&topology.subscriber)?.received - received;
+        assert_eq!(usage.down.octets, arrived, "{hook:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn d10_a_rogue_router_advertisement_drops() -> Result<()> {
+    let topology = Topology::edge()?;
+    for hook in BOTH {
+        let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
+        edge.allow(station(&topology.subscriber)?, PLENTY)?;
+        let mac = topology.subscriber.mac(UPLINK)?;
+        let mut packet = vec![0x60, 0, 0, 0, 0, 16, 58, 255];
+        packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+        packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        packet.extend([134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let raw = Raw::open(&topology.subscriber, UPLINK)?;
+        raw.send(&ethernet([0x33, 0x33, 0, 0, 0, 1], mac, &[], 0x86dd, &packet))?;
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(edge.cause(Cause::RogueRouter)?, 1, "{hook:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn d20_top_ups_that_race_the_meter_lose_and_invent_nothing() -> Result<()> {
+    const STEP: u64 = 700;
+    const STEPS: u64 = 40_000;
+    let topology = Topology::edge()?;
+    count(&topology)?;
+    let mut edge = Edge::open(&topology, |options| options.upload_hook = UploadHook::XdpNative)?;
+    let payer = station(&topology.subscriber)?;
+    edge.allow(payer, 0)?;
+    let done = AtomicBool::new(false);
+    let sockets = [
+        udp_socket(&topology.subscriber, "0.0.0.0:0")?,
+        udp_socket(&topology.subscriber, "0.0.0.0:0")?,
+    ];
+    let sent: u64 = std::thread::scope(|scope| {
+        let senders = sockets.map(|socket| {
+            let done = &done;
+            scope.spawn(move || {
+                let mut sent = 0;
+                while !done.load(Ordering::Relaxed) {
+                    sent += u64::from(socket.send_to(&[0; 472], (INTERNET_V4, 9)).is_ok());
+                }
+                sent
+            })
+        });
+        for step in 1..=STEPS {
+            edge.dataplane().unwrap().set_bought(payer, step * STEP).unwrap();
+            if step % 64 == 0 {
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let used = |edge: &mut Edge| edge.dataplane().unwrap().usage(payer).unwrap().octets();
+        while used(&mut edge) + 500 <= STEP * STEPS && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        done.store(true, Ordering::Relaxed);
+        senders.into_iter().map(|sender| sender.join().unwrap()).sum()
+    });
+    let usage = edge.usage(payer)?;
+    let bought = STEP * STEPS;
+    let arrived = counters::read(&topology.internet)?.received;
+    assert_eq!(usage.up.octets, arrived, "billed and arrived");
+    // Spent to less than a frame, and over by at most one a CPU. What comes back is errors of the
+    // far side, whose port is closed.
+    let used = usage.octets();
+    assert!(used > bought - 500 && used <= bought + 2 * 528, "{used} of {bought}");
+    assert_eq!(usage.up.frames + usage.up.refused_frames, sent, "every frame is accounted for");
+    Ok(())
+}
+
+#[test]
+fn a_lease_ends_at_its_time_whatever_credit_is_left() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut edge = Edge::open(&topology, |_| {})?;
+    let payer = station(&topology.subscriber)?;
+    edge.allow(payer, PLENTY)?;
+    let ends = Instant::now() + Duration::from_secs(1);
+    edge.dataplane()?.set_terms(payer, &Terms { ends: Some(ends), ..Terms::default() })?;
+    let socket = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
+    let passes = |edge: &Edge| -> Result<bool> {
+        let before = edge.usage(payer)?.up.frames;
+        socket.send_to(&[0; 100], (INTERNET_V4, 9))?;
+        Ok(edge.usage(payer)?.up.frames > before)
+    };
+    assert!(passes(&edge)?, "before its end");
+    std::thread::sleep(ends.saturating_duration_since(Instant::now()) + Duration::from_millis(20));
+    assert!(!passes(&edge)?, "after its end");
+    assert!(edge.cause(Cause::Expired)? > 0);
+    edge.dataplane()?.set_terms(payer, &Terms::default())?;
+    assert!(passes(&edge)?, "a lease without an end");
+    Ok(())
+}
+
+#[test]
+fn a_speed_that_was_sold_is_kept_within_two_percent_in_both_directions() -> Result<()> {
+    const SPEED: u64 = 2_500_000;
+    const SECONDS: u64 = 6;
+    let topology = Topology::edge()?;
+    for (hook, ipv6) in [(UploadHook::XdpNative, false), (UploadHook::Tc, true)] {
+        let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
+        let payer = station(&topology.subscriber)?;
+        edge.allow(payer, PLENTY)?;
+        let terms = Terms { up: Some(SPEED), down: Some(SPEED), ..Terms::default() };
+        edge.dataplane()?.set_terms(payer, &terms)?;
+        let (near, far) =
+            if ipv6 { (SUBSCRIBER_V6, INTERNET_V6) } else { (SUBSCRIBER_V4, INTERNET_V4) };
+        let any = if ipv6 { "[::]:0" } else { "0.0.0.0:0" };
+        let up = udp_socket(&topology.subscriber, any)?;
+        let down = udp_socket(&topology.internet, any)?;
+        let offer = |seconds: u64| {
+            // Twice as much as was sold, in both directions.
+            let (start, mut sent) = (Instant::now(), 0u64);
+            while start.elapsed() < Duration::from_secs(seconds) {
+                let due =
+                    2 * SPEED * u64::try_from(start.elapsed().as_micros()).unwrap() / 1_000_000;
+                while sent < due {
+                    let _ = up.send_to(&[0; 1_200], (far, 9));
+                    let _ = down.send_to(&[0; 1_200], (near, 9));
+                    sent += 1_228;
+                }
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        };
+        // What may come at once is not part of the speed.
+        offer(1);
+        let (before, start) = (edge.dataplane()?.usage(payer).unwrap(), Instant::now());
+        offer(SECONDS);
+        let (after, elapsed) = (edge.dataplane()?.usage(payer).unwrap(), start.elapsed());
+        for (direction, octets) in [
+            ("up", after.up.octets - before.up.octets),
+            ("down", after.down.octets - before.down.octets),
+        ] {
+            let sold = u128::from(SPEED) * elapsed.as_millis() / 1_000;
+            let per_mille = u128::from(octets) * 1_000 / sold;
+            assert!(
+                (980..=1_020).contains(&per_mille),
+                "{direction}, {hook:?}: {per_mille} per mille"
+            );
+        }
+        assert!(edge.cause(Cause::TooFast)? > 1_000);
+    }
+    Ok(())
+}
