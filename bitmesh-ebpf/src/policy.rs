@@ -142,10 +142,15 @@ pub enum Far {
 
 #[inline(always)]
 fn is_edge(address: Address, edge: &EdgeConfig) -> bool {
+    // All places are gone through: Linux 6.1's verifier can't follow a loop that ends at a count.
     match address {
-        Address::V4(bits) => edge.ipv4.iter().zip(0..edge.ipv4_count).any(|(own, _)| *own == bits),
+        Address::V4(bits) => {
+            let mut own = edge.ipv4.iter().zip(0u8..);
+            own.any(|(own, place)| place < edge.ipv4_count && *own == bits)
+        }
         Address::V6(high, low) => {
-            edge.ipv6.iter().zip(0..edge.ipv6_count).any(|(own, _)| *own == [high, low])
+            let mut own = edge.ipv6.iter().zip(0u8..);
+            own.any(|(own, place)| place < edge.ipv6_count && *own == [high, low])
         }
     }
 }

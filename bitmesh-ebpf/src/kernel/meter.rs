@@ -18,9 +18,9 @@ pub enum Verdict {
 
 /// A frame from a station: its source address is who pays.
 #[inline(always)]
-pub fn upload(frame: Result<Frame, Cause>) -> Verdict {
+pub fn upload(parse: impl FnOnce() -> Result<Frame, Cause>) -> Verdict {
     let Some(edge) = edge() else { return refuse(Cause::NotReady) };
-    match frame {
+    match parse() {
         Ok(frame) => {
             let step = bitmesh_ebpf::upload(&frame, edge);
             carry_out(step, frame.source, frame.vlan, Direction::Up, edge)
@@ -31,9 +31,9 @@ pub fn upload(frame: Result<Frame, Cause>) -> Verdict {
 
 /// A frame for a station: its destination address is who pays.
 #[inline(always)]
-pub fn download(frame: Result<Frame, Cause>) -> Verdict {
+pub fn download(parse: impl FnOnce() -> Result<Frame, Cause>) -> Verdict {
     let Some(edge) = edge() else { return refuse(Cause::NotReady) };
-    match frame {
+    match parse() {
         Ok(frame) => {
             let step = bitmesh_ebpf::download(&frame, edge);
             carry_out(step, frame.destination, frame.vlan, Direction::Down, edge)
@@ -44,19 +44,19 @@ pub fn download(frame: Result<Frame, Cause>) -> Verdict {
 
 /// A frame on a subscriber's own interface.
 #[inline(always)]
-pub fn observe(frame: Result<Frame, Cause>, far: Far) {
+pub fn observe(parse: impl FnOnce() -> Result<Frame, Cause>, far: Far) {
     let (Some(config), Some(observed)) = (OBSERVER.get(0), OBSERVED.get_ptr_mut(0)) else {
         return;
     };
-    let Ok(frame) = frame else { return };
+    let Ok(frame) = parse() else { return };
     let neighbour = match far {
         Far::Source => frame.source,
         Far::Destination => frame.destination,
     };
+    let Some(octets) = own_count(&frame, far, &config.provider) else { return };
     if config.provider_mac != 0 && config.provider_mac != neighbour.bits() {
         return;
     }
-    let Some(octets) = own_count(&frame, far, &config.provider) else { return };
     // SAFETY: the pointer is to the map's one value.
     let (counted, frames) = unsafe {
         match far {

@@ -20,7 +20,7 @@ use self::{
 /// Meters what stations send, in the driver or in generic XDP.
 #[xdp(frags)]
 pub fn upload_xdp(ctx: XdpContext) -> u32 {
-    match upload(Frame::parse(&XdpBytes::new(&ctx))) {
+    match upload(|| Frame::parse(&XdpBytes::new(&ctx))) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
     }
@@ -29,26 +29,26 @@ pub fn upload_xdp(ctx: XdpContext) -> u32 {
 /// Meters what stations send, at TC ingress.
 #[classifier]
 pub fn upload_tc(ctx: TcContext) -> i32 {
-    action(upload(parse(&ctx)))
+    action(upload(|| parse(&ctx)))
 }
 
 /// Meters what stations receive, at TC egress.
 #[classifier]
 pub fn download_tc(ctx: TcContext) -> i32 {
-    action(download(parse(&ctx)))
+    action(download(|| parse(&ctx)))
 }
 
 /// Counts what a subscriber sends, at TC egress; never drops.
 #[classifier]
 pub fn observe_up(ctx: TcContext) -> i32 {
-    observe(parse(&ctx), Far::Destination);
+    observe(|| parse(&ctx), Far::Destination);
     TC_ACT_UNSPEC
 }
 
 /// Counts what a subscriber receives, at TC ingress; never drops.
 #[classifier]
 pub fn observe_down(ctx: TcContext) -> i32 {
-    observe(parse(&ctx), Far::Source);
+    observe(|| parse(&ctx), Far::Source);
     TC_ACT_UNSPEC
 }
 
