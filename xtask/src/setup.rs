@@ -111,7 +111,7 @@ fn install(need: Need) -> Result<Vec<Item>> {
         let (node, state) = node::install()?;
         items.push(Item { what: "bitcoind", state, place: node.display().to_string() });
     }
-    if wanted(Need::Kernels) {
+    if wanted(Need::Kernels) && kernels::CAN_BOOT {
         let (emulator, state) = kernels::install_emulator()?;
         items.push(Item { what: "emulator", state, place: emulator.display().to_string() });
     }

@@ -26,8 +26,7 @@ const MEMORY_MIB: &str = "1024";
 /// Two, so that one can be taken off.
 const CPUS: &str = "2";
 /// Panics end the machine; the report has a serial line of its own.
-const COMMAND_LINE: &str =
-    "console=ttyS0 loglevel=5 panic=-1 mitigations=off BITMESH_REPORT=/dev/ttyS1";
+const COMMAND_LINE: &str = "console=ttyS0 loglevel=5 panic=-1 BITMESH_REPORT=/dev/ttyS1";
 
 /// How the kernel says that it can't go on, and how it names our programs then.
 const PANIC: &str = "Kernel panic";
@@ -117,5 +116,23 @@ fn why(told: &Told, said: &str, end: End) -> String {
         (End::Hung { limit }, None) => format!("hung for {limit:?}, {place}"),
         (End::Emulator, None) => format!("the emulator failed, {place}"),
         (End::Off, None) => format!("ended too early, {place}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_is_tried_again_when_neither_guest_nor_programs_ended_it() {
+        const STARTED: &str = r#"{"event":"started","release":"6.1"}"#;
+        const PANICKED: &str = "Kernel panic - not syncing: Fatal exception in interrupt";
+        let again = |report: &str, console: &str| is_not_ours(&Told::parse(report), console);
+        assert!(again("", "Booting"), "the guest was not reached");
+        assert!(again("", PANICKED));
+        assert!(again(STARTED, PANICKED));
+        assert!(!again(STARTED, "all quiet"), "the guest hung");
+        assert!(!again(STARTED, &format!("bpf_prog_6deef7357e7b4530_upload_tc\n{PANICKED}")));
+        assert!(!again(STARTED, "Kernel panic - not syncing: Attempted to kill init!"));
     }
 }

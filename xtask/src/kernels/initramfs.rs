@@ -6,11 +6,14 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Write as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
-use cpio::{NewcBuilder, newc::ModeFileType, newc::trailer};
+use cpio::{
+    NewcBuilder,
+    newc::{ModeFileType, trailer},
+};
 use serde::Deserialize;
 
 use super::fetch::Kernel;
@@ -45,7 +48,7 @@ impl Programs {
         let mut command = cargo();
         command.args(["test", "--package", PACKAGE, "--test", PACKETS, "--no-run", "--locked"]);
         command.arg("--message-format=json-render-diagnostics");
-        let output = command.stderr(std::process::Stdio::inherit()).output()?;
+        let output = command.stderr(Stdio::inherit()).output()?;
         if !output.status.success() {
             bail!("the guest's programs do not build ({})", output.status);
         }
@@ -57,7 +60,7 @@ impl Programs {
                 .find_map(|message| message.executable)
                 .with_context(|| format!("cargo built no {name}"))
         };
-        let (guest, packets) = (strip(&built(GUEST)?)?, strip(&built(PACKETS)?)?);
+        let (guest, packets) = (strip(GUEST, &built(GUEST)?)?, strip(PACKETS, &built(PACKETS)?)?);
         let libraries = [&guest, &packets].map(|program| libraries(program));
         let libraries = libraries.into_iter().collect::<Result<Vec<_>>>()?.concat();
         Ok(Self { guest, packets, libraries: libraries.into_iter().collect() })
@@ -65,10 +68,9 @@ impl Programs {
 }
 
 /// A copy without what only debuggers read.
-fn strip(program: &Path) -> Result<PathBuf> {
+fn strip(name: &str, program: &Path) -> Result<PathBuf> {
     let folder = root().join("target/kernels");
     fs::create_dir_all(&folder)?;
-    let name = program.file_name().context("a program without a name")?;
     let stripped = folder.join(name);
     output(Command::new("strip").arg("-o").arg(&stripped).arg(program))?;
     Ok(stripped)

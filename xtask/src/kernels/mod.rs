@@ -33,6 +33,10 @@ use crate::{
 /// What CI boots: the oldest kernel that is supported, and the one of Debian stable.
 const SMOKE: [&str; 2] = ["6.1", "6.12"];
 
+/// Whether the task runs here: the guest is this machine's own build, and so must the emulated one
+/// be of its kind.
+pub const CAN_BOOT: bool = cfg!(target_arch = "x86_64");
+
 /// Flags of `cargo xtask kernels`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -74,9 +78,8 @@ pub fn smoke() -> Result<()> {
     verdict(&outcomes)
 }
 
-/// The guest is this machine's own build, so that the emulated machine is of its kind.
 fn check_machine() -> Result<()> {
-    if cfg!(target_arch = "x86_64") {
+    if CAN_BOOT {
         return Ok(());
     }
     bail!("other kernels are only booted on x86-64 so far; run this task on such a machine")

@@ -6,6 +6,9 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde::{Deserialize, Serialize};
 
+/// Octets at the end of a verifier's log that people are shown; the guest's report has more.
+const SHOWN_OCTETS: usize = 1_500;
+
 /// How the emulated machine ended.
 #[derive(Clone, Copy, Debug)]
 pub enum End {
@@ -149,18 +152,24 @@ pub fn print_table(outcomes: &[Outcome]) {
         println!("{}", programs(&outcome.told.programs));
         for Program { name, error, .. } in &outcome.told.programs {
             if let Some(error) = error {
-                println!("{name} was not loaded:\n{error}");
+                println!("{name} was not loaded:\n{}", end_of(error));
             }
         }
         for Exercise { name, passed, seconds, detail } in &outcome.told.exercises {
             let verdict = if *passed { "passed" } else { "FAILED" };
-            println!("{verdict} {seconds:>5.1} s  {name}: {detail}");
+            println!("{verdict} {seconds:>5.1} s  {name}: {}", end_of(detail));
         }
         if let Some(problem) = &outcome.problem {
             println!("FAILED: {problem}");
         }
     }
     println!("\nTimes are an emulator's: compare them with each other only.");
+}
+
+fn end_of(text: &str) -> &str {
+    let from = text.len().saturating_sub(SHOWN_OCTETS);
+    let from = (from..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.get(from..).unwrap_or(text)
 }
 
 fn programs(programs: &[Program]) -> Table {
