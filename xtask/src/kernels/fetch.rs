@@ -1,12 +1,14 @@
 //! Kernels as Debian built them, in the cache: the image, and the few modules that are needed.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::{FlockOperation, flock};
 
 use super::{debian::Apt, modules};
 use crate::shell::cache;
@@ -68,19 +70,22 @@ pub struct Kernel {
 
 /// Finds or fetches each, a kernel once.
 pub fn each(wishes: &[Wish], update: bool) -> Result<Vec<Kernel>> {
+    fs::create_dir_all(folder())?;
+    // Other checkouts share the cache.
+    let held = File::open(folder())?;
+    flock(&held, FlockOperation::LockExclusive)?;
     let mut apt = None;
     let mut releases: Vec<String> = Vec::new();
     for wish in wishes {
         let cached = if update || *wish == Wish::Newest { None } else { best(wish, cached()?) };
-        let release = match cached {
-            Some(release) => release,
-            None => fetch(
-                wish,
-                match &mut apt {
-                    Some(apt) => apt,
-                    none => none.insert(Apt::updated()?),
-                },
-            )?,
+        let release = if let Some(release) = cached {
+            release
+        } else {
+            let apt = match &mut apt {
+                Some(apt) => apt,
+                none => none.insert(Apt::updated()?),
+            };
+            fetch(wish, apt)?
         };
         if !releases.contains(&release) {
             releases.push(release);
@@ -94,11 +99,8 @@ fn folder() -> PathBuf {
 }
 
 fn cached() -> Result<Vec<String>> {
-    let entries = match fs::read_dir(folder()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names =
+        fs::read_dir(folder())?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     names.filter(|name| name.as_ref().map_or(true, |name| name.ends_with(FLAVOUR))).collect()
 }
 
@@ -107,7 +109,7 @@ fn fetch(wish: &Wish, apt: &Apt) -> Result<String> {
     let releases = names.iter().filter_map(|name| name.strip_prefix(IMAGE));
     let built = releases.filter(|release| release.ends_with(FLAVOUR)).map(str::to_owned);
     let release = best(wish, built.collect())
-        .with_context(|| format!("Debian has no kernel {} now; `newest` is one", wish.name()))?;
+        .with_context(|| format!("no suite of Debian has a kernel {} now", wish.name()))?;
     if folder().join(&release).exists() {
         return Ok(release);
     }

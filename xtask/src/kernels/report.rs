@@ -149,7 +149,9 @@ pub fn print_table(outcomes: &[Outcome]) {
         let boots =
             if outcome.boots > 1 { format!(", {} boots", outcome.boots) } else { String::new() };
         println!("\n{} {} in {:.0} s{boots}", outcome.release, outcome.verdict(), outcome.seconds);
-        println!("{}", programs(&outcome.told.programs));
+        if !outcome.told.programs.is_empty() {
+            println!("{}", programs(&outcome.told.programs));
+        }
         for Program { name, error, .. } in &outcome.told.programs {
             if let Some(error) = error {
                 println!("{name} was not loaded:\n{}", end_of(error));

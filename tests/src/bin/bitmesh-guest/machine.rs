@@ -1,6 +1,7 @@
 //! The guest as a machine: file systems, modules, power.
 
 use std::{
+    env,
     fs::{self, File},
     io,
 };
@@ -16,9 +17,12 @@ use rustix::{
 /// Modules in the order in which they are loaded, by file name.
 const MODULES: &str = "/modules";
 
+/// The device of the serial line that the report goes to, from the kernel's command line.
+pub const LINE_VARIABLE: &str = "BITMESH_REPORT";
+
 /// Whether we are a machine's first process, and may do with it what we like.
 pub fn is_ours() -> bool {
-    getpid().is_init()
+    getpid().is_init() && env::var_os(LINE_VARIABLE).is_some()
 }
 
 /// The kernel's release.

@@ -3,6 +3,7 @@
 //!
 //! It may touch everything, since nothing there is anybody's. It never runs elsewhere.
 
+mod bridge;
 mod cpus;
 mod datagrams;
 mod fixtures;
@@ -26,10 +27,11 @@ use self::report::{Event, Exercise, Report};
 type Work = fn() -> Result<String>;
 
 /// What is done once the programs were loaded, by name.
-const EXERCISES: [(&str, Work); 4] = [
+const EXERCISES: [(&str, Work); 5] = [
     ("every packet fixture has its verdict and its count", fixtures::run),
     ("over TC, frames are billed to the octet", || metering::run(UploadHook::Auto)),
     ("over XDP, frames are billed to the octet", || metering::run(UploadHook::XdpNative)),
+    ("on a port of a bridge, tagged frames are billed to the octet", bridge::run),
     ("d19_cpus_come_and_go_and_totals_stay_right", cpus::run),
 ];
 

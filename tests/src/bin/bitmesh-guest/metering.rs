@@ -99,16 +99,20 @@ pub fn options(upload_hook: UploadHook) -> Result<Options> {
 
 /// Who a namespace's port is, to the edge.
 pub fn station_of(namespace: &Namespace) -> Result<StationKey> {
-    let mac = namespace.netlink(async |handle| {
+    StationKey::new(mac_of(namespace)?, 0).context("a MAC that no station can have")
+}
+
+/// The MAC of a namespace's port.
+pub fn mac_of(namespace: &Namespace) -> Result<Mac> {
+    namespace.netlink(async |handle| {
         let link = handle.link().get().match_name(UPLINK).execute().try_next().await?;
         let attributes = link.map(|link| link.attributes).unwrap_or_default();
         let address = attributes.into_iter().find_map(|attribute| match attribute {
             LinkAttribute::Address(octets) => <[u8; 6]>::try_from(octets).ok(),
             _ => None,
         });
-        address.with_context(|| format!("{UPLINK} has no MAC"))
-    })?;
-    StationKey::new(Mac::new(mac), 0).context("a MAC that no station can have")
+        address.map(Mac::new).with_context(|| format!("{UPLINK} has no MAC"))
+    })
 }
 
 fn check_hooks(hooks: &[Hook], upload: UploadHook, taken_over: bool) -> Result<()> {
@@ -124,7 +128,7 @@ fn check_hooks(hooks: &[Hook], upload: UploadHook, taken_over: bool) -> Result<(
 }
 
 /// Every call was answered in kind, so that both directions have the same sums.
-fn check_usage(
+pub fn check_usage(
     dataplane: &Dataplane,
     station: StationKey,
     octets: u64,

@@ -6,10 +6,8 @@ use std::{env, fs::File, io::Write as _};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::machine;
+use crate::machine::{self, LINE_VARIABLE};
 
-/// The serial line's device, from the kernel's command line.
-const LINE_VARIABLE: &str = "BITMESH_REPORT";
 /// Octets at the end of a long text that are told: a verifier's log ends with the reason.
 const TEXT_OCTETS: usize = 16_384;
 
