@@ -145,21 +145,25 @@ pub enum Far {
 
 #[inline(always)]
 fn is_edge(address: Address, edge: &EdgeConfig) -> bool {
+    // All places are gone through: Linux 6.1's verifier can't follow a loop that ends at a count.
     match address {
         Address::V4(bits) => {
+            let mut own = edge.ipv4.iter().zip(0u8..);
             edge.own_bits & own_bit_v4(bits) != 0
-                && edge.ipv4.iter().zip(0..edge.ipv4_count).any(|(own, _)| *own == bits)
+                && own.any(|(own, place)| place < edge.ipv4_count && *own == bits)
         }
         Address::V6(high, low) => {
+            let mut own = edge.ipv6.iter().zip(0u8..);
             edge.own_bits & own_bit_v6(high, low) != 0
-                && edge.ipv6.iter().zip(0..edge.ipv6_count).any(|(own, _)| *own == [high, low])
+                && own.any(|(own, place)| place < edge.ipv6_count && *own == [high, low])
         }
     }
 }
 
 #[inline(always)]
 fn is_lan(port: u32, edge: &EdgeConfig) -> bool {
-    edge.lan.iter().zip(0..edge.lan_count).any(|(lan, _)| *lan == port)
+    // No port has index 0, which free places hold and the box itself sends from.
+    port != 0 && edge.lan.contains(&port)
 }
 
 #[inline(always)]

@@ -42,6 +42,11 @@ pub struct Cost {
 
 /// Measures the metering programs with one station that pays.
 pub fn measure() -> Result<Vec<Cost>> {
+    measure_by(REPEAT, ROUNDS)
+}
+
+/// The same by figures that are the median of `rounds`, each of `repeat` frames.
+pub fn measure_by(repeat: u32, rounds: usize) -> Result<Vec<Cost>> {
     let mut object =
         EbpfLoader::new().btf(None).map_max_entries(STATIONS_MAP, SLOTS).load(OBJECT)?;
     for name in ["upload_xdp", "empty_xdp"] {
@@ -65,14 +70,14 @@ pub fn measure() -> Result<Vec<Cost>> {
         ("upload_tc", "empty_tc", &up),
         ("download_tc", "empty_tc", &down),
     ];
-    let mut rounds = vec![(Vec::new(), Vec::new()); measured.len()];
-    for _ in 0..ROUNDS {
-        for ((program, empty, frame), (ours, floor)) in measured.iter().zip(&mut rounds) {
-            ours.push(one(&mut object, program, frame)?);
-            floor.push(one(&mut object, empty, frame)?);
+    let mut figures = vec![(Vec::new(), Vec::new()); measured.len()];
+    for _ in 0..rounds {
+        for ((program, empty, frame), (ours, floor)) in measured.iter().zip(&mut figures) {
+            ours.push(one(&mut object, program, frame, repeat)?);
+            floor.push(one(&mut object, empty, frame, repeat)?);
         }
     }
-    let costs = measured.iter().zip(rounds).map(|((program, _, _), (ours, floor))| Cost {
+    let costs = measured.iter().zip(figures).map(|((program, _, _), (ours, floor))| Cost {
         program,
         nanoseconds: median(ours),
         empty: median(floor),
@@ -80,9 +85,8 @@ pub fn measure() -> Result<Vec<Cost>> {
     Ok(costs.collect())
 }
 
-fn one(object: &mut Ebpf, program: &str, frame: &[u8]) -> Result<u64> {
-    let options =
-        TestRunOptions { data_in: Some(frame), repeat: REPEAT, ..TestRunOptions::default() };
+fn one(object: &mut Ebpf, program: &str, frame: &[u8], repeat: u32) -> Result<u64> {
+    let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };
     let result = if program.ends_with("xdp") {
         xdp_mut(object, program)?.test_run(options)?
     } else {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    deps, ebpf, node,
+    deps, ebpf, kernels, node,
     setup::{self, Need},
     shell::{self, cargo, is_root, root},
 };
@@ -20,7 +20,7 @@ pub fn run() -> Result<()> {
         report.push((name, started.elapsed()));
         Ok(())
     };
-    step("setup", &|| setup::ensure(Need::Lab))?;
+    step("setup", &|| setup::ensure(Need::Tests))?;
     step("format", &|| shell::run(cargo().args(["fmt", "--all", "--check"])))?;
     step("dependency direction", &deps::check)?;
     step("programs for the kernel", &ebpf::build)?;
@@ -35,6 +35,11 @@ pub fn run() -> Result<()> {
         shell::run(&mut tests)
     })?;
     step("end-to-end tests", &end_to_end)?;
+    if kernels::CAN_BOOT {
+        step("other kernels", &kernels::smoke)?;
+    } else {
+        eprintln!("\nnot run: other kernels, which are only booted on x86-64 so far");
+    }
 
     eprintln!();
     let total: Duration = report.iter().map(|(_, took)| *took).sum();

@@ -7,10 +7,12 @@ mod check;
 mod compiler;
 mod deps;
 mod ebpf;
+mod kernels;
 mod load;
 mod node;
 mod setup;
 mod shell;
+mod suite;
 
 use std::process::ExitCode;
 
@@ -40,7 +42,10 @@ enum Task {
     BuildEbpf,
     /// Build everything, load the programs into the kernel and run the controller
     BuildAndLoad(load::LoadArgs),
-    /// Everything that CI runs: format, lints, dependency direction, unit and end-to-end tests
+    /// Load and exercise the programs on other kernels, in an emulator
+    Kernels(kernels::KernelsArgs),
+    /// Everything that CI runs: format, lints, dependency direction, unit and end-to-end tests, and
+    /// other kernels
     Test,
 }
 
@@ -49,6 +54,7 @@ fn main() -> ExitCode {
         Task::Setup(args) => setup::run(&args),
         Task::BuildEbpf => ebpf::build(),
         Task::BuildAndLoad(args) => load::run(&args),
+        Task::Kernels(args) => kernels::run(&args),
         Task::Test => check::run(),
     };
     match done {

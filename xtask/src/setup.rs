@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::{
-    compiler, node,
+    compiler, kernels, node,
     shell::{as_root, find, output, run_quietly},
 };
 
@@ -18,6 +18,7 @@ const TOOLS: &[(&str, &str, Need)] = &[
     ("iperf3", "iperf3", Need::Lab),
     ("ip", "iproute2", Need::Lab),
     ("ping", "iputils-ping", Need::Lab),
+    ("xz", "xz-utils", Need::Kernels),
 ];
 
 /// What something is needed for.
@@ -25,15 +26,19 @@ const TOOLS: &[(&str, &str, Need)] = &[
 pub enum Need {
     /// Building the daemon and the programs for the kernel
     Build,
-    /// The lab and the tests, which build too
+    /// The lab, which builds too
     Lab,
+    /// Other kernels in an emulator, which builds too
+    Kernels,
+    /// Everything that the tests need
+    Tests,
 }
 
 /// Flags of `cargo xtask setup`.
 #[derive(Args)]
 pub struct SetupArgs {
     /// Only what this needs
-    #[arg(long = "for", value_enum, default_value = "lab")]
+    #[arg(long = "for", value_enum, default_value = "tests")]
     need: Need,
     /// Print JSON, for programs
     #[arg(long)]
@@ -82,7 +87,7 @@ pub fn ensure(need: Need) -> Result<()> {
 }
 
 fn install(need: Need) -> Result<Vec<Item>> {
-    let wanted = |of: Need| of == Need::Build || need == Need::Lab;
+    let wanted = |of: Need| of == Need::Build || of == need || need == Need::Tests;
     let mut items = Vec::new();
     for &(program, package, of) in TOOLS {
         if !wanted(of) {
@@ -106,6 +111,10 @@ fn install(need: Need) -> Result<Vec<Item>> {
     if wanted(Need::Lab) {
         let (node, state) = node::install()?;
         items.push(Item { what: "bitcoind", state, place: node.display().to_string() });
+    }
+    if wanted(Need::Kernels) && kernels::CAN_BOOT {
+        let (emulator, state) = kernels::install_emulator()?;
+        items.push(Item { what: "emulator", state, place: emulator.display().to_string() });
     }
     Ok(items)
 }

@@ -55,14 +55,14 @@ pub fn download_tc(ctx: TcContext) -> i32 {
 /// Counts what a subscriber sends, at TC egress; never drops.
 #[classifier]
 pub fn observe_up(ctx: TcContext) -> i32 {
-    observe::count(parse(&ctx, 0), Far::Destination);
+    observe::count(|| parse(&ctx, 0), Far::Destination);
     TC_ACT_UNSPEC
 }
 
 /// Counts what a subscriber receives, at TC ingress; never drops.
 #[classifier]
 pub fn observe_down(ctx: TcContext) -> i32 {
-    observe::count(parse(&ctx, 0), Far::Source);
+    observe::count(|| parse(&ctx, 0), Far::Source);
     TC_ACT_UNSPEC
 }
 

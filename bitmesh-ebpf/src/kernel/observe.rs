@@ -12,19 +12,19 @@ use super::{
 
 /// Counts a frame on a subscriber's own interface.
 #[inline(always)]
-pub fn count(frame: Result<Frame, Cause>, far: Far) {
+pub fn count(parse: impl FnOnce() -> Result<Frame, Cause>, far: Far) {
     let (Some(config), Some(observed)) = (OBSERVER.get(0), OBSERVED.get_ptr_mut(0)) else {
         return;
     };
-    let Ok(frame) = frame else { return };
+    let Ok(frame) = parse() else { return };
     let neighbour = match far {
         Far::Source => frame.source,
         Far::Destination => frame.destination,
     };
+    let Some(octets) = own_count(&frame, far, &config.provider) else { return };
     if config.provider_mac != 0 && config.provider_mac != neighbour.bits() {
         return;
     }
-    let Some(octets) = own_count(&frame, far, &config.provider) else { return };
     // SAFETY: the pointer is to the map's one value.
     let (counted, frames) = unsafe {
         match far {
