@@ -18,6 +18,8 @@ use figment::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::dataplane::UploadHook;
+
 /// Port of the payment API unless another is set.
 pub const API_PORT: u16 = 8_434;
 /// Price unless another is set, in msat per MiB.
@@ -135,6 +137,17 @@ pub enum UploadHookArg {
     XdpGeneric,
     /// TC ingress
     Tc,
+}
+
+impl From<UploadHookArg> for UploadHook {
+    fn from(arg: UploadHookArg) -> Self {
+        match arg {
+            UploadHookArg::Auto => Self::Auto,
+            UploadHookArg::Xdp => Self::XdpNative,
+            UploadHookArg::XdpGeneric => Self::XdpGeneric,
+            UploadHookArg::Tc => Self::Tc,
+        }
+    }
 }
 
 /// Flags of `bitmesh sell`.

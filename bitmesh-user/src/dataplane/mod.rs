@@ -5,14 +5,19 @@
 //! says, and reports what the kernel counted. It never takes a program off an interface because the
 //! controller stops; only [`Dataplane::detach`] and [`purge`] do.
 
+mod choice;
 mod error;
+mod flowtables;
 mod hooks;
 mod host;
 mod memory;
+mod netlink;
 mod object;
 mod observer;
+mod offloads;
 mod pins;
 mod ports;
+mod survey;
 mod table;
 
 use std::{io, net::IpAddr, os::fd::AsFd, time::Instant};
@@ -23,13 +28,19 @@ pub use bitmesh_common::{Cause, Counts, DEFAULT_TABLE_SLOTS, Mac, StationKey};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    choice::{Choice, SINGLE_BUFFER_MTU, choose},
     error::DataplaneError,
+    flowtables::{Flowtable, flowtables},
     hooks::{Hook, HookKind},
+    host::{has_bpffs, missing_capabilities},
     object::OBJECT,
     observer::Observer,
+    offloads::{Offloads, Rings, XdpFeatures, rings},
     pins::{Side, instances},
+    ports::{Master, Named, Port, XdpProgram},
+    survey::{TcProgram, any_jitted, check_together, tc_programs, try_programs},
 };
-use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, ports::Port, table::Table};
+use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, table::Table};
 
 /// Where a provider meters, and how.
 #[derive(Clone, Debug)]
@@ -135,6 +146,7 @@ impl Dataplane {
         host::check()?;
         let ports =
             options.lan.iter().map(|name| Port::find(name)).collect::<Result<Vec<_>, _>>()?;
+        choice::check_together(&ports)?;
         let config = object::config(&options.edge_addresses, options.api_port)?;
         let pins = Pins::of_dataplane(&options.instance)?;
         let fresh = !pins.path(STATIONS_MAP).exists();

@@ -56,6 +56,9 @@ pub struct HookStatus {
     pub hook: String,
     /// Why that.
     pub reason: String,
+    /// What the operator should know about it, if anything.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 /// Of `bitmesh sell`.
