@@ -153,7 +153,7 @@ impl From<UploadHookArg> for UploadHook {
 /// Flags of `bitmesh sell`.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SellArgs {
-    /// Port that subscribers are on; repeat for several
+    /// Port that subscribers are on; repeat for several. Of a bridge, name its ports
     #[arg(long, value_name = "IF")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lan: Vec<String>,

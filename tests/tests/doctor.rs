@@ -4,7 +4,12 @@
 //! hardware, rings, radios, switch chips, bonds, VLAN devices, flowtables. What is concluded from
 //! them is tested beside the code, on facts as the kernel gives them.
 
-use std::{fs, os::unix::process::CommandExt as _, process::Output};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
+    process::Output,
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -166,6 +171,8 @@ fn a_bridge_is_refused_with_its_ports_and_they_are_metered_at_tc() -> Result<()>
     let report = edge.report(&["--lan", FREELOADER_LAN])?;
     assert_eq!(report.ports[0].hook.as_deref(), Some("tcx"));
     assert!(report.healthy);
+    // Proven by the programs, in a namespace that has no such sysctl.
+    assert_eq!(finding(&report, None, "jit")?.level, Level::Ok);
     Ok(())
 }
 
@@ -280,8 +287,13 @@ fn without_root_it_checks_what_it_can_and_says_what_it_could_not() -> Result<()>
     // The build's folders may be closed to others.
     let program = data.path().join("bitmesh");
     fs::copy(bitmesh()?, &program)?;
+    // As bpffs is on most machines: closed.
+    let instance = own_name("nobody");
+    let pins = Path::new("/sys/fs/bpf/bitmesh").join(&instance);
+    fs::create_dir_all(&pins)?;
+    fs::set_permissions(&pins, fs::Permissions::from_mode(0o700))?;
     let mut command = edge.edge.command(&program)?;
-    command.args(["doctor", "--json", "--lan", LAN]);
+    command.args(["doctor", "--json", "--lan", LAN, "--instance", &instance]);
     // SAFETY: three system calls without memory of ours, between fork and exec.
     unsafe {
         command.pre_exec(|| {
@@ -292,13 +304,17 @@ fn without_root_it_checks_what_it_can_and_says_what_it_could_not() -> Result<()>
         });
     }
     let output = command.output()?;
+    fs::remove_dir(&pins)?;
     let report: Report = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
     assert!(output.status.success() && report.healthy, "{report:?}");
     assert_eq!(finding(&report, None, "rights")?.level, Level::Note);
-    for (port, id) in
-        [(None, "programs"), (Some(LAN), "flow-offload"), (Some(LAN), "other-programs")]
-    {
+    for (port, id) in [
+        (None, "programs"),
+        (None, "jit"),
+        (Some(LAN), "flow-offload"),
+        (Some(LAN), "other-programs"),
+    ] {
         let unchecked = finding(&report, port, id)?;
         assert!(unchecked.seen.contains("could not be checked"), "{unchecked:?}");
     }

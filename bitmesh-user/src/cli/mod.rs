@@ -3,7 +3,10 @@
 
 mod show;
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
 use anyhow::{Context as _, Result, bail};
 use bitmesh_core::{
@@ -202,12 +205,12 @@ impl Cli {
 }
 
 fn print<T>(json: bool, raw: &Value, typed: &T, table: impl FnOnce(&T) -> String) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(raw)?);
-    } else {
-        println!("{}", table(typed));
+    let text = if json { serde_json::to_string_pretty(raw)? } else { table(typed) };
+    match writeln!(io::stdout(), "{text}") {
+        // Who reads through `head` has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
     }
-    Ok(())
 }
 
 impl Query {

@@ -1,6 +1,8 @@
 //! Which program meters uploads on which port. One decision: attaching carries it out, and `bitmesh
 //! doctor` shows it.
 
+use std::io::ErrorKind::PermissionDenied;
+
 use super::{
     DataplaneError, UploadHook,
     hooks::HookKind,
@@ -29,7 +31,12 @@ pub struct Choice {
 
 /// What `bitmesh sell` of this instance would do, or does, with uploads on a port.
 pub fn choose(port: &Port, wish: UploadHook, instance: &str) -> Result<Choice, DataplaneError> {
-    upload(port, wish, pins::held(instance, host::namespace()?, port.index)?)
+    let held = match pins::held(instance, host::namespace()?, port.index) {
+        // bpffs is closed to others than root: what is in place can't be seen.
+        Err(DataplaneError::System { source, .. }) if source.kind() == PermissionDenied => None,
+        held => held?,
+    };
+    upload(port, wish, held)
 }
 
 /// Decides, where `held` has held our program on this port since an earlier run.

@@ -38,7 +38,7 @@ pub use self::{
     offloads::{Offloads, Rings, XdpFeatures, rings},
     pins::{Side, instances},
     ports::{Master, Named, Port, XdpProgram},
-    survey::{TcProgram, any_jitted, check_together, tc_programs, try_programs},
+    survey::{TcProgram, check_together, tc_programs, try_programs},
 };
 use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, table::Table};
 

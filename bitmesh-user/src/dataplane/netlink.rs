@@ -3,7 +3,7 @@
 use std::io;
 
 use netlink_packet_core::{
-    DecodeError, DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST,
+    DecodeError, DefaultNla, Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer,
     NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
     Nla as _, NlaBuffer, NlasIterator,
 };
@@ -160,9 +160,17 @@ where
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = datagram.as_slice();
         while !rest.is_empty() {
-            let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
-            let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
-            match message.payload {
+            let envelope = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+            let length = usize::try_from(envelope.length()).map_err(io::Error::other)?;
+            let message = NetlinkMessage::<M>::deserialize(rest);
+            rest = rest.get(length.next_multiple_of(ALIGNMENT_OCTETS)..).unwrap_or_default();
+            let payload = match message {
+                Ok(message) => message.payload,
+                // One strange interface is no reason not to see the others.
+                Err(_) if flags & NLM_F_DUMP == NLM_F_DUMP => continue,
+                Err(error) => return Err(io::Error::other(error)),
+            };
+            match payload {
                 NetlinkPayload::InnerMessage(answer) => answers.push(answer),
                 NetlinkPayload::Done(_) => return Ok(answers),
                 // An acknowledgement is an error of number 0.
@@ -170,7 +178,6 @@ where
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 _ => return Err(unexpected()),
             }
-            rest = rest.get(length.next_multiple_of(ALIGNMENT_OCTETS)..).unwrap_or_default();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use aya::{
     EbpfLoader,
-    programs::{Program, SchedClassifier, TcAttachType, loaded_programs},
+    programs::{Program, SchedClassifier, TcAttachType},
 };
 use bitmesh_common::STATIONS_MAP;
 use netlink_packet_route::{
@@ -26,20 +26,23 @@ pub struct TcProgram {
     pub name: String,
 }
 
-/// Has the kernel check every program, and lets them go again: nothing is attached or pinned.
-pub fn try_programs() -> Result<(), DataplaneError> {
+/// Has the kernel check every program, and lets them go again: nothing is attached or pinned. Returns
+/// whether they were made machine code.
+pub fn try_programs() -> Result<bool, DataplaneError> {
     let mut object = EbpfLoader::new()
         .btf(None)
         .map_max_entries(STATIONS_MAP, TRIAL_SLOTS)
         .load(object::OBJECT)?;
+    let mut jitted = true;
     for (_, program) in object.programs_mut() {
         match program {
             Program::Xdp(program) => program.load()?,
             Program::SchedClassifier(program) => program.load()?,
             _ => {}
         }
+        jitted &= program.info()?.size_jitted() > 0;
     }
-    Ok(())
+    Ok(jitted)
 }
 
 /// Whether these ports can be metered side by side.
@@ -106,9 +109,4 @@ fn filters(port: &Port, parent: u16) -> Result<Vec<String>, DataplaneError> {
     kinds.sort_unstable();
     kinds.dedup();
     Ok(kinds)
-}
-
-/// Whether any loaded program that this process may see runs as machine code.
-pub fn any_jitted() -> bool {
-    loaded_programs().flatten().any(|program| program.size_jitted() > 0)
 }

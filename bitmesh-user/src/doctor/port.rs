@@ -33,16 +33,17 @@ pub(super) fn judge(
     choice: &Result<Choice, String>,
     flowtables: Option<&[Flowtable]>,
 ) -> Vec<Finding> {
-    let mut findings = vec![hook(choice), link(&facts.port)];
-    findings.extend(facts.driver.is_some().then(|| xdp(facts)));
+    let mut findings = vec![hook(choice)];
     if let Ok(choice) = choice {
+        findings.push(link(&facts.port));
+        findings.extend(facts.driver.is_some().then(|| xdp(facts)));
         findings.push(mtu(&facts.port, choice.hook));
         findings.extend(merging(facts, choice.hook));
+        findings.push(offload(facts, flowtables));
+        findings.extend(switch(&facts.port));
+        findings.extend(facts.rings.map(rings));
+        findings.push(others(facts));
     }
-    findings.push(offload(facts, flowtables));
-    findings.extend(switch(&facts.port));
-    findings.extend(facts.rings.map(rings));
-    findings.push(others(facts));
     findings.into_iter().map(|finding| finding.of_port(&facts.port.name)).collect()
 }
 
@@ -55,7 +56,7 @@ pub(super) fn line(facts: &PortFacts, choice: &Result<Choice, String>) -> PortHo
         None => "device",
     };
     let (hook, why, warning) = match choice {
-        Ok(choice) => (Some(hook_name(choice.hook)), choice.why.clone(), choice.warning.clone()),
+        Ok(choice) => (Some(hook_name(choice.hook)), why(choice), choice.warning.clone()),
         Err(refusal) => (None, refusal.clone(), None),
     };
     let (port, kind) = (port.name.clone(), kind.to_owned());
@@ -67,12 +68,16 @@ fn hook(choice: &Result<Choice, String>) -> Finding {
         Ok(choice) => choice,
         Err(refusal) => return refused("hook", refusal),
     };
-    let or_tc = if choice.or_tc { "; TC if the driver refuses when attaching" } else { "" };
-    let seen = format!("uploads by {} ({}){or_tc}", hook_name(choice.hook), choice.why);
+    let seen = format!("uploads by {}: {}", hook_name(choice.hook), why(choice));
     match &choice.warning {
         Some(warning) => Finding::warning("hook", seen).advice(warning),
         None => Finding::ok("hook", seen),
     }
+}
+
+fn why(choice: &Choice) -> String {
+    let or_tc = if choice.or_tc { "; TC if the driver refuses when attaching" } else { "" };
+    format!("{}{or_tc}", choice.why)
 }
 
 /// An error of the dataplane says first what is wrong and then what to do.

@@ -21,7 +21,6 @@ pub(super) fn machine(table_slots: u32) -> Machine {
         release,
         btf: Path::new(BTF).exists(),
         jit: sysctl("net/core/bpf_jit_enable"),
-        jitted: dataplane::any_jitted(),
         bpffs: dataplane::has_bpffs(),
         programs: privileged.then(|| dataplane::try_programs().map_err(|error| error.to_string())),
         missing_capabilities,

@@ -29,7 +29,11 @@ pub(super) fn report(report: &Report) -> String {
             why,
         ]);
     }
-    format!("{checks}\n\n{ports}\n\n{}", sum(&report.findings))
+    let sum = sum(&report.findings);
+    if report.ports.is_empty() {
+        return format!("{checks}\n\n{sum}");
+    }
+    format!("{checks}\n\n{ports}\n\n{sum}")
 }
 
 fn table(header: &[&str]) -> Table {

@@ -60,7 +60,9 @@ fn a_good_port_is_good_and_has_nothing_to_do() {
 #[test]
 fn a_refused_port_fails_with_what_to_do() {
     let refusal = "br0 is a bridge: frames pass; name its ports instead: `--lan lan0`".to_owned();
-    let finding = judge(&facts(), &Err(refusal), Some(&[])).remove(0);
+    let mut findings = judge(&facts(), &Err(refusal), Some(&[]));
+    assert_eq!(findings.len(), 1, "the rest is of no use before another port is named");
+    let finding = findings.remove(0);
     assert_eq!((finding.id.as_str(), finding.level), ("hook", Level::Failure));
     assert_eq!(finding.seen, "br0 is a bridge: frames pass");
     assert_eq!(finding.advice.unwrap(), "name its ports instead: `--lan lan0`");
