@@ -44,7 +44,7 @@ const BRIDGE: &str = "br0";
 /// An edge with a veth, a bridge of one more, and interfaces that have no native XDP.
 struct Edge {
     edge: Namespace,
-    _peer: Namespace,
+    peer: Namespace,
 }
 
 impl Edge {
@@ -62,7 +62,7 @@ impl Edge {
             let vxlan = LinkVxlan::new("vxlan0", 7).port(4_789).up();
             Ok(handle.link().add(vxlan.build()).execute().await?)
         })?;
-        Ok(Self { edge, _peer: peer })
+        Ok(Self { edge, peer })
     }
 
     fn doctor(&self, args: &[&str]) -> Result<Output> {
@@ -173,6 +173,21 @@ fn a_bridge_is_refused_with_its_ports_and_they_are_metered_at_tc() -> Result<()>
     assert!(report.healthy);
     // Proven by the programs, in a namespace that has no such sysctl.
     assert_eq!(finding(&report, None, "jit")?.level, Level::Ok);
+    Ok(())
+}
+
+#[test]
+fn a_port_of_the_bridge_that_nobody_named_is_a_way_past_the_meter() -> Result<()> {
+    let edge = Edge::new("siblings")?;
+    edge.edge.connect("lan2", &edge.peer, "lan2")?;
+    edge.edge.bridge("br1", &[LAN, "lan2"])?;
+    let report = edge.report(&["--lan", LAN])?;
+    let bridge = finding(&report, Some(LAN), "bridge")?;
+    assert_eq!(bridge.seen, "br1 has ports that are not metered: lan2");
+    for named in [["--lan", "lan2"], ["--wan", "lan2"]] {
+        let report = edge.report(&[&["--lan", LAN], &named[..]].concat())?;
+        assert!(finding(&report, Some(LAN), "bridge").is_err(), "{report:?}");
+    }
     Ok(())
 }
 

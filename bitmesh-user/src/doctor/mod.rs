@@ -69,6 +69,7 @@ pub fn examine(options: &Options) -> Result<Report, DataplaneError> {
                 let choice = choice(&found, options);
                 let facts = read::port(found)?;
                 findings.extend(port::judge(&facts, &choice, flowtables.as_deref()));
+                findings.extend(port::siblings(&facts, &options.lan, &options.wan));
                 lines.push(port::line(&facts, &choice));
                 ports.push(facts.port);
             }

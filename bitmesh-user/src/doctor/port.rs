@@ -23,6 +23,8 @@ pub(super) struct PortFacts {
     pub(super) driver: Option<String>,
     /// Its descriptors, where it has some.
     pub(super) rings: Option<Rings>,
+    /// Where it is a port of a bridge: the bridge's other ports.
+    pub(super) siblings: Vec<String>,
     /// Programs of others at TC; `None` where they can't be listed.
     pub(super) others: Option<Vec<TcProgram>>,
 }
@@ -222,6 +224,19 @@ fn switch(port: &Port) -> Option<Finding> {
                 port.name
             ),
         )
+    })
+}
+
+/// Stations on a port that nobody named reach the uplink through the bridge without paying.
+pub(super) fn siblings(facts: &PortFacts, lan: &[String], wan: &[String]) -> Option<Finding> {
+    let bridge = facts.port.master.as_ref()?;
+    let named = |name: &&String| lan.contains(name) || wan.contains(name);
+    let others: Vec<_> = facts.siblings.iter().filter(|name| !named(name)).cloned().collect();
+    (!others.is_empty()).then(|| {
+        let (bridge, others) = (&bridge.interface.name, others.join(", "));
+        Finding::warning("bridge", format!("{bridge} has ports that are not metered: {others}"))
+            .advice("name them as --lan too, unless only your own devices are on them")
+            .of_port(&facts.port.name)
     })
 }
 

@@ -37,7 +37,12 @@ pub(super) fn port(port: Port) -> Result<PortFacts, DataplaneError> {
     let aggregate = matches!(port.kind.as_deref(), Some("bond" | "team"));
     let lower = port.lower.as_ref().map(|lower| &lower.name);
     let through = if aggregate { port.ports.iter().collect() } else { Vec::from_iter(lower) };
+    let bridge = port.master.as_ref().filter(|master| master.kind == "bridge");
+    let mut siblings =
+        bridge.map_or(Ok(Vec::new()), |b| Port::find(&b.interface.name).map(|b| b.ports))?;
+    siblings.retain(|name| *name != port.name);
     Ok(PortFacts {
+        siblings,
         below: through.into_iter().map(|name| Port::find(name)).collect::<Result<_, _>>()?,
         driver: ethtool::driver(&port.name)
             .map_err(DataplaneError::system(format!("asking for the driver of {}", port.name)))?,

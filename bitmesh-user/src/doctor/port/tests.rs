@@ -169,6 +169,19 @@ fn a_bridged_port_of_a_switch_chip_is_warned_of() {
 }
 
 #[test]
+fn ports_of_the_same_bridge_that_nobody_named_are_warned_of() {
+    let mut facts = with_port(|port| {
+        let interface = crate::dataplane::Named { name: "br0".into(), index: 9 };
+        port.master = Some(crate::dataplane::Master { interface, kind: "bridge".into() });
+    });
+    assert_eq!(siblings(&facts, &["eth1".into()], &[]), None);
+    facts.siblings = vec!["eth2".into(), "eth3".into()];
+    let finding = siblings(&facts, &["eth1".into(), "eth2".into()], &[]).unwrap();
+    assert_eq!(finding.seen, "br0 has ports that are not metered: eth3");
+    assert_eq!(siblings(&facts, &["eth2".into()], &["eth3".into()]), None);
+}
+
+#[test]
 fn programs_of_others_are_named() {
     let other = TcProgram { side: Side::Egress, hook: HookKind::Clsact, name: "flower".into() };
     let facts = PortFacts { others: Some(vec![other]), ..facts() };
