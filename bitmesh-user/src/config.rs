@@ -18,7 +18,7 @@ use figment::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::dataplane;
+use crate::dataplane::{self, UploadHook};
 
 /// Port of the payment API unless another is set.
 pub const API_PORT: u16 = 8_434;
@@ -141,6 +141,17 @@ pub enum UploadHookArg {
     Tc,
 }
 
+impl From<UploadHookArg> for UploadHook {
+    fn from(arg: UploadHookArg) -> Self {
+        match arg {
+            UploadHookArg::Auto => Self::Auto,
+            UploadHookArg::Xdp => Self::XdpNative,
+            UploadHookArg::XdpGeneric => Self::XdpGeneric,
+            UploadHookArg::Tc => Self::Tc,
+        }
+    }
+}
+
 /// What a station is bound to once it has bought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -157,7 +168,7 @@ pub enum BindArg {
 /// Flags of `bitmesh sell`.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SellArgs {
-    /// Port that subscribers are on; repeat for several
+    /// Port that subscribers are on; repeat for several. Of a bridge, name its ports
     #[arg(long, value_name = "IF")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lan: Vec<String>,

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use bitmesh_user::dataplane::{
-    self, Dataplane, Free, Mac, Options, StationEvent, StationKey, StationUsage, TcHook, UploadHook,
+    self, Dataplane, Mac, Options, StationEvent, StationKey, StationUsage,
 };
 
 use crate::{
@@ -41,17 +41,11 @@ impl Edge {
         change: impl FnOnce(&mut Options),
     ) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        let instance = own_name(&format!("edge{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         let mut options = Options {
-            instance: own_name(&format!("edge{}", NEXT.fetch_add(1, Ordering::Relaxed))),
-            lan: lan.iter().map(|&port| port.to_owned()).collect(),
-            upload_hook: UploadHook::Auto,
-            tc_hook: TcHook::Auto,
             table_slots: 1 << 10,
             edge_addresses: EDGE_OWN.iter().filter_map(|own| own.parse().ok()).collect(),
-            api_port: 8_434,
-            free: Free::default(),
-            isolate: false,
-            service_vlan: None,
+            ..Options::new(instance, lan, 8_434)
         };
         change(&mut options);
         let opened = namespace.run(|| Ok(Dataplane::open(&options)?))?;

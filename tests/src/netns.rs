@@ -146,6 +146,43 @@ impl Namespace {
         .with_context(|| format!("a link {peer_name} to {}", peer.name))
     }
 
+    /// A bridge with these ports, up.
+    pub fn bridge(&self, name: &str, ports: &[&str]) -> Result<()> {
+        self.netlink(async |handle| {
+            handle.link().add(LinkBridge::new(name).up().build()).execute().await?;
+            let index = index_of(&handle, name).await?;
+            for port in ports {
+                let port = LinkUnspec::new_with_name(port).controller(index).build();
+                handle.link().set(port).execute().await?;
+            }
+            Ok(())
+        })
+        .with_context(|| format!("bridge {name} in {}", self.name))
+    }
+
+    /// Takes every address off an interface.
+    pub fn no_addresses(&self, interface: &str) -> Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, interface).await?;
+            let request = handle.address().get().set_link_index_filter(index);
+            let found: Vec<_> = request.execute().try_collect().await?;
+            for address in found {
+                handle.address().del(address).execute().await?;
+            }
+            Ok(())
+        })
+        .with_context(|| format!("no addresses on {interface}"))
+    }
+
+    /// Sets an interface's MTU, in octets.
+    pub fn mtu(&self, interface: &str, mtu: u32) -> Result<()> {
+        self.netlink(async |handle| {
+            let link = LinkUnspec::new_with_name(interface).mtu(mtu).build();
+            Ok(handle.link().set(link).execute().await?)
+        })
+        .with_context(|| format!("MTU {mtu} on {interface}"))
+    }
+
     /// Gives an interface an address.
     pub fn address(&self, interface: &str, address: &str, prefix: u8) -> Result<()> {
         let address: IpAddr = address.parse()?;
@@ -214,20 +251,6 @@ impl Namespace {
             Ok(handle.link().set(link).execute().await?)
         })
         .with_context(|| format!("an MTU of {octets} on {interface}"))
-    }
-
-    /// A bridge with these ports, up.
-    pub fn bridge(&self, name: &str, ports: &[&str]) -> Result<()> {
-        self.netlink(async |handle| {
-            handle.link().add(LinkBridge::new(name).up().build()).execute().await?;
-            let bridge = index_of(&handle, name).await?;
-            for port in ports {
-                let link = LinkUnspec::new_with_name(port).controller(bridge).build();
-                handle.link().set(link).execute().await?;
-            }
-            Ok(())
-        })
-        .with_context(|| format!("a bridge {name}"))
     }
 
     /// Takes an interface down or up.

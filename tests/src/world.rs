@@ -85,6 +85,11 @@ impl<'a> World<'a> {
         Ok(Self { node, provider, subscriber, data, instance })
     }
 
+    /// Name of both sides' pins.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
     /// Starts the subscriber, gives it coins, and mines until its channel takes payments.
     pub fn open_channel(&mut self, coins: Amount) -> Result<()> {
         self.subscriber.start()?;

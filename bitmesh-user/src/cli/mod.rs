@@ -3,9 +3,12 @@
 
 mod show;
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use bitmesh_core::{
     channel::ChannelId,
     wire::{AccountReport, ChannelReport},
@@ -17,7 +20,9 @@ use serde_json::Value;
 
 use crate::{
     api::{ADMIN_SOCKET, BudgetChange, ask_admin, value},
-    config::{BuyArgs, SellArgs, default_data_dir},
+    config::{BuyArgs, SellArgs, UploadHookArg, default_data_dir},
+    dataplane::DEFAULT_TABLE_SLOTS,
+    doctor::{self, Level},
     runloop::{
         self,
         status::{Status, WalletStatus},
@@ -86,6 +91,17 @@ enum Command {
     /// The offer of a provider, checked
     #[command(after_help = "Example:\n  bitmesh offers http://192.168.1.1:8434 --network bitcoin")]
     Offers(OffersArgs),
+    /// What this machine and its ports can do, what is wrong, and what to do about it
+    #[command(
+        long_about = "Looks at the kernel, the clock, forwarding, and at the ports that are named: \
+            driver, XDP, merging and forwarding in hardware, MTU, programs of others. It says which \
+            hook `bitmesh sell` takes on each port, and why. Without --lan it lists every port.\n\n\
+            It changes nothing. Without root it checks what it can. The exit code is 1 where \
+            something has to be repaired, else 0.",
+        after_help = "Examples:\n  bitmesh doctor\n  bitmesh doctor --lan eth1 --wan eth0\n  \
+            bitmesh doctor --lan eth1 --json | jq '.findings[] | select(.level == \"failure\")'"
+    )]
+    Doctor(DoctorArgs),
 }
 
 /// Which daemon, and how to print.
@@ -135,6 +151,28 @@ struct OffersArgs {
     json: bool,
 }
 
+#[derive(Args, Clone, Debug)]
+struct DoctorArgs {
+    /// Port that subscribers are on, or are to be; repeat for several
+    #[arg(long, value_name = "IF")]
+    lan: Vec<String>,
+    /// Port that the internet is on; repeat for several
+    #[arg(long, value_name = "IF")]
+    wan: Vec<String>,
+    /// Which program is to meter uploads, as for `bitmesh sell`
+    #[arg(long, value_enum, default_value_t)]
+    upload_hook: UploadHookArg,
+    /// Slots of the station table, as for `bitmesh sell`
+    #[arg(long, value_name = "SLOTS", default_value_t = DEFAULT_TABLE_SLOTS)]
+    table_slots: u32,
+    /// Name of the pinned programs, as for `bitmesh sell`
+    #[arg(long, value_name = "NAME", default_value = "sell")]
+    instance: String,
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+}
+
 impl Cli {
     /// Does what was typed.
     pub async fn run(self) -> Result<()> {
@@ -156,6 +194,7 @@ impl Cli {
                 let offer = runloop::offer(args.provider.as_deref(), args.network).await?;
                 print(args.json, &value(&offer), &offer, show::offer)
             }
+            Command::Doctor(args) => args.run(),
         }
     }
 
@@ -166,12 +205,12 @@ impl Cli {
 }
 
 fn print<T>(json: bool, raw: &Value, typed: &T, table: impl FnOnce(&T) -> String) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(raw)?);
-    } else {
-        println!("{}", table(typed));
+    let text = if json { serde_json::to_string_pretty(raw)? } else { table(typed) };
+    match writeln!(io::stdout(), "{text}") {
+        // Who reads through `head` has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
     }
-    Ok(())
 }
 
 impl Query {
@@ -191,6 +230,24 @@ impl Query {
         let typed = serde_json::from_value(raw.clone())
             .context("the daemon is of another version; restart it with this one")?;
         print(self.json, &raw, &typed, table)
+    }
+}
+
+impl DoctorArgs {
+    fn run(self) -> Result<()> {
+        let report = doctor::examine(&doctor::Options {
+            lan: self.lan,
+            wan: self.wan,
+            upload_hook: self.upload_hook.into(),
+            instance: self.instance,
+            table_slots: self.table_slots,
+        })?;
+        print(self.json, &value(&report), &report, doctor::table)?;
+        let failed = report.findings.iter().filter(|finding| finding.level == Level::Failure);
+        match failed.count() {
+            0 => Ok(()),
+            failed => bail!("{failed} of the checks failed; what to do stands beside each"),
+        }
     }
 }
 

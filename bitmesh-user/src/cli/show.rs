@@ -209,7 +209,11 @@ fn provider(status: &ProviderStatus) -> String {
     ]);
     let mut hooks = table(&["port", "direction", "program", "why"]);
     for hook in &status.hooks {
-        hooks.add_row([&hook.interface, &hook.direction, &hook.hook, &hook.reason]);
+        let why = match &hook.warning {
+            Some(warning) => format!("{}; WARNING: {warning}", hook.reason),
+            None => hook.reason.clone(),
+        };
+        hooks.add_row([&hook.interface, &hook.direction, &hook.hook, &why]);
     }
     let mut causes = table(&["frames", "cause"]);
     for (cause, frames) in status.causes.iter().filter(|(_, frames)| **frames > 0) {

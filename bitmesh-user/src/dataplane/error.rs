@@ -68,6 +68,66 @@ pub enum DataplaneError {
         /// The interface.
         interface: String,
     },
+    /// A bridge was named in place of its ports.
+    #[error(
+        "{interface} is a bridge: frames between two of its ports would pass it unmetered; name its \
+         ports instead: {instead}"
+    )]
+    BridgeItself {
+        /// The bridge.
+        interface: String,
+        /// The flags to type.
+        instead: String,
+    },
+    /// One port of a bond or a team was named.
+    #[error(
+        "{interface} is a port of a {kind}: stations can come by any of its ports; name the whole \
+         instead: {instead}"
+    )]
+    PortOfAggregate {
+        /// The port.
+        interface: String,
+        /// `bond` or `team`.
+        kind: String,
+        /// The flags to type.
+        instead: String,
+    },
+    /// The way into a switch chip was named.
+    #[error(
+        "{interface} leads to a switch chip, and its frames carry the chip's tags; name the chip's \
+         ports instead: {instead}"
+    )]
+    SwitchConduit {
+        /// The interface.
+        interface: String,
+        /// The flags to type.
+        instead: String,
+    },
+    /// The same port was named again.
+    #[error("--lan names {interface} twice; once is enough")]
+    NamedTwice {
+        /// The interface.
+        interface: String,
+    },
+    /// Two ports of which one carries the other's frames.
+    #[error(
+        "frames of {interface} go through {lower} and would be metered at both; name one of the two"
+    )]
+    MeteredTwice {
+        /// The interface above.
+        interface: String,
+        /// The interface below.
+        lower: String,
+    },
+    /// The driver cannot run XDP.
+    #[error(
+        "{interface} has no native XDP; meter with `--upload-hook tc`, which is exact and needs no \
+         driver"
+    )]
+    NoNativeXdp {
+        /// The interface.
+        interface: String,
+    },
     /// Another XDP program is on the interface.
     #[error(
         "interface {interface} already carries XDP program {id} ({name}): remove it with `ip link \
@@ -218,7 +278,7 @@ pub enum DataplaneError {
 
 impl DataplaneError {
     /// For `map_err` on calls into the system.
-    pub(super) fn system<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> Self {
+    pub(crate) fn system<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> Self {
         let doing = doing.into();
         move |source| Self::System { doing, source: source.into() }
     }

@@ -7,7 +7,6 @@ use aya::{
     programs::{
         LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
-        loaded_programs,
         tc::{
             self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError,
             TcHandle,
@@ -18,14 +17,16 @@ use aya::{
 use serde::Serialize;
 
 use super::{
-    DataplaneError, TcHook, UploadHook, host,
+    DataplaneError, TcHook, UploadHook,
+    choice::{self, Choice},
+    host,
     pins::{self, Holder, LinkPin, Pins, Side},
-    ports::{self, Port, XdpProgram},
+    ports::{self, Port},
 };
 
 /// Priority and handle of our filters under clsact: fixed, so that a later controller replaces the
 /// filter instead of adding another.
-const CLSACT_PRIORITY: u16 = 0x426d;
+pub(super) const CLSACT_PRIORITY: u16 = 0x426d;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Where a program was put, and why there.
@@ -59,9 +60,6 @@ pub enum HookKind {
     Clsact,
 }
 
-const GENERIC_WARNING: &str = "generic XDP sees merged packets as one and counts fewer headers than \
-     were on the wire; use `--upload-hook tc` unless this is a test";
-
 /// Puts the programs on ports, one instance's pins at a time.
 pub(super) struct Attacher<'a> {
     pub(super) object: &'a mut Ebpf,
@@ -73,41 +71,25 @@ pub(super) struct Attacher<'a> {
 impl Attacher<'_> {
     /// Meters what `port` receives.
     pub(super) fn upload(&mut self, port: &Port, wish: UploadHook) -> Result<Hook, DataplaneError> {
-        let found = self.found(port, Side::Ingress)?;
-        match (wish, found) {
-            (UploadHook::Auto, Some(Holder::Xdp)) => self.xdp(port, None),
-            (UploadHook::Auto, Some(_)) => {
-                self.tc(port, Side::Ingress, "upload_tc", "kept from an earlier run".to_owned())
-            }
-            (UploadHook::Auto, None) => self.upload_by_kind(port),
-            (UploadHook::XdpNative, None | Some(Holder::Xdp)) => {
-                self.xdp(port, Some(XdpMode::Driver))
-            }
-            (UploadHook::XdpGeneric, None | Some(Holder::Xdp)) => {
-                self.xdp(port, Some(XdpMode::Skb))
-            }
-            (UploadHook::Tc, None | Some(Holder::Tcx | Holder::Clsact)) => {
-                self.tc(port, Side::Ingress, "upload_tc", "asked for".to_owned())
-            }
-            (_, Some(found)) => {
-                Err(DataplaneError::OtherHook { interface: port.name.clone(), found: found.name() })
-            }
-        }
-    }
-
-    /// Native XDP where the port is real and its driver can; TC elsewhere.
-    fn upload_by_kind(&mut self, port: &Port) -> Result<Hook, DataplaneError> {
-        if let Some(kind) = &port.kind {
-            let why = format!("{kind} is virtual: XDP there would turn segmentation offload off");
-            return self.tc(port, Side::Ingress, "upload_tc", why);
-        }
-        match self.xdp(port, Some(XdpMode::Driver)) {
-            Err(DataplaneError::HookRefused { source, .. }) => {
-                let why = format!("the driver has no native XDP ({})", root_cause(&*source));
+        let choice = choice::upload(port, wish, self.found(port, Side::Ingress)?)?;
+        let or_tc = choice.or_tc;
+        match self.upload_by(port, choice) {
+            Err(DataplaneError::HookRefused { source, .. }) if or_tc => {
+                let why = format!("the driver refuses native XDP ({})", root_cause(&*source));
                 self.tc(port, Side::Ingress, "upload_tc", why)
             }
             other => other,
         }
+    }
+
+    fn upload_by(&mut self, port: &Port, choice: Choice) -> Result<Hook, DataplaneError> {
+        let Choice { hook, why, warning, .. } = choice;
+        let hook = match hook {
+            HookKind::XdpNative => self.xdp(port, XdpMode::Driver, why)?,
+            HookKind::XdpGeneric => self.xdp(port, XdpMode::Skb, why)?,
+            HookKind::Tcx | HookKind::Clsact => self.tc(port, Side::Ingress, "upload_tc", why)?,
+        };
+        Ok(Hook { warning, ..hook })
     }
 
     /// Puts a TC program on one side of `port`.
@@ -142,7 +124,7 @@ impl Attacher<'_> {
         Ok(Hook { interface: port.name.clone(), side, kind, why, warning, taken_over })
     }
 
-    fn xdp(&mut self, port: &Port, mode: Option<XdpMode>) -> Result<Hook, DataplaneError> {
+    fn xdp(&mut self, port: &Port, mode: XdpMode, why: String) -> Result<Hook, DataplaneError> {
         let pin = self.pin(Holder::Xdp, port, Side::Ingress);
         let path = self.pins.link_path(&pin);
         let program: &mut Xdp = self
@@ -164,7 +146,6 @@ impl Attacher<'_> {
             }
         }
         if !taken_over {
-            let mode = mode.unwrap_or(XdpMode::Driver);
             let id = program
                 .attach_to_if_index(port.index, mode)
                 .map_err(|error| xdp_refused(port, mode, error))?;
@@ -173,24 +154,12 @@ impl Attacher<'_> {
             link.pin(&path)
                 .map_err(|source| DataplaneError::Pin { path, source: Box::new(source) })?;
         }
-        let now = Port::find(&port.name)?;
-        let generic = now.xdp.is_some_and(|xdp| xdp.generic);
         Ok(Hook {
             interface: port.name.clone(),
             side: Side::Ingress,
-            kind: if generic { HookKind::XdpGeneric } else { HookKind::XdpNative },
-            why: match (taken_over, mode, &port.kind) {
-                (true, None, _) => "kept from an earlier run".to_owned(),
-                (_, _, None) if !generic => "a real port whose driver has native XDP".to_owned(),
-                _ => "asked for".to_owned(),
-            },
-            warning: match &port.kind {
-                _ if generic => Some(GENERIC_WARNING.to_owned()),
-                Some(kind) => Some(format!(
-                    "native XDP on {kind} turns segmentation offload off; TC is faster there"
-                )),
-                None => None,
-            },
+            kind: if mode == XdpMode::Skb { HookKind::XdpGeneric } else { HookKind::XdpNative },
+            why,
+            warning: None,
             taken_over,
         })
     }
@@ -340,21 +309,14 @@ fn refused(port: &Port, hook: &'static str, source: ProgramError) -> DataplaneEr
 
 fn xdp_refused(port: &Port, mode: XdpMode, error: ProgramError) -> DataplaneError {
     let busy = matches!(os_error(&error), Some(libc::EBUSY | libc::EEXIST));
-    match port.xdp {
-        Some(XdpProgram { id, .. }) if busy => {
-            DataplaneError::ForeignXdp { interface: port.name.clone(), id, name: program_name(id) }
+    match &port.xdp {
+        Some(other) if busy => {
+            let (interface, id, name) = (port.name.clone(), other.id, other.name.clone());
+            DataplaneError::ForeignXdp { interface, id, name }
         }
         _ if mode == XdpMode::Skb => refused(port, "generic XDP", error),
         _ => refused(port, "native XDP", error),
     }
-}
-
-fn program_name(id: u32) -> String {
-    loaded_programs()
-        .flatten()
-        .find(|program| program.id() == id)
-        .and_then(|program| program.name_as_str().map(ToOwned::to_owned))
-        .unwrap_or_else(|| "without a name".to_owned())
 }
 
 /// The link is there, but its interface is not.

@@ -44,18 +44,7 @@ pub(super) fn namespace() -> Result<u64, DataplaneError> {
 }
 
 fn check_capabilities() -> Result<(), DataplaneError> {
-    let status = fs::read_to_string("/proc/thread-self/status")
-        .map_err(DataplaneError::system("reading this thread's capabilities"))?;
-    let effective = effective_capabilities(&status).unwrap_or(0);
-    let has = |capability: u32| effective >> capability & 1 == 1;
-    let missing: Vec<&str> = [
-        ("CAP_NET_ADMIN", has(CAP_NET_ADMIN)),
-        ("CAP_BPF", has(CAP_BPF) || has(CAP_SYS_ADMIN)),
-        ("CAP_PERFMON", has(CAP_PERFMON) || has(CAP_SYS_ADMIN)),
-    ]
-    .into_iter()
-    .filter_map(|(name, held)| (!held).then_some(name))
-    .collect();
+    let missing = missing_capabilities()?;
     if missing.is_empty() {
         Ok(())
     } else {
@@ -63,13 +52,32 @@ fn check_capabilities() -> Result<(), DataplaneError> {
     }
 }
 
+/// Capabilities that loading programs takes and this thread has not.
+pub fn missing_capabilities() -> Result<Vec<&'static str>, DataplaneError> {
+    let status = fs::read_to_string("/proc/thread-self/status")
+        .map_err(DataplaneError::system("reading this thread's capabilities"))?;
+    let effective = effective_capabilities(&status).unwrap_or(0);
+    let has = |capability: u32| effective >> capability & 1 == 1;
+    let needed = [
+        ("CAP_NET_ADMIN", has(CAP_NET_ADMIN)),
+        ("CAP_BPF", has(CAP_BPF) || has(CAP_SYS_ADMIN)),
+        ("CAP_PERFMON", has(CAP_PERFMON) || has(CAP_SYS_ADMIN)),
+    ];
+    Ok(needed.into_iter().filter_map(|(name, held)| (!held).then_some(name)).collect())
+}
+
 fn effective_capabilities(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
+/// Whether pins have their place.
+pub fn has_bpffs() -> bool {
+    is_bpffs(Path::new(BPFFS))
+}
+
 fn mount_bpffs() -> Result<(), DataplaneError> {
-    if is_bpffs(Path::new(BPFFS)) {
+    if has_bpffs() {
         return Ok(());
     }
     rustix::mount::mount("bpf", BPFFS, "bpf", MountFlags::empty(), None)

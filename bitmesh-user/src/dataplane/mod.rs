@@ -5,15 +5,20 @@
 //! says, and reports what the kernel counted. It never takes a program off an interface because the
 //! controller stops; only [`Dataplane::detach`] and [`purge`] do.
 
+mod choice;
 mod error;
 mod events;
+mod flowtables;
 mod hooks;
 mod host;
 mod memory;
+mod netlink;
 mod object;
 mod observer;
+mod offloads;
 mod pins;
 mod ports;
+mod survey;
 mod table;
 mod terms;
 
@@ -26,15 +31,21 @@ use bitmesh_common::{FreeBudgets, ISOLATE};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    choice::{Choice, SINGLE_BUFFER_MTU, choose},
     error::DataplaneError,
     events::{Events, StationEvent},
+    flowtables::{Flowtable, flowtables},
     hooks::{Hook, HookKind},
+    host::{has_bpffs, missing_capabilities},
     object::OBJECT,
     observer::Observer,
+    offloads::{Offloads, Rings, XdpFeatures, rings},
     pins::{Side, instances},
+    ports::{Master, Named, Port, XdpProgram},
+    survey::{TcProgram, check_together, tc_programs, try_programs},
     terms::Terms,
 };
-use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, ports::Port, table::Table};
+use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, table::Table};
 
 /// Where a provider meters, and how.
 #[derive(Clone, Debug)]
@@ -64,6 +75,24 @@ pub struct Options {
     /// VLAN id of the outer tag of frames with two (IEEE 802.1ad); `None` takes none with two. The
     /// inner names the station's VLAN.
     pub service_vlan: Option<u16>,
+}
+
+impl Options {
+    /// What there is to say; hooks by what the ports are, the usual table, budgets and no addresses.
+    pub fn new(instance: String, lan: &[&str], api_port: u16) -> Self {
+        Self {
+            instance,
+            lan: lan.iter().map(|&port| port.to_owned()).collect(),
+            upload_hook: UploadHook::Auto,
+            tc_hook: TcHook::Auto,
+            table_slots: DEFAULT_TABLE_SLOTS,
+            edge_addresses: Vec::new(),
+            api_port,
+            free: Free::default(),
+            isolate: false,
+            service_vlan: None,
+        }
+    }
 }
 
 /// What is free before payment: ARP and neighbour discovery, DHCP, DNS, the portal and the API.
@@ -175,6 +204,7 @@ impl Dataplane {
         host::check()?;
         let ports =
             options.lan.iter().map(|name| Port::find(name)).collect::<Result<Vec<_>, _>>()?;
+        choice::check_together(&ports)?;
         let config = config(options, &ports)?;
         let pins = Pins::of_dataplane(&options.instance)?;
         let fresh = !pins.path(STATIONS_MAP).exists();

@@ -96,6 +96,20 @@ pub fn instances() -> Vec<String> {
     names(Path::new(ROOT)).unwrap_or_default()
 }
 
+/// What holds an instance's program on what a port receives, whether or not a process runs it.
+pub(super) fn held(
+    instance: &str,
+    namespace: u64,
+    index: u32,
+) -> Result<Option<Holder>, DataplaneError> {
+    let own = room(instance)?.join(format!("v{LAYOUT_VERSION}"));
+    let found = names(&own)?
+        .iter()
+        .filter_map(|name| LinkPin::parse(name))
+        .find(|pin| pin.side == Side::Ingress && pin.namespace == namespace && pin.index == index);
+    Ok(found.map(|pin| pin.holder))
+}
+
 /// The directory of one instance's pins, held against other processes.
 pub(super) struct Pins {
     directory: PathBuf,

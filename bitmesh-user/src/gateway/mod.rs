@@ -9,7 +9,7 @@ use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
         address::AddressAttribute,
-        link::LinkAttribute,
+        link::{InfoPortKind, LinkAttribute, LinkInfo},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage},
     },
@@ -66,6 +66,26 @@ impl Gateway {
         match links.try_next().await {
             Ok(Some(link)) => Ok(Interface { index: link.header.index, name: name.into() }),
             _ => Err(GatewayError::NoInterface(name.into())),
+        }
+    }
+
+    /// The interface that has the addresses for stations on this port: the bridge, where it is a
+    /// port of one, else the port.
+    pub async fn addressed(&self, name: &str) -> Result<Interface, GatewayError> {
+        let missing = || GatewayError::NoInterface(name.into());
+        let mut links = self.handle.link().get().match_name(name).execute();
+        let link = links.try_next().await.ok().flatten().ok_or_else(missing)?;
+        let of_bridge = link.attributes.iter().any(|attribute| {
+            let LinkAttribute::LinkInfo(infos) = attribute else { return false };
+            infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge))
+        });
+        let master = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Controller(index) if of_bridge => Some(*index),
+            _ => None,
+        });
+        match master {
+            Some(bridge) => self.name_of(bridge).await,
+            None => Ok(Interface { index: link.header.index, name: name.into() }),
         }
     }
 

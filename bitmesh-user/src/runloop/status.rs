@@ -60,6 +60,9 @@ pub struct HookStatus {
     pub hook: String,
     /// Why that.
     pub reason: String,
+    /// What the operator should know about it, if anything.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 /// What the kernel told at once, since the daemon started.

@@ -42,6 +42,7 @@ impl Session {
             direction: direction(hook.side).into(),
             hook: hook_name(hook),
             reason: hook.why.clone(),
+            warning: hook.warning.clone(),
         });
         let mut causes = BTreeMap::new();
         match self.dataplane.stats() {

@@ -128,7 +128,11 @@ impl Session {
         let gateway = Gateway::open()?;
         let mut lan = Vec::new();
         for name in &config.lan {
-            lan.push(gateway.interface(name).await?);
+            let interface = gateway.addressed(name).await?;
+            // Ports of one bridge share its addresses.
+            if !lan.contains(&interface) {
+                lan.push(interface);
+            }
         }
         if let Some(wan) = &config.wan {
             gateway.interface(wan).await?;

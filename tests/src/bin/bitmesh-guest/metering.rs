@@ -8,8 +8,8 @@ use bitmesh_tests::{
     topology::{EDGE_OWN, FREELOADER_LAN, LAN, Topology, UPLINK},
 };
 use bitmesh_user::dataplane::{
-    Cause, DEFAULT_TABLE_SLOTS, Dataplane, Free, Hook, HookKind, Mac, Options, Side, StationKey,
-    StationUsage, TcHook, UploadHook, instances,
+    Cause, Dataplane, Hook, HookKind, Mac, Options, Side, StationKey, StationUsage, UploadHook,
+    instances,
 };
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::link::LinkAttribute;
@@ -83,20 +83,13 @@ fn on(topology: &Topology, upload_hook: UploadHook) -> Result<String> {
 /// How the exercises sell.
 pub fn options(upload_hook: UploadHook) -> Result<Options> {
     Ok(Options {
-        instance: own_name("guest"),
-        lan: vec![LAN.to_owned(), FREELOADER_LAN.to_owned()],
         upload_hook,
-        tc_hook: TcHook::Auto,
-        table_slots: DEFAULT_TABLE_SLOTS,
         edge_addresses: EDGE_OWN
             .iter()
             .map(|address| address.parse())
             .collect::<Result<_, _>>()
             .context("the edge's addresses")?,
-        api_port: 8_480,
-        free: Free::default(),
-        isolate: false,
-        service_vlan: None,
+        ..Options::new(own_name("guest"), &[LAN, FREELOADER_LAN], 8_480)
     })
 }
 
