@@ -9,11 +9,15 @@
 mod frame;
 mod gso;
 mod network;
+#[cfg(not(target_arch = "bpf"))]
+mod octets;
 mod packet;
 mod policy;
 
 pub use frame::{Content, Frame};
 pub use network::{Address, Network, Transport};
+#[cfg(not(target_arch = "bpf"))]
+pub use octets::Octets;
 pub use packet::{Head, Packet, TAG_PRESENT};
 pub use policy::{Far, Step, download, own_count, upload};
 

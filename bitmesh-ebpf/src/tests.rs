@@ -2,80 +2,12 @@
 
 extern crate std;
 
-use std::{ops::Range, vec::Vec};
+use std::vec::Vec;
 
 use bitmesh_common::{Cause, EdgeConfig, ISOLATE};
 use proptest::prelude::*;
 
 use super::*;
-
-struct Bytes {
-    octets: Vec<u8>,
-    tag: u32,
-    gso_size: u32,
-    gso_segments: u32,
-}
-
-impl Bytes {
-    fn plain(octets: Vec<u8>) -> Self {
-        Self { octets, tag: 0, gso_size: 0, gso_segments: 0 }
-    }
-
-    fn word<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let start = usize::try_from(offset).ok()?;
-        self.octets.get(Range { start, end: start + N })?.try_into().ok()
-    }
-}
-
-impl<const N: usize> Head<N> for [u8; N] {
-    fn u8<const AT: usize>(&self) -> u8 {
-        self[AT]
-    }
-    fn u16<const AT: usize>(&self) -> u16 {
-        u16::from_be_bytes(self[AT..AT + 2].try_into().unwrap())
-    }
-    fn u32<const AT: usize>(&self) -> u32 {
-        u32::from_be_bytes(self[AT..AT + 4].try_into().unwrap())
-    }
-    fn u64<const AT: usize>(&self) -> u64 {
-        u64::from_be_bytes(self[AT..AT + 8].try_into().unwrap())
-    }
-}
-
-impl Packet for Bytes {
-    type Head<const N: usize> = [u8; N];
-
-    fn head<const N: usize>(&self) -> Option<[u8; N]> {
-        self.word(0)
-    }
-    fn holds(&self, octets: u32) -> bool {
-        self.frame_len() >= octets
-    }
-    fn frame_len(&self) -> u32 {
-        self.octets.len().try_into().unwrap()
-    }
-    fn tag(&self) -> u32 {
-        self.tag
-    }
-    fn gso_size(&self) -> u32 {
-        self.gso_size
-    }
-    fn gso_segments(&self) -> u32 {
-        self.gso_segments
-    }
-    fn u8(&self, offset: u32) -> Option<u8> {
-        self.word(offset).map(u8::from_be_bytes)
-    }
-    fn u16(&self, offset: u32) -> Option<u16> {
-        self.word(offset).map(u16::from_be_bytes)
-    }
-    fn u32(&self, offset: u32) -> Option<u32> {
-        self.word(offset).map(u32::from_be_bytes)
-    }
-    fn u64(&self, offset: u32) -> Option<u64> {
-        self.word(offset).map(u64::from_be_bytes)
-    }
-}
 
 fn edge() -> EdgeConfig {
     let mut config =
@@ -85,7 +17,7 @@ fn edge() -> EdgeConfig {
     config
 }
 
-fn parse(packet: &Bytes) -> Result<Frame, Cause> {
+fn parse(packet: &Octets<'_>) -> Result<Frame, Cause> {
     Frame::parse(packet, 0)
 }
 
@@ -114,7 +46,7 @@ proptest! {
     #[test]
     fn no_frame_is_billed_for_more_than_it_holds(octets in frame(), beside in any::<u16>()) {
         let held = u32::try_from(octets.len()).unwrap() - 14;
-        let packet = Bytes { tag: TAG_PRESENT | u32::from(beside), ..Bytes::plain(octets) };
+        let packet = Octets { tag: TAG_PRESENT | u32::from(beside), ..Octets::new(&octets) };
         if let Ok(frame) = parse(&packet) {
             for step in [upload(&frame, &edge()), download(&frame, 0, &edge())] {
                 if let Step::Bill(billed) = step {
@@ -126,7 +58,7 @@ proptest! {
 
     #[test]
     fn the_short_way_reads_what_the_long_way_reads(octets in frame()) {
-        let packet = Bytes::plain(octets);
+        let packet = Octets::new(&octets);
         if let Some(frame) = Frame::plain(&packet) {
             prop_assert_eq!(Ok(frame), parse(&packet));
         }
@@ -139,7 +71,7 @@ proptest! {
         gso_segments in 0..u32::from(u16::MAX),
     ) {
         let held = u32::try_from(octets.len()).unwrap() - 14;
-        let packet = Bytes { gso_size, gso_segments, ..Bytes::plain(octets) };
+        let packet = Octets { gso_size, gso_segments, ..Octets::new(&octets) };
         if let Ok(Frame { content: Content::Ip(ip), .. }) = parse(&packet) {
             // The option that only tells the kernel to segment is eight octets of what is held.
             prop_assert!(ip.octets + 8 >= held, "{} of {held}", ip.octets);
@@ -148,9 +80,9 @@ proptest! {
 
     #[test]
     fn what_is_cut_short_is_never_read_as_something_else(octets in frame(), cut in 1..60usize) {
-        let whole = parse(&Bytes::plain(octets.clone()));
+        let whole = parse(&Octets::new(&octets));
         let kept = octets.len().saturating_sub(cut);
-        let cut = parse(&Bytes::plain(octets[..kept].to_vec()));
+        let cut = parse(&Octets::new(&octets[..kept]));
         if let (Ok(whole), Ok(cut)) = (whole, cut) {
             prop_assert_eq!(whole, cut, "only padding can be missing");
         }
@@ -160,7 +92,8 @@ proptest! {
 #[test]
 fn a_frame_shorter_than_its_own_header_drops() {
     for length in 0..14 {
-        let packet = Bytes::plain(std::vec![2; length]);
+        let octets = std::vec![2; length];
+        let packet = Octets::new(&octets);
         assert_eq!(parse(&packet), Err(Cause::Truncated), "{length} octets");
     }
 }
@@ -169,9 +102,9 @@ fn a_frame_shorter_than_its_own_header_drops() {
 fn a_tag_beside_the_frame_and_one_inside_are_two() {
     let mut octets = std::vec![2; 12];
     octets.extend([0x81, 0x00, 0x00, 0x2a, 0x08, 0x06]);
-    let inside = parse(&Bytes::plain(octets.clone())).unwrap();
+    let inside = parse(&Octets::new(&octets)).unwrap();
     assert_eq!((inside.vlan, inside.content), (42, Content::Arp));
-    let both = Bytes { tag: TAG_PRESENT, ..Bytes::plain(octets) };
+    let both = Octets { tag: TAG_PRESENT, ..Octets::new(&octets) };
     assert_eq!(parse(&both), Err(Cause::Vlan));
 }
 
@@ -181,9 +114,11 @@ fn of_two_tags_the_outer_is_to_be_the_expected_and_the_inner_is_the_stations() {
         let mut octets = std::vec![2; 12];
         octets.extend([0x88, 0xa8, 0, outer.to_be_bytes()[1], 0x81, 0, 0, inner.to_be_bytes()[1]]);
         octets.extend([0x08, 0x06]);
-        Bytes::plain(octets)
+        octets
     };
-    let vlan = |packet: &Bytes, expected| Frame::parse(packet, expected).map(|frame| frame.vlan);
+    let vlan = |octets: &[u8], expected| {
+        Frame::parse(&Octets::new(octets), expected).map(|frame| frame.vlan)
+    };
     assert_eq!(vlan(&tagged(7, 42), 7), Ok(42));
     assert_eq!(vlan(&tagged(8, 42), 7), Err(Cause::Vlan));
     assert_eq!(vlan(&tagged(7, 42), 0), Err(Cause::Vlan));
@@ -194,7 +129,7 @@ fn of_two_tags_the_outer_is_to_be_the_expected_and_the_inner_is_the_stations() {
 fn frames_from_lan_to_lan_drop_where_stations_are_kept_apart() {
     let mut octets = std::vec![2; 12];
     octets.extend([0x08, 0x06]);
-    let frame = parse(&Bytes::plain(octets)).unwrap();
+    let frame = parse(&Octets::new(&octets)).unwrap();
     let mut edge = edge();
     assert!(edge.add_lan(3) && edge.add_lan(5));
     assert_eq!(download(&frame, 5, &edge), Step::Pass(Cause::Arp));
@@ -209,7 +144,7 @@ fn frames_from_lan_to_lan_drop_where_stations_are_kept_apart() {
 fn a_tag_beside_the_frame_names_its_vlan() {
     let mut octets = std::vec![2; 12];
     octets.extend([0x08, 0x06]);
-    let vlan = |tag| parse(&Bytes { tag, ..Bytes::plain(octets.clone()) }).unwrap().vlan;
+    let vlan = |tag| parse(&Octets { tag, ..Octets::new(&octets) }).unwrap().vlan;
     assert_eq!(vlan(TAG_PRESENT | 0xe02a), 42);
     assert_eq!(vlan(TAG_PRESENT), 0);
     assert_eq!(vlan(0), 0);

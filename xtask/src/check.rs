@@ -5,10 +5,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    deps, ebpf, kernels, node,
+    deps, ebpf,
+    fuzz::{self, FuzzArgs},
+    kernels, node,
     setup::{self, Need},
     shell::{self, cargo, is_root, root},
 };
+
+/// How long CI fuzzes each target.
+const FUZZ_SECONDS: u32 = 15;
 
 /// The task. Stops at the first step that fails.
 pub fn run() -> Result<()> {
@@ -34,6 +39,7 @@ pub fn run() -> Result<()> {
         tests.args(["test", "--workspace", "--exclude", "bitmesh-tests", "--locked"]);
         shell::run(&mut tests)
     })?;
+    step("fuzzing", &|| fuzz::fuzz(&FuzzArgs { seconds: FUZZ_SECONDS }))?;
     step("end-to-end tests", &end_to_end)?;
     if kernels::CAN_BOOT {
         step("other kernels", &kernels::smoke)?;

@@ -7,6 +7,7 @@ mod check;
 mod compiler;
 mod deps;
 mod ebpf;
+mod fuzz;
 mod kernels;
 mod load;
 mod node;
@@ -44,6 +45,8 @@ enum Task {
     BuildAndLoad(load::LoadArgs),
     /// Load and exercise the programs on other kernels, in an emulator
     Kernels(kernels::KernelsArgs),
+    /// Look for frames that the parser misreads
+    Fuzz(fuzz::FuzzArgs),
     /// Everything that CI runs: format, lints, dependency direction, unit and end-to-end tests, and
     /// other kernels
     Test,
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf => ebpf::build(),
         Task::BuildAndLoad(args) => load::run(&args),
         Task::Kernels(args) => kernels::run(&args),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Test => check::run(),
     };
     match done {
