@@ -18,6 +18,11 @@ use figment::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::{
+    dataplane::UploadHook,
+    guard::{self, Cookies},
+};
+
 /// Port of the payment API unless another is set.
 pub const API_PORT: u16 = 8_434;
 /// Price unless another is set, in msat per MiB.
@@ -69,10 +74,17 @@ pub struct CommonArgs {
 }
 
 /// How to log in to the node.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum NodeLogin {
     /// With the file that the node writes at each start.
     Cookie(PathBuf),
+    /// With the same file, read by the guard: the daemon may not.
+    Guarded {
+        /// The file.
+        path: PathBuf,
+        /// Who reads it.
+        cookies: Cookies,
+    },
     /// With a name and a password.
     Password {
         /// The name.
@@ -137,6 +149,17 @@ pub enum UploadHookArg {
     Tc,
 }
 
+impl From<UploadHookArg> for UploadHook {
+    fn from(hook: UploadHookArg) -> Self {
+        match hook {
+            UploadHookArg::Auto => Self::Auto,
+            UploadHookArg::Xdp => Self::XdpNative,
+            UploadHookArg::XdpGeneric => Self::XdpGeneric,
+            UploadHookArg::Tc => Self::Tc,
+        }
+    }
+}
+
 /// Flags of `bitmesh sell`.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SellArgs {
@@ -185,6 +208,11 @@ pub struct SellArgs {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// Who the daemon becomes once everything is open; it needs root only to start
+    /// [default: the user bitmesh if there is one, else a number of nobody's]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Take programs, maps and enforcement off the ports and exit. Nothing is metered or blocked
     /// from then on
     #[arg(long)]
@@ -217,6 +245,8 @@ pub struct SellConfig {
     pub table_slots: u32,
     /// Of the pins.
     pub instance: String,
+    /// Who to become.
+    pub user: Option<String>,
 }
 
 impl SellArgs {
@@ -253,6 +283,7 @@ impl SellArgs {
             upload_hook: args.upload_hook.unwrap_or_default(),
             table_slots: args.table_slots.unwrap_or(TABLE_SLOTS),
             instance,
+            user: args.user,
         })
     }
 }
@@ -399,6 +430,7 @@ const KNOWN: &[&str] = &[
     "table_slots",
     "tick_max",
     "upload_hook",
+    "user",
     "wan",
 ];
 
@@ -418,9 +450,11 @@ pub fn default_data_dir(role: &str) -> PathBuf {
 
 fn make_private(directory: &Path) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    guard::check_directory(directory).context("--data-dir")?;
+    // Those above it are only passed through, by whoever the daemon becomes.
     std::fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
+        .mode(0o711)
         .create(directory)
         .with_context(|| format!("making {}; choose another --data-dir", directory.display()))?;
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))

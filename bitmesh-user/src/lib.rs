@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod gateway;
+pub mod guard;
 pub mod runloop;
 pub mod store;
 pub mod wallet;

@@ -3,9 +3,8 @@
 use std::{error::Error, io, path::Path};
 
 use aya::{
-    Ebpf,
     programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
         loaded_programs,
         tc::{
@@ -15,21 +14,22 @@ use aya::{
     },
     sys::NetlinkError,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     DataplaneError, TcHook, UploadHook, host,
     pins::{self, Holder, LinkPin, Pins, Side},
     ports::{self, Port, XdpProgram},
+    programs::Programs,
 };
 
 /// Priority and handle of our filters under clsact: fixed, so that a later controller replaces the
 /// filter instead of adding another.
-const CLSACT_PRIORITY: u16 = 0x426d;
+pub(super) const CLSACT_PRIORITY: u16 = 0x426d;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Where a program was put, and why there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
     /// The interface.
     pub interface: String,
@@ -46,7 +46,7 @@ pub struct Hook {
 }
 
 /// Kinds of hooks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HookKind {
     /// XDP in the driver.
@@ -62,9 +62,10 @@ pub enum HookKind {
 const GENERIC_WARNING: &str = "generic XDP sees merged packets as one and counts fewer headers than \
      were on the wire; use `--upload-hook tc` unless this is a test";
 
-/// Puts the programs on ports, one instance's pins at a time.
+/// Puts the programs on ports, one instance's pins at a time. Where they are already, nothing
+/// changes but the program, if it is another.
 pub(super) struct Attacher<'a> {
-    pub(super) object: &'a mut Ebpf,
+    pub(super) programs: Programs<'a>,
     pub(super) pins: &'a Pins,
     pub(super) namespace: u64,
     pub(super) tc_hook: TcHook,
@@ -131,7 +132,7 @@ impl Attacher<'_> {
             return Err(DataplaneError::OtherHook { interface, found: found.name() });
         }
         let pin = self.pin(holder, port, side);
-        let classifier = classifier(self.object, program)?;
+        let classifier = self.programs.classifier(program)?;
         let taken_over = if holder == Holder::Tcx {
             tcx(classifier, self.pins, &pin, port)?
         } else {
@@ -145,20 +146,16 @@ impl Attacher<'_> {
     fn xdp(&mut self, port: &Port, mode: Option<XdpMode>) -> Result<Hook, DataplaneError> {
         let pin = self.pin(Holder::Xdp, port, Side::Ingress);
         let path = self.pins.link_path(&pin);
-        let program: &mut Xdp = self
-            .object
-            .program_mut("upload_xdp")
-            .ok_or(DataplaneError::ObjectLacks { name: "upload_xdp" })?
-            .try_into()?;
-        if program.fd().is_err() {
-            program.load()?;
-        }
-
+        let program = self.programs.xdp()?;
         let mut taken_over = false;
         if path.exists() {
             let link = pinned(&path)?;
             match program.attach_to_link(link.try_into().map_err(broken_link)?) {
-                Ok(_) => taken_over = true,
+                Ok(id) => {
+                    // The pin holds the link; its descriptor is closed here.
+                    drop(program.take_link(id)?);
+                    taken_over = true;
+                }
                 Err(error) if is_gone(&error) => pins::remove(&path)?,
                 Err(error) => return Err(error.into()),
             }
@@ -200,7 +197,7 @@ impl Attacher<'_> {
     }
 
     /// What holds our program on this side of the port since before.
-    fn found(&self, port: &Port, side: Side) -> Result<Option<Holder>, DataplaneError> {
+    pub(super) fn found(&self, port: &Port, side: Side) -> Result<Option<Holder>, DataplaneError> {
         let here = |pin: &LinkPin| {
             pin.side == side && pin.index == port.index && pin.namespace == self.namespace
         };
@@ -228,7 +225,10 @@ fn tcx(
     if path.exists() {
         let link = pinned(&path)?;
         match program.attach_to_link(link.try_into().map_err(broken_link)?) {
-            Ok(_) => return Ok(true),
+            Ok(id) => {
+                drop(program.take_link(id)?);
+                return Ok(true);
+            }
             Err(error) if is_gone(&error) => pins::remove(&path)?,
             Err(error) => return Err(error.into()),
         }
@@ -312,18 +312,6 @@ fn attach_type(side: Side) -> TcAttachType {
         Side::Ingress => TcAttachType::Ingress,
         Side::Egress => TcAttachType::Egress,
     }
-}
-
-fn classifier<'a>(
-    object: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<&'a mut SchedClassifier, DataplaneError> {
-    let program: &mut SchedClassifier =
-        object.program_mut(name).ok_or(DataplaneError::ObjectLacks { name })?.try_into()?;
-    if program.fd().is_err() {
-        program.load()?;
-    }
-    Ok(program)
 }
 
 fn pinned(path: &Path) -> Result<FdLink, DataplaneError> {

@@ -5,6 +5,7 @@
 //! says, and reports what the kernel counted. It never takes a program off an interface because the
 //! controller stops; only [`Dataplane::detach`] and [`purge`] do.
 
+mod belt;
 mod error;
 mod hooks;
 mod host;
@@ -13,9 +14,16 @@ mod object;
 mod observer;
 mod pins;
 mod ports;
+mod programs;
 mod table;
+mod watch;
 
-use std::{io, net::IpAddr, os::fd::AsFd, time::Instant};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, OwnedFd},
+    time::Instant,
+};
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use bitmesh_common::{CAUSES, EDGE_MAP, EdgeConfig, STATIONS_MAP, STATS_MAP};
@@ -28,8 +36,17 @@ pub use self::{
     object::OBJECT,
     observer::Observer,
     pins::{Side, instances},
+    watch::{Change, Watch},
 };
-use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, ports::Port, table::Table};
+use self::{
+    hooks::Attacher,
+    memory::Memory,
+    object::Edge,
+    pins::{LinkPin, Pins},
+    ports::Port,
+    programs::Programs,
+    table::Table,
+};
 
 /// Where a provider meters, and how.
 #[derive(Clone, Debug)]
@@ -118,6 +135,7 @@ impl Stats {
 pub struct Dataplane {
     loaded: Loaded,
     pins: Pins,
+    is_new: bool,
 }
 
 struct Loaded {
@@ -137,16 +155,26 @@ impl Dataplane {
             options.lan.iter().map(|name| Port::find(name)).collect::<Result<Vec<_>, _>>()?;
         let config = object::config(&options.edge_addresses, options.api_port)?;
         let pins = Pins::of_dataplane(&options.instance)?;
-        let fresh = !pins.path(STATIONS_MAP).exists();
+        let is_new = !pins.path(STATIONS_MAP).exists();
         match load(options, &ports, config, &pins) {
-            Ok(loaded) => Ok(Self { loaded, pins }),
+            Ok(loaded) => Ok(Self { loaded, pins, is_new }),
             Err(error) => {
-                if fresh {
+                if is_new {
                     clear(pins)?;
                 }
                 Err(error)
             }
         }
+    }
+
+    /// What holds the instance against other processes; it does so until its last copy is closed.
+    pub fn hold(&self) -> Result<OwnedFd, DataplaneError> {
+        self.pins.hold()
+    }
+
+    /// Whether nobody had metered with this instance before.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// What was put where, in the order of the ports.
@@ -213,25 +241,37 @@ impl Dataplane {
     /// Takes the programs off the ports and forgets the table. Until something else stops it,
     /// traffic then passes unmetered.
     pub fn detach(self) -> Result<(), DataplaneError> {
-        clear(self.pins)
+        let_go(self.pins)
     }
 }
 
 /// Takes an instance off its ports whether or not a controller left it there, of whatever version.
-/// Returns whether there was anything. Fails while a controller runs it.
+/// Returns whether there was anything. Fails while a controller runs it. The belt behind the
+/// programs is taken away in this network namespace, even where there are no pins any more.
 pub fn purge(instance: &str) -> Result<bool, DataplaneError> {
     let found = Pins::of_every_layout(instance)?;
     let any = !found.is_empty();
     found.into_iter().try_for_each(clear)?;
-    Ok(any)
+    Ok(belt::remove(instance)? || any)
+}
+
+fn let_go(pins: Pins) -> Result<(), DataplaneError> {
+    let instance = pins.instance().to_owned();
+    clear(pins)?;
+    belt::remove(&instance).map(drop)
 }
 
 fn clear(pins: Pins) -> Result<(), DataplaneError> {
     let namespace = host::namespace()?;
     for pin in pins.links()? {
-        hooks::detach(&pins, &pin, namespace)?;
+        take_off(&pins, &pin, namespace)?;
     }
     pins.clear()
+}
+
+fn take_off(pins: &Pins, pin: &LinkPin, namespace: u64) -> Result<(), DataplaneError> {
+    hooks::detach(pins, pin, namespace)?;
+    if pin.namespace == namespace { belt::unmark(pins.instance(), pin.index) } else { Ok(()) }
 }
 
 fn load(
@@ -256,7 +296,8 @@ fn load(
 
     let namespace = host::namespace()?;
     let tc_hook = options.tc_hook;
-    let mut attacher = Attacher { object: &mut object, pins, namespace, tc_hook };
+    let mut attacher =
+        Attacher { programs: Programs::Object(&mut object), pins, namespace, tc_hook };
     let mut hooks = Vec::new();
     for port in ports {
         let why = "downloads are metered where the port sends".to_owned();
@@ -266,9 +307,10 @@ fn load(
     for pin in pins.links()? {
         let kept = pin.namespace == namespace && ports.iter().any(|p| p.index == pin.index);
         if !kept {
-            hooks::detach(pins, &pin, namespace)?;
+            take_off(pins, &pin, namespace)?;
         }
     }
+    programs::pin(&mut object, pins)?;
     drop(stations);
     Ok(Loaded { table, edge, stats, hooks })
 }

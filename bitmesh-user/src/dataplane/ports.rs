@@ -3,15 +3,17 @@
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
+    tc::{TcHandle, TcHeader, TcMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::DataplaneError;
+use super::{DataplaneError, pins::Side};
 
 /// An interface that can carry stations.
 #[derive(Clone, Debug)]
@@ -22,6 +24,8 @@ pub(super) struct Port {
     pub(super) kind: Option<String>,
     /// The XDP program on it.
     pub(super) xdp: Option<XdpProgram>,
+    /// The group that somebody put it in; 0 for a new interface.
+    pub(super) group: u32,
 }
 
 /// An XDP program that is attached.
@@ -43,8 +47,13 @@ impl Port {
         if link.header.link_layer_type != LinkLayerType::Ether {
             return Err(DataplaneError::NotEthernet { interface: name.to_owned() });
         }
-        let mut port =
-            Self { name: name.to_owned(), index: link.header.index, kind: None, xdp: None };
+        let mut port = Self {
+            name: name.to_owned(),
+            index: link.header.index,
+            kind: None,
+            xdp: None,
+            group: 0,
+        };
         for attribute in link.attributes {
             match attribute {
                 LinkAttribute::LinkInfo(infos) => {
@@ -54,6 +63,7 @@ impl Port {
                     });
                 }
                 LinkAttribute::Xdp(details) => port.xdp = attached(&details),
+                LinkAttribute::Group(group) => port.group = group,
                 _ => {}
             }
         }
@@ -75,6 +85,22 @@ pub(super) fn name_of(index: u32) -> Result<Option<String>, DataplaneError> {
     }))
 }
 
+/// Puts an interface into a group.
+pub(super) fn set_group(index: u32, group: u32) -> Result<(), DataplaneError> {
+    let mut asked = LinkMessage::default();
+    asked.header.index = index;
+    asked.attributes.push(LinkAttribute::Group(group));
+    let set = || {
+        let socket = ask(RouteNetlinkMessage::SetLink(asked), NLM_F_REQUEST | NLM_F_ACK)?;
+        let (answer, _) = socket.recv_from_full()?;
+        match parse(&answer)?.payload {
+            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+            _ => Ok(()),
+        }
+    };
+    set().map_err(DataplaneError::system::<io::Error>(format!("grouping interface {index}")))
+}
+
 fn attached(details: &[LinkXdp]) -> Option<XdpProgram> {
     let mode = details.iter().find_map(|detail| match detail {
         LinkXdp::Attached(mode) => Some(*mode),
@@ -87,20 +113,70 @@ fn attached(details: &[LinkXdp]) -> Option<XdpProgram> {
     Some(XdpProgram { id, generic: mode == XdpAttached::SocketBuffer })
 }
 
-fn query(asked: LinkMessage) -> io::Result<Option<LinkMessage>> {
+/// Whether clsact has a filter of this priority on one side of an interface. One that has no
+/// clsact, or is gone, has none.
+pub(super) fn has_filter(index: u32, side: Side, priority: u16) -> Result<bool, DataplaneError> {
+    let doing = || format!("asking the kernel for the filters of interface {index}");
+    filters(index, side, priority).map_err(DataplaneError::system(doing()))
+}
+
+fn filters(index: u32, side: Side, priority: u16) -> io::Result<bool> {
+    let minor = match side {
+        Side::Ingress => TcHandle::MIN_INGRESS,
+        Side::Egress => TcHandle::MIN_EGRESS,
+    };
+    let header = TcHeader {
+        index: index.try_into().map_err(io::Error::other)?,
+        parent: TcHandle { major: u16::MAX, minor },
+        ..TcHeader::default()
+    };
+    let asked = RouteNetlinkMessage::GetTrafficFilter(TcMessage::from_parts(header, Vec::new()));
+    let socket = ask(asked, NLM_F_REQUEST | NLM_F_DUMP)?;
+    let mut found = false;
+    loop {
+        let (answer, _) = socket.recv_from_full()?;
+        let mut rest = answer.as_slice();
+        while !rest.is_empty() {
+            let message = parse(rest)?;
+            let length = usize::try_from(message.header.length).map_err(io::Error::other)?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) => {
+                    // linux/pkt_sched.h: the priority is the upper half.
+                    found |= filter.header.info >> 16 == u32::from(priority);
+                }
+                NetlinkPayload::Error(error) => {
+                    let error = error.to_io();
+                    return match error.raw_os_error() {
+                        Some(libc::ENODEV | libc::EINVAL | libc::ENOENT) => Ok(false),
+                        _ => Err(error),
+                    };
+                }
+                _ => return Ok(found),
+            }
+            // Messages are aligned to 4 octets.
+            rest = rest.get(length.next_multiple_of(4).max(1)..).unwrap_or_default();
+        }
+    }
+}
+
+/// Sends a request on a socket of its own.
+fn ask(asked: RouteNetlinkMessage, flags: u16) -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
 
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    let mut request =
-        NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetLink(asked)));
+    header.flags = flags;
+    let mut request = NetlinkMessage::new(header, NetlinkPayload::from(asked));
     request.finalize();
     let mut octets = vec![0; request.buffer_len()];
     request.serialize(&mut octets);
     socket.send(&octets, 0)?;
+    Ok(socket)
+}
 
+fn query(asked: LinkMessage) -> io::Result<Option<LinkMessage>> {
+    let socket = ask(RouteNetlinkMessage::GetLink(asked), NLM_F_REQUEST)?;
     let (answer, _) = socket.recv_from_full()?;
     match parse(&answer)?.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),

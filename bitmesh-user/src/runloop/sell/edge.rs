@@ -15,8 +15,8 @@ use tracing::warn;
 
 use super::super::Foundation;
 use crate::{
-    config::{SellConfig, UploadHookArg},
-    dataplane::{self, Dataplane, Options, StationUsage, TcHook, UploadHook},
+    config::SellConfig,
+    dataplane::{self, Dataplane, Options, StationUsage, TcHook},
     gateway::{Gateway, Interface},
 };
 
@@ -24,12 +24,7 @@ pub(super) fn options(config: &SellConfig, edge_addresses: &[IpAddr]) -> Options
     Options {
         instance: config.instance.clone(),
         lan: config.lan.clone(),
-        upload_hook: match config.upload_hook {
-            UploadHookArg::Auto => UploadHook::Auto,
-            UploadHookArg::Xdp => UploadHook::XdpNative,
-            UploadHookArg::XdpGeneric => UploadHook::XdpGeneric,
-            UploadHookArg::Tc => UploadHook::Tc,
-        },
+        upload_hook: config.upload_hook.into(),
         tc_hook: TcHook::Auto,
         table_slots: config.table_slots,
         edge_addresses: edge_addresses.to_vec(),
