@@ -7,7 +7,10 @@ use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::{
         fd::OwnedFd,
-        unix::{fs::MetadataExt as _, net::UnixStream},
+        unix::{
+            fs::{MetadataExt as _, PermissionsExt},
+            net::UnixStream,
+        },
     },
     path::PathBuf,
     process::{Child, Stdio},
@@ -34,6 +37,7 @@ use bitmesh_tests::{
     world::{Trade, World},
 };
 use bitmesh_user::dataplane::{Dataplane, Options, TcHook, UploadHook};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const COINS: Amount = Amount::from_sat(200_000);
@@ -270,6 +274,22 @@ fn d15_a_port_that_is_recreated_while_no_controller_runs_forwards_nothing() -> R
         ensure!(!run(&topology.edge, "nft", &["list", "table", "inet", &table])?);
         ensure!(!run(&topology.edge, "nft", &["list", "table", "bridge", &table])?);
         Ok(())
+    })
+}
+
+#[test]
+fn d15_a_guard_that_is_killed_ends_the_daemon_and_everything_holds() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let guard = world.provider_status()?.guard.pid;
+    kill_process(Pid::from_raw(guard.try_into()?).context("a guard")?, Signal::KILL)?;
+    let said = world.provider.wait_for_failure()?;
+    assert!(said.contains("the guard has ended"), "{said}");
+    flooded(&topology, |heard| {
+        assert_eq!(heard.during(Duration::from_millis(500)), (0, 0));
+        topology.recreate_freeloader_port()?;
+        assert_eq!(heard.during(Duration::from_millis(500)), (0, 0));
+        world.provider.start()
     })
 }
 
@@ -588,7 +608,7 @@ fn a7_a_cookie_that_only_root_can_read_is_followed_when_the_node_changes_it() ->
     let cookie = world.data().join("cookie");
     let write = |text: &str| {
         fs::write(&cookie, text)?;
-        fs::set_permissions(&cookie, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        fs::set_permissions(&cookie, PermissionsExt::from_mode(0o600))
     };
     write(&format!("{USER}:{PASSWORD}"))?;
     let url = world.node.url(NODE_FOR_EDGE);
@@ -625,13 +645,17 @@ fn a_flag_for_the_user_is_heeded_or_refused_with_a_reason() -> Result<()> {
     let base = ["sell", "--lan", LAN, "--instance", world.instance(), "--network", "regtest"];
     let base =
         [&base[..], &["--node", &url, "--node-user", USER, "--node-password", PASSWORD]].concat();
-    for (more, told) in [
-        (["--user", "nosuchuser"], "useradd"),
-        (["--user", "root"], "without privileges"),
-        (["--api-port", "80"], "--api-port"),
+    let closed = world.data().join("closed");
+    fs::create_dir(&closed)?;
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o700))?;
+    for (directory, more, told) in [
+        (&data, ["--user", "nosuchuser"], "useradd"),
+        (&data, ["--user", "root"], "without privileges"),
+        (&data, ["--api-port", "80"], "ip_unprivileged_port_start"),
+        (&closed.join("data"), ["--api-port", "8434"], "chmod o+x"),
     ] {
         let args = [&base[..], &more].concat();
-        let mut daemon = Daemon::new(&topology.edge, &data, &args)?;
+        let mut daemon = Daemon::new(&topology.edge, directory, &args)?;
         daemon.spawn()?;
         let said = daemon.wait_for_failure()?;
         assert!(said.contains(told), "{more:?}: {said}");
