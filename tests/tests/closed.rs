@@ -3,18 +3,10 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
-    os::{
-        fd::OwnedFd,
-        unix::{
-            fs::{MetadataExt as _, PermissionsExt},
-            net::UnixStream,
-        },
-    },
-    path::PathBuf,
-    process::{Child, Stdio},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    io::Write as _,
+    net::UdpSocket,
+    os::unix::fs::{MetadataExt as _, PermissionsExt},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -24,19 +16,22 @@ use aya::programs::ProgramInfo;
 use bitcoin::Amount;
 use bitmesh_core::offer::SignedOffer;
 use bitmesh_tests::{
+    alone::Alone,
     counters,
     daemon::{Daemon, bitmesh, eventually},
+    flood::{FLOOD_PAUSE, FLOOD_PORT, flooded, socket},
     netns::Namespace,
     regtest::{PASSWORD, USER},
+    sabotage::{detach_link, interface_index, of_threads, pins_of, recreate_with_index, run},
     sweep::own_name,
     topology::{
-        EDGE_FREELOADER_V4, EDGE_OWN, FREELOADER_LAN, FREELOADER_V4, INTERNET_V4, LAN,
-        NODE_FOR_EDGE, Topology, UPLINK,
+        EDGE_FREELOADER_V4, EDGE_OWN, FREELOADER_LAN, INTERNET_V4, LAN, NODE_FOR_EDGE, Topology,
+        UPLINK,
     },
     traffic::{Direction, Server, Transfer, transfer},
     world::{Trade, World},
 };
-use bitmesh_user::dataplane::{Dataplane, Options, TcHook, UploadHook};
+use bitmesh_user::dataplane::TcHook;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -44,109 +39,12 @@ const COINS: Amount = Amount::from_sat(200_000);
 const MIB: u64 = 1 << 20;
 /// Time in which a port has to be metered again.
 const AGAIN: Duration = Duration::from_secs(1);
-const FLOOD_PORT: u16 = 9_000;
-/// Pause between two frames of a flood.
-const FLOOD_PAUSE: Duration = Duration::from_micros(200);
-
-/// Sends and listens in both directions between the internet and the station that never pays, for
-/// as long as this lives, and counts what gets through.
-struct Flood<'scope> {
-    heard: &'scope Heard,
-}
-
-#[derive(Default)]
-struct Heard {
-    stop: AtomicBool,
-    /// Frames of the freeloader that the internet got.
-    up: AtomicU64,
-    /// Frames of the internet that the freeloader got.
-    down: AtomicU64,
-}
-
-impl Heard {
-    fn both(&self) -> (u64, u64) {
-        (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
-    }
-
-    /// What gets through in this time.
-    fn during(&self, time: Duration) -> (u64, u64) {
-        let before = self.both();
-        thread::sleep(time);
-        let after = self.both();
-        (after.0 - before.0, after.1 - before.1)
-    }
-}
-
-impl Drop for Flood<'_> {
-    fn drop(&mut self) {
-        self.heard.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Runs `work` under floods of a station that never pays, in both directions.
-fn flooded<T>(topology: &Topology, work: impl FnOnce(&Heard) -> Result<T>) -> Result<T> {
-    let heard = Heard::default();
-    thread::scope(|scope| {
-        let flood = Flood { heard: &heard };
-        let ends = [
-            (&topology.freeloader, FREELOADER_V4, &heard.down, INTERNET_V4),
-            (&topology.internet, INTERNET_V4, &heard.up, FREELOADER_V4),
-        ];
-        for (namespace, own, count, peer) in ends {
-            let peer: Ipv4Addr = peer.parse()?;
-            let from = socket(namespace, "0.0.0.0")?;
-            let to = socket(namespace, own)?;
-            let stop = &heard.stop;
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    // Its port may be away just now.
-                    let _ = from.send_to(&[0; 100], (peer, FLOOD_PORT));
-                    thread::sleep(FLOOD_PAUSE);
-                }
-            });
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    if to.recv_from(&mut [0; 128]).is_ok_and(|(_, who)| who.ip() == peer) {
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-        let done = work(flood.heard);
-        drop(flood);
-        done
-    })
-}
-
-/// One that sends when `address` is any, else one that listens.
-fn socket(namespace: &Namespace, address: &str) -> Result<UdpSocket> {
-    let address: Ipv4Addr = address.parse()?;
-    let port = if address.is_unspecified() { 0 } else { FLOOD_PORT };
-    let socket = namespace.run(|| Ok(UdpSocket::bind(SocketAddr::from((address, port)))?))?;
-    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    Ok(socket)
-}
-
 /// Waits until the guard told that it put something back, `more` times since `before`.
 fn put_back(world: &World<'_>, before: u64, more: u64) -> Result<()> {
     eventually("put back", Duration::from_secs(5), || {
         Ok((world.provider_status()?.guard.put_back >= before + more).then_some(()))
     })
     .with_context(|| world.logs())
-}
-
-fn run(namespace: &Namespace, program: &str, args: &[&str]) -> Result<bool> {
-    let output = namespace.command(program)?.args(args).output().context(program.to_owned())?;
-    Ok(output.status.success())
-}
-
-fn interface_index(namespace: &Namespace, name: &str) -> Result<u32> {
-    namespace.run(|| {
-        let output = std::process::Command::new("ip").args(["-j", "link", "show", name]).output();
-        let told: Value = serde_json::from_slice(&output?.stdout)?;
-        let index = told.pointer("/0/ifindex").and_then(Value::as_u64).context("an index")?;
-        Ok(index.try_into()?)
-    })
 }
 
 #[test]
@@ -225,18 +123,6 @@ fn d16_flaps_and_new_names_lose_no_count() -> Result<()> {
     Ok(())
 }
 
-fn recreate_with_index(topology: &Topology, index: u32) -> Result<()> {
-    let Topology { edge, freeloader, .. } = topology;
-    edge.delete(FREELOADER_LAN)?;
-    let index = index.to_string();
-    let new = ["link", "add", FREELOADER_LAN, "index", &index, "type", "veth"];
-    let peer = ["peer", "name", UPLINK, "netns", freeloader.name()];
-    ensure!(run(edge, "ip", &[&new[..], &peer].concat())?);
-    edge.set_up(FREELOADER_LAN, true)?;
-    freeloader.set_up(UPLINK, true)?;
-    topology.address_freeloader_port()
-}
-
 #[test]
 fn d15_a_port_that_is_recreated_while_no_controller_runs_forwards_nothing() -> Result<()> {
     let topology = Topology::edge()?;
@@ -291,35 +177,6 @@ fn d15_a_guard_that_is_killed_ends_the_daemon_and_everything_holds() -> Result<(
         assert_eq!(heard.during(Duration::from_millis(500)), (0, 0));
         world.provider.start()
     })
-}
-
-fn pins_of(world: &World<'_>) -> PathBuf {
-    let room = PathBuf::from("/sys/fs/bpf/bitmesh").join(world.instance());
-    let mut layouts = fs::read_dir(&room).into_iter().flatten().flatten();
-    let layout = layouts.find(|entry| entry.file_name().to_string_lossy().starts_with('v'));
-    layout.map_or(room, |layout| layout.path())
-}
-
-/// What `bpftool link detach` does, by the link's pin.
-fn detach_link(pin: &std::path::Path) -> Result<()> {
-    const BPF_OBJ_GET: libc::c_long = 7;
-    const BPF_LINK_DETACH: libc::c_long = 34;
-    let path = std::ffi::CString::new(pin.to_str().context("a path")?)?;
-    let call = |command: libc::c_long, attribute: &mut [u64; 15]| {
-        let size = size_of_val(attribute);
-        // SAFETY: the attribute and what it points to outlive the call.
-        let done = unsafe { libc::syscall(libc::SYS_bpf, command, attribute.as_mut_ptr(), size) };
-        if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(done) }
-    };
-    let mut attribute = [0; 15];
-    attribute[0] = path.as_ptr() as u64;
-    let link = call(BPF_OBJ_GET, &mut attribute).context("opening a link")?;
-    // SAFETY: the call before has made it, and nobody else has it.
-    let link = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(link.try_into()?) };
-    let mut attribute = [0; 15];
-    attribute[0] = std::os::fd::AsRawFd::as_raw_fd(&link).try_into()?;
-    call(BPF_LINK_DETACH, &mut attribute).context("detaching a link")?;
-    Ok(())
 }
 
 #[test]
@@ -400,52 +257,6 @@ fn d15_filters_of_clsact_that_somebody_deletes_are_back_within_a_second() -> Res
     assert!(!alone.process.wait()?.success());
     alone.detach(&topology.edge)?;
     done
-}
-
-/// A guard of its own over a port of an edge, without a daemon.
-struct Alone {
-    dataplane: Option<Dataplane>,
-    process: Child,
-    ours: UnixStream,
-    told: std::io::Lines<BufReader<UnixStream>>,
-}
-
-impl Alone {
-    fn over(edge: &Namespace, lan: &str, instance: &str, tc_hook: TcHook) -> Result<Self> {
-        let options = Options {
-            instance: instance.to_owned(),
-            lan: vec![lan.to_owned()],
-            upload_hook: UploadHook::Tc,
-            tc_hook,
-            table_slots: 1_024,
-            edge_addresses: vec![EDGE_FREELOADER_V4.parse()?],
-            api_port: 8_434,
-        };
-        let dataplane = edge.run(|| Ok(Dataplane::open(&options)?))?;
-        let (ours, theirs) = UnixStream::pair()?;
-        let mut command = edge.command(bitmesh()?)?;
-        command.args(["guard", "--instance", instance, "--lan", lan, "--upload-hook", "tc"]);
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::from(dataplane.hold()?));
-        let process = command.spawn()?;
-        drop(command);
-        ours.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let mut told = BufReader::new(ours.try_clone()?).lines();
-        let ready = told.next().context("a guard")??;
-        ensure!(ready.contains("ready"), "{ready}");
-        Ok(Self { dataplane: Some(dataplane), process, ours, told })
-    }
-
-    fn detach(&mut self, edge: &Namespace) -> Result<()> {
-        let dataplane = self.dataplane.take().context("attached")?;
-        edge.run(|| Ok(dataplane.detach()?))
-    }
-}
-
-impl Drop for Alone {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 #[test]
@@ -540,18 +351,6 @@ fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Resul
         usage.down.octets, usage.up.octets
     );
     Ok(())
-}
-
-/// A field of every thread's status.
-fn of_threads(pid: u32, field: &str) -> Result<Vec<String>> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
-    tasks
-        .map(|task| {
-            let status = fs::read_to_string(task?.path().join("status"))?;
-            let line = status.lines().find_map(|line| line.strip_prefix(field));
-            Ok(line.with_context(|| field.to_owned())?.trim().to_owned())
-        })
-        .collect()
 }
 
 #[test]
