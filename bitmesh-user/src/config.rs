@@ -18,7 +18,10 @@ use figment::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::dataplane::{self, UploadHook};
+use crate::{
+    dataplane::{self, UploadHook},
+    guard::{self, Cookies},
+};
 
 /// Port of the payment API unless another is set.
 pub const API_PORT: u16 = 8_434;
@@ -73,10 +76,17 @@ pub struct CommonArgs {
 }
 
 /// How to log in to the node.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum NodeLogin {
     /// With the file that the node writes at each start.
     Cookie(PathBuf),
+    /// With the same file, read by the guard: the daemon may not.
+    Guarded {
+        /// The file.
+        path: PathBuf,
+        /// Who reads it.
+        cookies: Cookies,
+    },
     /// With a name and a password.
     Password {
         /// The name.
@@ -142,8 +152,8 @@ pub enum UploadHookArg {
 }
 
 impl From<UploadHookArg> for UploadHook {
-    fn from(arg: UploadHookArg) -> Self {
-        match arg {
+    fn from(hook: UploadHookArg) -> Self {
+        match hook {
             UploadHookArg::Auto => Self::Auto,
             UploadHookArg::Xdp => Self::XdpNative,
             UploadHookArg::XdpGeneric => Self::XdpGeneric,
@@ -234,6 +244,11 @@ pub struct SellArgs {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// Who the daemon becomes once everything is open; it needs root only to start
+    /// [default: the user bitmesh if there is one, else a number of nobody's]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Take programs, maps and enforcement off the ports and exit. Nothing is metered or blocked
     /// from then on
     #[arg(long)]
@@ -276,6 +291,8 @@ pub struct SellConfig {
     pub service_vlan: Option<u16>,
     /// Of the pins.
     pub instance: String,
+    /// Who to become.
+    pub user: Option<String>,
 }
 
 impl SellArgs {
@@ -317,6 +334,7 @@ impl SellArgs {
             isolate: args.isolate,
             service_vlan: args.service_vlan,
             instance,
+            user: args.user,
         })
     }
 }
@@ -491,6 +509,7 @@ const KNOWN: &[&str] = &[
     "table_slots",
     "tick_max",
     "upload_hook",
+    "user",
     "wan",
 ];
 
@@ -510,9 +529,11 @@ pub fn default_data_dir(role: &str) -> PathBuf {
 
 fn make_private(directory: &Path) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    guard::check_directory(directory).context("--data-dir")?;
+    // Those above it are only passed through, by whoever the daemon becomes.
     std::fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
+        .mode(0o711)
         .create(directory)
         .with_context(|| format!("making {}; choose another --data-dir", directory.display()))?;
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))

@@ -7,6 +7,7 @@ pub mod config;
 pub mod dataplane;
 pub mod doctor;
 pub mod gateway;
+pub mod guard;
 pub mod runloop;
 pub mod store;
 pub mod wallet;

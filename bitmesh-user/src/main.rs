@@ -6,15 +6,14 @@ use bitmesh_user::cli::Cli;
 use clap::Parser as _;
 use tracing_subscriber::{EnvFilter, fmt};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     if cli.is_daemon() {
         let filter =
             EnvFilter::try_from_env("BITMESH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
         fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
     }
-    match cli.run().await {
+    match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

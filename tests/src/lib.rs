@@ -4,14 +4,17 @@
 //! Traffic stays in namespaces that the run made, and goes with them: everything here cleans up
 //! when it is dropped, and what a killed run left is swept by the next.
 
+pub mod alone;
 pub mod counters;
 pub mod daemon;
 pub mod edge;
+pub mod flood;
 pub mod frames;
 pub mod netns;
 mod offload;
 pub mod raw;
 pub mod regtest;
+pub mod sabotage;
 pub mod sweep;
 pub mod topology;
 pub mod traffic;

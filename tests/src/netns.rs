@@ -262,6 +262,25 @@ impl Namespace {
         })
     }
 
+    /// Takes an interface away; of a veth pair, both ends.
+    pub fn delete(&self, interface: &str) -> Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, interface).await?;
+            Ok(handle.link().del(index).execute().await?)
+        })
+        .with_context(|| format!("deleting {interface}"))
+    }
+
+    /// Gives an interface another name, up as it is.
+    pub fn rename(&self, interface: &str, name: &str) -> Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, interface).await?;
+            let renamed = LinkUnspec::new_with_index(index).name(name).build();
+            Ok(handle.link().set(renamed).execute().await?)
+        })
+        .with_context(|| format!("calling {interface} {name}"))
+    }
+
     fn path(&self) -> PathBuf {
         Path::new(DIRECTORY).join(&self.name)
     }

@@ -15,6 +15,8 @@ pub const SUBSCRIBER_V4: &str = "10.77.0.2";
 pub const SUBSCRIBER_V6: &str = "fd77::2";
 /// The edge on the port of the station that never pays.
 pub const EDGE_FREELOADER_V4: &str = "10.77.1.1";
+/// The station that never pays.
+pub const FREELOADER_V4: &str = "10.77.1.2";
 /// The edge's own address towards the internet.
 pub const EDGE_WAN_V4: &str = "10.78.0.1";
 /// The internet host.
@@ -75,7 +77,7 @@ impl Topology {
         for (namespace, interface, v4, v6) in [
             (subscriber, UPLINK, SUBSCRIBER_V4, SUBSCRIBER_V6),
             (edge, LAN, EDGE_V4, EDGE_V6),
-            (freeloader, UPLINK, "10.77.1.2", "fd77:1::2"),
+            (freeloader, UPLINK, FREELOADER_V4, "fd77:1::2"),
             (edge, FREELOADER_LAN, EDGE_FREELOADER_V4, "fd77:1::1"),
             (edge, WAN, EDGE_WAN_V4, "fd78::1"),
             (internet, UPLINK, INTERNET_V4, INTERNET_V6),
@@ -109,6 +111,29 @@ impl Topology {
         edge.offloads_off(LAN, &[Offload::Tso, Offload::Gro])?;
         edge.offloads_off(FREELOADER_LAN, &[Offload::Tso, Offload::Gro])?;
         Ok(topology)
+    }
+
+    /// Takes the port of the station that never pays away and makes another of the same name, as
+    /// a driver or a hotplug script does.
+    pub fn recreate_freeloader_port(&self) -> Result<()> {
+        let Self { freeloader, edge, .. } = self;
+        edge.delete(FREELOADER_LAN)?;
+        freeloader.connect(UPLINK, edge, FREELOADER_LAN)?;
+        self.address_freeloader_port()
+    }
+
+    /// Gives both ends of that port their addresses and routes.
+    pub fn address_freeloader_port(&self) -> Result<()> {
+        let Self { freeloader, edge, .. } = self;
+        for (namespace, interface, v4, v6) in [
+            (edge, FREELOADER_LAN, EDGE_FREELOADER_V4, "fd77:1::1"),
+            (freeloader, UPLINK, FREELOADER_V4, "fd77:1::2"),
+        ] {
+            namespace.address(interface, v4, 24)?;
+            namespace.address(interface, v6, 64)?;
+        }
+        freeloader.default_route(EDGE_FREELOADER_V4)?;
+        freeloader.default_route("fd77:1::1")
     }
 
     /// Every namespace.

@@ -1,6 +1,8 @@
 //! A provider, a subscriber and a node, ready to trade.
 
 use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -65,6 +67,8 @@ impl<'a> World<'a> {
     pub fn new(topology: &'a Topology, trade: &Trade<'_>) -> Result<Self> {
         let node = Node::start(&topology.chain)?;
         let data = tempfile::Builder::new().prefix(&own_name("data-")).tempdir()?;
+        // The provider gives its rights up, and has to get through to its own directory.
+        fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711))?;
         let price = trade.price.to_string();
         let url = node.url(NODE_FOR_EDGE);
         let instance = instance();

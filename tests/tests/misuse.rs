@@ -1,6 +1,12 @@
 //! What people and hostile peers get wrong: each gets a clear answer, and nothing changes.
 
-use std::{fs, io::Write as _, net::TcpStream, os::unix::process::CommandExt as _, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    net::TcpStream,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -27,6 +33,7 @@ const NOBODY: u32 = 65_534;
 /// `bitmesh sell` in a namespace with a node of its own; gives what it says when it fails.
 fn sell_fails(namespace: &Namespace, args: &[&str]) -> Result<String> {
     let data = tempfile::tempdir()?;
+    fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711))?;
     let args = [&["sell"], args].concat();
     let mut daemon = Daemon::new(namespace, &data.path().join("sell"), &args)?;
     daemon.spawn()?;

@@ -14,7 +14,7 @@ use crate::{
 /// Programs and the Debian packages that they are in.
 const TOOLS: &[(&str, &str, Need)] = &[
     ("cc", "build-essential", Need::Build),
-    ("nft", "nftables", Need::Lab),
+    ("nft", "nftables", Need::Build),
     ("iperf3", "iperf3", Need::Lab),
     ("ip", "iproute2", Need::Lab),
     ("ping", "iputils-ping", Need::Lab),

@@ -91,7 +91,7 @@ impl NodeRpc {
         method: &'static str,
         params: Value,
     ) -> Result<T, ChainError> {
-        let (user, password) = self.credentials()?;
+        let (user, password) = self.credentials().await?;
         let body = json!({ "jsonrpc": "1.0", "id": "bitmesh", "method": method, "params": params });
         let request = self.http.post(&self.url).basic_auth(user, Some(password)).json(&body);
         let mut answer = request.send().await.map_err(|error| self.unreachable(&error))?;
@@ -124,25 +124,29 @@ impl NodeRpc {
     }
 
     /// The cookie is read each time: the node writes a new one at each start.
-    fn credentials(&self) -> Result<(String, String), ChainError> {
-        match &self.login {
-            NodeLogin::Password { user, password } => Ok((user.clone(), password.clone())),
+    async fn credentials(&self) -> Result<(String, String), ChainError> {
+        let (path, text) = match &self.login {
+            NodeLogin::Password { user, password } => return Ok((user.clone(), password.clone())),
             NodeLogin::Cookie(path) => {
-                let unreadable = |reason: String| ChainError::Login {
-                    url: self.url.clone(),
-                    login: format!("cookie {}: {reason}", path.display()),
-                };
-                let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
-                let (user, password) =
-                    text.trim().split_once(':').ok_or_else(|| unreadable("no cookie".into()))?;
-                Ok((user.to_owned(), password.to_owned()))
+                (path, std::fs::read_to_string(path).map_err(|error| error.to_string()))
             }
-        }
+            NodeLogin::Guarded { path, cookies } => (path, cookies.read().await),
+        };
+        let unreadable = |reason: String| ChainError::Login {
+            url: self.url.clone(),
+            login: format!("cookie {}: {reason}", path.display()),
+        };
+        let text = text.map_err(unreadable)?;
+        let (user, password) =
+            text.trim().split_once(':').ok_or_else(|| unreadable("no cookie".into()))?;
+        Ok((user.to_owned(), password.to_owned()))
     }
 
     fn login_refused(&self) -> ChainError {
         let login = match &self.login {
-            NodeLogin::Cookie(path) => format!("cookie {}", path.display()),
+            NodeLogin::Cookie(path) | NodeLogin::Guarded { path, .. } => {
+                format!("cookie {}", path.display())
+            }
             NodeLogin::Password { user, .. } => format!("user {user}"),
         };
         ChainError::Login { url: self.url.clone(), login }

@@ -23,6 +23,7 @@ use crate::{
     config::{BuyArgs, SellArgs, UploadHookArg, default_data_dir},
     dataplane::DEFAULT_TABLE_SLOTS,
     doctor::{self, Level},
+    guard::{self, GuardArgs},
     runloop::{
         self,
         status::{Status, WalletStatus},
@@ -54,8 +55,9 @@ enum Command {
         long_about = "Loads the metering programs onto the LAN ports, answers subscribers on the \
             payment API and claims channels when they close. From the moment that it runs, \
             stations on these ports pass only what they paid for. The programs stay when it stops; \
-            `bitmesh sell --detach` takes them off.\n\nNeeds root, Linux 6.1 or newer and a \
-            Bitcoin node. Forwarding and addresses are the box's own: set net.ipv4.ip_forward=1 \
+            `bitmesh sell --detach` takes them off.\n\nNeeds root to start, Linux 6.1 or newer, \
+            nftables and a Bitcoin node. Once everything is open it becomes --user, without any \
+            rights; a small second process keeps the programs on the ports. Forwarding and addresses are the box's own: set net.ipv4.ip_forward=1 \
             and, where wanted, NAT on the WAN port.",
         after_help = "Example:\n  bitmesh sell --lan eth1 --wan eth0 --price 400\n\n\
             The same in a file, with --config sell.toml:\n  lan = [\"eth1\"]\n  wan = \"eth0\"\n  price = 400"
@@ -102,6 +104,9 @@ enum Command {
             bitmesh doctor --lan eth1 --json | jq '.findings[] | select(.level == \"failure\")'"
     )]
     Doctor(DoctorArgs),
+    /// Beside `bitmesh sell`, which starts it: keeps the programs on the ports
+    #[command(hide = true)]
+    Guard(GuardArgs),
 }
 
 /// Which daemon, and how to print.
@@ -175,33 +180,51 @@ struct DoctorArgs {
 
 impl Cli {
     /// Does what was typed.
-    pub async fn run(self) -> Result<()> {
+    pub fn run(self) -> Result<()> {
         match self.command {
+            Command::Guard(args) => guard::serve(&args),
             Command::Sell(args) if args.detach => runloop::detach(args.instance.as_deref()),
-            Command::Sell(args) => Box::pin(runloop::sell(args.resolve()?)).await,
-            Command::Buy(args) => Box::pin(runloop::buy(args.resolve()?)).await,
-            Command::Status(query) => query.show::<Status>("/v1/status", show::status).await,
-            Command::Channels(query) => {
-                query.show::<Vec<ChannelReport>>("/v1/channels", |c| show::channels(c)).await
-            }
-            Command::Stations(query) => {
-                query.show::<Vec<AccountReport>>("/v1/stations", |s| show::stations(s)).await
-            }
-            Command::Wallet(query) => query.show::<WalletStatus>("/v1/wallet", show::wallet).await,
-            Command::Budget(args) => args.run().await,
-            Command::Close(args) => args.run().await,
-            Command::Offers(args) => {
-                let offer = runloop::offer(args.provider.as_deref(), args.network).await?;
-                print(args.json, &value(&offer), &offer, show::offer)
+            Command::Sell(args) => {
+                // Rights are given up by the only thread, before a runtime makes more.
+                let ready = runloop::prepare(args.resolve()?)?;
+                runtime()?.block_on(runloop::sell(ready))
             }
             Command::Doctor(args) => args.run(),
+            command => runtime()?.block_on(command.run()),
         }
     }
 
     /// Whether it becomes a daemon, which logs.
     pub fn is_daemon(&self) -> bool {
-        matches!(self.command, Command::Sell(_) | Command::Buy(_))
+        matches!(self.command, Command::Sell(_) | Command::Buy(_) | Command::Guard(_))
     }
+}
+
+impl Command {
+    async fn run(self) -> Result<()> {
+        match self {
+            Self::Sell(_) | Self::Guard(_) | Self::Doctor(_) => Ok(()),
+            Self::Buy(args) => Box::pin(runloop::buy(args.resolve()?)).await,
+            Self::Status(query) => query.show::<Status>("/v1/status", show::status).await,
+            Self::Channels(query) => {
+                query.show::<Vec<ChannelReport>>("/v1/channels", |c| show::channels(c)).await
+            }
+            Self::Stations(query) => {
+                query.show::<Vec<AccountReport>>("/v1/stations", |s| show::stations(s)).await
+            }
+            Self::Wallet(query) => query.show::<WalletStatus>("/v1/wallet", show::wallet).await,
+            Self::Budget(args) => args.run().await,
+            Self::Close(args) => args.run().await,
+            Self::Offers(args) => {
+                let offer = runloop::offer(args.provider.as_deref(), args.network).await?;
+                print(args.json, &value(&offer), &offer, show::offer)
+            }
+        }
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 fn print<T>(json: bool, raw: &Value, typed: &T, table: impl FnOnce(&T) -> String) -> Result<()> {

@@ -11,7 +11,7 @@ use bitmesh_core::{
 };
 use comfy_table::{ContentArrangement, Table, presets};
 
-use crate::runloop::status::{ProviderStatus, Status, SubscriberStatus, WalletStatus};
+use crate::runloop::status::{GuardStatus, ProviderStatus, Status, SubscriberStatus, WalletStatus};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -226,12 +226,31 @@ fn provider(status: &ProviderStatus) -> String {
             events.add_row([grouped(*told), grouped(lost), kind.clone()]);
         }
     }
-    let mut text = format!("{}\n\n{hooks}\n\n{causes}\n\n{events}", facts(&rows));
+    let guard = guard(&status.guard);
+    let mut text = format!("{}\n\n{hooks}\n{guard}\n\n{causes}\n\n{events}", facts(&rows));
     for moved in &status.events.moved {
         let address = moved.ipv4.map_or_else(String::new, |ipv4| format!(" with {ipv4}"));
         let _ = write!(text, "\n! {} was seen on port {}{address}", moved.station, moved.port);
     }
     text
+}
+
+/// What had to be put right on the ports.
+fn guard(status: &GuardStatus) -> String {
+    let times = match status.put_back {
+        0 => "nothing had to be put back on a port".to_owned(),
+        1 => "something was put back once".to_owned(),
+        times => format!("something was put back {} times", grouped(times)),
+    };
+    let recent =
+        status.recent.iter().map(|event| format!("\n  {}: {}", clock(event.at), event.what));
+    format!("guard: {times}{}", recent.collect::<String>())
+}
+
+/// Time of day, UTC.
+fn clock(at: u64) -> String {
+    let day = at % 86_400;
+    format!("{:02}:{:02}:{:02} UTC", day / 3_600, day / 60 % 60, day % 60)
 }
 
 fn subscriber(status: &SubscriberStatus) -> String {

@@ -266,6 +266,26 @@ pub enum DataplaneError {
         /// Why.
         source: Box<PinError>,
     },
+    /// No rules behind the programs.
+    #[error(
+        "no belt behind the programs ({source}): install nftables, with its kernel modules for \
+         inet and bridge. Until then a LAN port that is recreated while no controller runs \
+         forwards unmetered"
+    )]
+    NoBelt {
+        /// What nft or the system said.
+        source: Box<io::Error>,
+    },
+    /// Rules that should go stay.
+    #[error(
+        "the belt could not be taken away ({source}): `nft delete table inet {table}`, and the same for bridge"
+    )]
+    StaleBelt {
+        /// The table.
+        table: String,
+        /// What nft said.
+        source: Box<io::Error>,
+    },
     /// A file of bpffs or a socket to the kernel failed.
     #[error("{doing}: {source}; check that this runs as root, in the namespace that it should")]
     System {

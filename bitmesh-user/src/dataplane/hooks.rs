@@ -3,9 +3,8 @@
 use std::{error::Error, io, path::Path};
 
 use aya::{
-    Ebpf,
     programs::{
-        LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        LinkOrder, ProgramError, SchedClassifier, TcAttachType, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
         tc::{
             self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError,
@@ -14,7 +13,7 @@ use aya::{
     },
     sys::NetlinkError,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     DataplaneError, TcHook, UploadHook,
@@ -22,6 +21,7 @@ use super::{
     host,
     pins::{self, Holder, LinkPin, Pins, Side},
     ports::{self, Port},
+    programs::Programs,
 };
 
 /// Priority and handle of our filters under clsact: fixed, so that a later controller replaces the
@@ -30,7 +30,7 @@ pub(super) const CLSACT_PRIORITY: u16 = 0x426d;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// Where a program was put, and why there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
     /// The interface.
     pub interface: String,
@@ -47,7 +47,7 @@ pub struct Hook {
 }
 
 /// Kinds of hooks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HookKind {
     /// XDP in the driver.
@@ -60,9 +60,10 @@ pub enum HookKind {
     Clsact,
 }
 
-/// Puts the programs on ports, one instance's pins at a time.
+/// Puts the programs on ports, one instance's pins at a time. Where they are already, nothing
+/// changes but the program, if it is another.
 pub(super) struct Attacher<'a> {
-    pub(super) object: &'a mut Ebpf,
+    pub(super) programs: Programs<'a>,
     pub(super) pins: &'a Pins,
     pub(super) namespace: u64,
     pub(super) tc_hook: TcHook,
@@ -113,7 +114,7 @@ impl Attacher<'_> {
             return Err(DataplaneError::OtherHook { interface, found: found.name() });
         }
         let pin = self.pin(holder, port, side);
-        let classifier = classifier(self.object, program)?;
+        let classifier = self.programs.classifier(program)?;
         let taken_over = if holder == Holder::Tcx {
             tcx(classifier, self.pins, &pin, port)?
         } else {
@@ -127,20 +128,16 @@ impl Attacher<'_> {
     fn xdp(&mut self, port: &Port, mode: XdpMode, why: String) -> Result<Hook, DataplaneError> {
         let pin = self.pin(Holder::Xdp, port, Side::Ingress);
         let path = self.pins.link_path(&pin);
-        let program: &mut Xdp = self
-            .object
-            .program_mut("upload_xdp")
-            .ok_or(DataplaneError::ObjectLacks { name: "upload_xdp" })?
-            .try_into()?;
-        if program.fd().is_err() {
-            program.load()?;
-        }
-
+        let program = self.programs.xdp()?;
         let mut taken_over = false;
         if path.exists() {
             let link = pinned(&path)?;
             match program.attach_to_link(link.try_into().map_err(broken_link)?) {
-                Ok(_) => taken_over = true,
+                Ok(id) => {
+                    // The pin holds the link; its descriptor is closed here.
+                    drop(program.take_link(id)?);
+                    taken_over = true;
+                }
                 Err(error) if is_gone(&error) => pins::remove(&path)?,
                 Err(error) => return Err(error.into()),
             }
@@ -169,7 +166,7 @@ impl Attacher<'_> {
     }
 
     /// What holds our program on this side of the port since before.
-    fn found(&self, port: &Port, side: Side) -> Result<Option<Holder>, DataplaneError> {
+    pub(super) fn found(&self, port: &Port, side: Side) -> Result<Option<Holder>, DataplaneError> {
         let here = |pin: &LinkPin| {
             pin.side == side && pin.index == port.index && pin.namespace == self.namespace
         };
@@ -197,13 +194,16 @@ fn tcx(
     if path.exists() {
         let link = pinned(&path)?;
         match program.attach_to_link(link.try_into().map_err(broken_link)?) {
-            Ok(_) => return Ok(true),
+            Ok(id) => {
+                drop(program.take_link(id)?);
+                return Ok(true);
+            }
             Err(error) if is_gone(&error) => pins::remove(&path)?,
             Err(error) => return Err(error.into()),
         }
     }
-    // Last, so that nobody pays for what another program drops.
-    let options = TcAttachOptions::TcxOrder(LinkOrder::last());
+    // First: a program before ours that lets a frame pass would end the chain.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program
         .attach_with_options(&port.name, attach_type(pin.side), options)
         .map_err(|error| refused(port, "a tcx link", error))?;
@@ -281,18 +281,6 @@ fn attach_type(side: Side) -> TcAttachType {
         Side::Ingress => TcAttachType::Ingress,
         Side::Egress => TcAttachType::Egress,
     }
-}
-
-fn classifier<'a>(
-    object: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<&'a mut SchedClassifier, DataplaneError> {
-    let program: &mut SchedClassifier =
-        object.program_mut(name).ok_or(DataplaneError::ObjectLacks { name })?.try_into()?;
-    if program.fd().is_err() {
-        program.load()?;
-    }
-    Ok(program)
 }
 
 fn pinned(path: &Path) -> Result<FdLink, DataplaneError> {

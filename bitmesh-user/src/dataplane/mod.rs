@@ -5,6 +5,7 @@
 //! says, and reports what the kernel counted. It never takes a program off an interface because the
 //! controller stops; only [`Dataplane::detach`] and [`purge`] do.
 
+mod belt;
 mod choice;
 mod error;
 mod events;
@@ -18,11 +19,18 @@ mod observer;
 mod offloads;
 mod pins;
 mod ports;
+mod programs;
 mod survey;
 mod table;
 mod terms;
+mod watch;
 
-use std::{io, net::IpAddr, os::fd::AsFd, time::Instant};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, OwnedFd},
+    time::Instant,
+};
 
 use aya::maps::{Map, MapData, PerCpuArray};
 pub use bitmesh_common::{Budget, Cause, Counts, DEFAULT_TABLE_SLOTS, EventKind, Mac, StationKey};
@@ -44,8 +52,16 @@ pub use self::{
     ports::{Master, Named, Port, XdpProgram},
     survey::{TcProgram, check_together, tc_programs, try_programs},
     terms::Terms,
+    watch::{Change, Watch},
 };
-use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, table::Table};
+use self::{
+    hooks::Attacher,
+    memory::Memory,
+    object::Edge,
+    pins::{LinkPin, Pins},
+    programs::Programs,
+    table::Table,
+};
 
 /// Where a provider meters, and how.
 #[derive(Clone, Debug)]
@@ -186,6 +202,7 @@ impl Stats {
 pub struct Dataplane {
     loaded: Loaded,
     pins: Pins,
+    is_new: bool,
 }
 
 struct Loaded {
@@ -207,16 +224,26 @@ impl Dataplane {
         choice::check_together(&ports)?;
         let config = config(options, &ports)?;
         let pins = Pins::of_dataplane(&options.instance)?;
-        let fresh = !pins.path(STATIONS_MAP).exists();
+        let is_new = !pins.path(STATIONS_MAP).exists();
         match load(options, &ports, &config, &pins) {
-            Ok(loaded) => Ok(Self { loaded, pins }),
+            Ok(loaded) => Ok(Self { loaded, pins, is_new }),
             Err(error) => {
-                if fresh {
+                if is_new {
                     clear(pins)?;
                 }
                 Err(error)
             }
         }
+    }
+
+    /// What holds the instance against other processes; it does so until its last copy is closed.
+    pub fn hold(&self) -> Result<OwnedFd, DataplaneError> {
+        self.pins.hold()
+    }
+
+    /// Whether nobody had metered with this instance before.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// What was put where, in the order of the ports.
@@ -237,6 +264,17 @@ impl Dataplane {
             ipv6: own.ipv6,
             ..now
         })
+    }
+
+    /// Takes note of other interfaces under the ports' names. Stations that are bound to a port
+    /// which is gone are not bound any more.
+    pub fn set_ports(&mut self, lan: &[String]) -> Result<(), DataplaneError> {
+        let ports: Vec<Port> = lan.iter().filter_map(|name| Port::find(name).ok()).collect();
+        let mut config = self.loaded.edge.read()?;
+        add_ports(&mut config, &ports)?;
+        self.loaded.edge.write(&config)?;
+        self.loaded.table.unbind(|port| ports.iter().any(|there| there.index == port));
+        Ok(())
     }
 
     /// Puts a station in the table. Its totals go on from `used`, and it may use `bought` octets
@@ -305,25 +343,37 @@ impl Dataplane {
     /// Takes the programs off the ports and forgets the table. Until something else stops it,
     /// traffic then passes unmetered.
     pub fn detach(self) -> Result<(), DataplaneError> {
-        clear(self.pins)
+        let_go(self.pins)
     }
 }
 
 /// Takes an instance off its ports whether or not a controller left it there, of whatever version.
-/// Returns whether there was anything. Fails while a controller runs it.
+/// Returns whether there was anything. Fails while a controller runs it. The belt behind the
+/// programs is taken away in this network namespace, even where there are no pins any more.
 pub fn purge(instance: &str) -> Result<bool, DataplaneError> {
     let found = Pins::of_every_layout(instance)?;
     let any = !found.is_empty();
     found.into_iter().try_for_each(clear)?;
-    Ok(any)
+    Ok(belt::remove(instance)? || any)
+}
+
+fn let_go(pins: Pins) -> Result<(), DataplaneError> {
+    let instance = pins.instance().to_owned();
+    clear(pins)?;
+    belt::remove(&instance).map(drop)
 }
 
 fn clear(pins: Pins) -> Result<(), DataplaneError> {
     let namespace = host::namespace()?;
     for pin in pins.links()? {
-        hooks::detach(&pins, &pin, namespace)?;
+        take_off(&pins, &pin, namespace)?;
     }
     pins.clear()
+}
+
+fn take_off(pins: &Pins, pin: &LinkPin, namespace: u64) -> Result<(), DataplaneError> {
+    hooks::detach(pins, pin, namespace)?;
+    if pin.namespace == namespace { belt::unmark(pins.instance(), pin.index) } else { Ok(()) }
 }
 
 fn load(
@@ -350,7 +400,8 @@ fn load(
 
     let namespace = host::namespace()?;
     let tc_hook = options.tc_hook;
-    let mut attacher = Attacher { object: &mut object, pins, namespace, tc_hook };
+    let mut attacher =
+        Attacher { programs: Programs::Object(&mut object), pins, namespace, tc_hook };
     let mut hooks = Vec::new();
     for port in ports {
         let why = "downloads are metered where the port sends".to_owned();
@@ -360,9 +411,10 @@ fn load(
     for pin in pins.links()? {
         let kept = pin.namespace == namespace && ports.iter().any(|p| p.index == pin.index);
         if !kept {
-            hooks::detach(pins, &pin, namespace)?;
+            take_off(pins, &pin, namespace)?;
         }
     }
+    programs::pin(&mut object, pins)?;
     drop(stations);
     Ok(Loaded { table, edge, stats, events, hooks })
 }
@@ -373,12 +425,21 @@ fn config(options: &Options, ports: &[Port]) -> Result<EdgeConfig, DataplaneErro
     config.free = FreeBudgets { station, port, total, dns, events: STRANGER_EVENTS };
     config.service_vlan = options.service_vlan.unwrap_or(0);
     config.flags = if options.isolate { ISOLATE } else { 0 };
-    for port in ports {
-        if !config.add_lan(port.index) {
+    add_ports(&mut config, ports)?;
+    Ok(config)
+}
+
+/// The ports, and the bridges above them, by which a routed frame comes in.
+fn add_ports(config: &mut EdgeConfig, ports: &[Port]) -> Result<(), DataplaneError> {
+    (config.lan_count, config.lan) = (0, EdgeConfig::UNSET.lan);
+    let masters = ports.iter().filter_map(|port| port.master.as_ref());
+    let indexes = ports.iter().map(|port| port.index);
+    for index in indexes.chain(masters.map(|master| master.interface.index)) {
+        if !config.lan.contains(&index) && !config.add_lan(index) {
             return Err(DataplaneError::TooManyPorts);
         }
     }
-    Ok(config)
+    Ok(())
 }
 
 fn open_table(map: &Map, slots: u32, config: &EdgeConfig) -> Result<Table, DataplaneError> {

@@ -29,6 +29,11 @@ pub(super) fn route(message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlink
     ask(NETLINK_ROUTE, message, NLM_F_REQUEST | NLM_F_DUMP)
 }
 
+/// Has rtnetlink change something.
+pub(super) fn change(message: RouteNetlinkMessage) -> io::Result<()> {
+    ask(NETLINK_ROUTE, message, NLM_F_REQUEST | NLM_F_ACK).map(drop)
+}
+
 /// A message of generic netlink or of netfilter, as far as it is not looked into.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plain {

@@ -16,6 +16,7 @@ use super::{
     object,
     pins::{Pins, Side},
     ports::Port,
+    programs::Programs,
 };
 
 const WORDS: usize = size_of::<Observed>() / size_of::<u64>();
@@ -108,7 +109,12 @@ fn attach(
     let memory = Memory::of_map(map.fd().as_fd(), WORDS)
         .map_err(DataplaneError::system("mapping the subscriber's own count"))?;
 
-    let mut attacher = Attacher { object: &mut object, pins, namespace, tc_hook: TcHook::Auto };
+    let mut attacher = Attacher {
+        programs: Programs::Object(&mut object),
+        pins,
+        namespace,
+        tc_hook: TcHook::Auto,
+    };
     let why = || "counts what the provider bills".to_owned();
     let hooks = vec![
         attacher.tc(port, Side::Egress, "observe_up", why())?,

@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File},
     io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use bitmesh_common::LAYOUT_VERSION;
@@ -14,6 +17,10 @@ use super::DataplaneError;
 const ROOT: &str = "/sys/fs/bpf/bitmesh";
 /// Longest name of an instance, in octets.
 const INSTANCE_LIMIT: usize = 32;
+
+/// How long an instance is waited for whose controller has just ended: its guard ends after it.
+const HELD_PATIENCE: Duration = Duration::from_secs(2);
+const HELD_PAUSE: Duration = Duration::from_millis(20);
 
 /// How the directory of a subscriber's own count begins.
 const OBSERVER: &str = "observer";
@@ -42,7 +49,7 @@ impl Holder {
 }
 
 /// Which side of an interface a program is on, as the host sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
     /// What the interface receives.
@@ -112,8 +119,9 @@ pub(super) fn held(
 
 /// The directory of one instance's pins, held against other processes.
 pub(super) struct Pins {
+    instance: String,
     directory: PathBuf,
-    _held: File,
+    held: File,
 }
 
 impl Pins {
@@ -146,12 +154,33 @@ impl Pins {
     }
 
     fn open(instance: &str, directory: PathBuf) -> Result<Self, DataplaneError> {
-        let doing = || format!("opening {}", directory.display());
-        fs::create_dir_all(&directory).map_err(DataplaneError::system(doing()))?;
-        let held = File::open(&directory).map_err(DataplaneError::system(doing()))?;
-        flock(&held, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| DataplaneError::InUse { instance: instance.to_owned() })?;
-        Ok(Self { directory, _held: held })
+        let doing = format!("opening {}", directory.display());
+        let until = Instant::now() + HELD_PATIENCE;
+        loop {
+            if let Some(held) = hold(&directory).map_err(DataplaneError::system(&doing))? {
+                return Ok(Self { instance: instance.to_owned(), directory, held });
+            }
+            if Instant::now() > until {
+                return Err(DataplaneError::InUse { instance: instance.to_owned() });
+            }
+            thread::sleep(HELD_PAUSE);
+        }
+    }
+
+    /// The pins of a dataplane that another process has opened and lends.
+    pub(super) fn lent(instance: &str, held: OwnedFd) -> Result<Self, DataplaneError> {
+        let directory = room(instance)?.join(format!("v{LAYOUT_VERSION}"));
+        Ok(Self { instance: instance.to_owned(), directory, held: held.into() })
+    }
+
+    /// A copy of what holds the directory.
+    pub(super) fn hold(&self) -> Result<OwnedFd, DataplaneError> {
+        let copy = self.held.try_clone().map(OwnedFd::from);
+        copy.map_err(DataplaneError::system("copying a descriptor"))
+    }
+
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
     }
 
     pub(super) fn path(&self, map: &str) -> PathBuf {
@@ -180,6 +209,19 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+/// Makes a directory and holds it; `None` while another process does, or has just removed it.
+fn hold(directory: &Path) -> io::Result<Option<File>> {
+    fs::create_dir_all(directory)?;
+    let held = File::open(directory)?;
+    if flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(None);
+    }
+    let same = fs::metadata(directory).is_ok_and(|found| {
+        held.metadata().is_ok_and(|held| (held.dev(), held.ino()) == (found.dev(), found.ino()))
+    });
+    Ok(same.then_some(held))
 }
 
 /// Removes one pin, which may be gone already.

@@ -1,14 +1,18 @@
 //! What an interface is, asked of the kernel over netlink: /sys may belong to another namespace.
 
+use std::io;
+
 use aya::programs::loaded_programs;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
+    tc::{TcHandle, TcHeader, TcMessage},
 };
 
 use super::{
     DataplaneError, netlink,
     offloads::{self, Offloads, XdpFeatures},
+    pins::Side,
 };
 
 /// An interface that can carry stations.
@@ -41,6 +45,8 @@ pub struct Port {
     pub offloads: Option<Offloads>,
     /// The XDP program on it.
     pub xdp: Option<XdpProgram>,
+    /// The group that somebody put it in; 0 for a new interface.
+    pub group: u32,
 }
 
 /// An interface and its index.
@@ -112,6 +118,7 @@ struct Link {
     mtu: u32,
     running: bool,
     xdp: Option<(u32, bool)>,
+    group: u32,
 }
 
 impl Link {
@@ -147,6 +154,7 @@ impl Link {
             xdp_features: offloads::xdp_features(self.index),
             offloads: offloads::offloads(self.index),
             xdp: self.xdp.map(|(id, generic)| XdpProgram { id, name: program_name(id), generic }),
+            group: self.group,
         }
     }
 }
@@ -174,6 +182,7 @@ fn parse(message: LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::Link(index) => link.lower = Some(index),
             LinkAttribute::IfNetnsId(_) => link.lower_is_here = false,
@@ -211,6 +220,46 @@ fn program_name(id: u32) -> String {
         .find(|program| program.id() == id)
         .and_then(|program| program.name_as_str().map(ToOwned::to_owned))
         .unwrap_or_else(|| "without a name".to_owned())
+}
+
+/// Puts an interface into a group.
+pub(super) fn set_group(index: u32, group: u32) -> Result<(), DataplaneError> {
+    let mut asked = LinkMessage::default();
+    asked.header.index = index;
+    asked.attributes.push(LinkAttribute::Group(group));
+    netlink::change(RouteNetlinkMessage::SetLink(asked))
+        .map_err(DataplaneError::system(format!("grouping interface {index}")))
+}
+
+/// Whether clsact has a filter of this priority on one side of an interface. One that has no
+/// clsact, or is gone, has none.
+pub(super) fn has_filter(index: u32, side: Side, priority: u16) -> Result<bool, DataplaneError> {
+    let doing = || format!("asking the kernel for the filters of interface {index}");
+    filters(index, side, priority).map_err(DataplaneError::system(doing()))
+}
+
+fn filters(index: u32, side: Side, priority: u16) -> io::Result<bool> {
+    let minor = match side {
+        Side::Ingress => TcHandle::MIN_INGRESS,
+        Side::Egress => TcHandle::MIN_EGRESS,
+    };
+    let header = TcHeader {
+        index: index.try_into().map_err(io::Error::other)?,
+        parent: TcHandle { major: u16::MAX, minor },
+        ..TcHeader::default()
+    };
+    let asked = RouteNetlinkMessage::GetTrafficFilter(TcMessage::from_parts(header, Vec::new()));
+    let found = match netlink::route(asked) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
+        answers => netlink::present(answers)?.unwrap_or_default(),
+    };
+    // linux/pkt_sched.h: the priority is the upper half.
+    Ok(found.iter().any(|answer| match answer {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => {
+            filter.header.info >> 16 == u32::from(priority)
+        }
+        _ => false,
+    }))
 }
 
 #[cfg(test)]

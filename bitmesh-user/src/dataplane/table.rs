@@ -142,6 +142,17 @@ impl Table {
         Ok(())
     }
 
+    /// Lets go of stations that are bound to a port which is not there any more.
+    pub(super) fn unbind(&mut self, there: impl Fn(u32) -> bool) {
+        for &slot in self.places.values() {
+            let bound = Terms::port_of(|word| self.load(slot, word));
+            if bound.is_some_and(|port| !there(port)) {
+                let (word, kept) = Terms::without_port(|word| self.load(slot, word));
+                self.store(slot, word, kept, Ordering::Release);
+            }
+        }
+    }
+
     /// The port that a station is bound to.
     pub(super) fn port(&self, key: StationKey) -> Option<u32> {
         let slot = *self.places.get(&key)?;

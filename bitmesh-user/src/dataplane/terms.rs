@@ -71,6 +71,11 @@ impl Terms {
         ]
     }
 
+    /// The word of a lease that binds to a port, without the port: other terms stay.
+    pub(super) fn without_port(load: impl Fn(usize) -> u64) -> (usize, u64) {
+        (PORT_AND_FLAGS, load(PORT_AND_FLAGS) & !u64::from(u32::MAX))
+    }
+
     /// The port that a lease's words bind to.
     pub(super) fn port_of(load: impl Fn(usize) -> u64) -> Option<u32> {
         let [a, b, c, d, ..] = load(PORT_AND_FLAGS).to_le_bytes();
@@ -143,5 +148,8 @@ mod tests {
         let terms = Terms { port: Some(7), strict: true, ..Terms::default() };
         assert_eq!(Terms::port_of(|at| word(&terms, at)), Some(7));
         assert_eq!(Terms::port_of(|at| word(&Terms::default(), at)), None);
+        let (at, unbound) = Terms::without_port(|at| word(&terms, at));
+        assert_eq!(Terms::port_of(|_| unbound), None);
+        assert_eq!((at, unbound >> 32), (PORT_AND_FLAGS, u64::from(flags(&terms))));
     }
 }

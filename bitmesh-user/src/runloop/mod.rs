@@ -32,7 +32,7 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use buy::buy;
-pub use sell::{detach, sell};
+pub use sell::{Ready, detach, prepare, sell};
 
 use self::status::{ChainStatus, WalletStatus};
 use crate::{

@@ -87,6 +87,26 @@ pub struct MovedStation {
     pub ipv4: Option<Ipv4Addr>,
 }
 
+/// Something that the guard found and put right, or could not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardEvent {
+    /// Seconds since 1970.
+    pub at: u64,
+    /// What it was, for people.
+    pub what: String,
+}
+
+/// The process that keeps the programs on the ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardStatus {
+    /// Its number.
+    pub pid: u32,
+    /// How often it put something back since the daemon started.
+    pub put_back: u64,
+    /// What happened last, oldest first.
+    pub recent: Vec<GuardEvent>,
+}
+
 /// Of `bitmesh sell`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProviderStatus {
@@ -101,6 +121,8 @@ pub struct ProviderStatus {
     pub edge_addresses: Vec<IpAddr>,
     /// Programs on ports.
     pub hooks: Vec<HookStatus>,
+    /// Who keeps them there.
+    pub guard: GuardStatus,
     /// Frames that were dropped or passed free, by cause.
     pub causes: BTreeMap<String, u64>,
     /// What the kernel told.

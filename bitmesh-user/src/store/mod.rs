@@ -23,6 +23,10 @@ use bitmesh_core::{
     station::Station,
     units::Octets,
 };
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
     Connection, Row, SqliteConnection,
@@ -33,6 +37,10 @@ use sqlx::{
 const FILE: &str = "bitmesh.sqlite";
 /// Name of the lock file in the data directory.
 const LOCK: &str = "lock";
+
+/// What is in a data directory of this.
+pub const FILES: [&str; 5] =
+    [FILE, LOCK, "bitmesh.sqlite-wal", "bitmesh.sqlite-shm", "bitmesh.sqlite-journal"];
 
 /// What can go wrong with the data on disk.
 #[derive(Debug, thiserror::Error)]
@@ -288,6 +296,22 @@ impl Store {
 
     fn damaged(&self, what: String) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), what }
+    }
+}
+
+/// Whether a daemon could take a directory: to be asked before anything in it is changed.
+pub fn check_unlocked(directory: &Path) -> Result<(), StoreError> {
+    let path = directory.join(LOCK);
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(file) => std::fs::File::from(file),
+        Err(Errno::NOENT) => return Ok(()),
+        Err(source) => return Err(StoreError::Io { path, source: source.into() }),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::Locked(directory.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(StoreError::Io { path, source }),
     }
 }
 

@@ -14,6 +14,8 @@ use zeroize::Zeroizing;
 
 /// Name of the file in the data directory.
 const FILE: &str = "seed";
+/// What is in a data directory of this.
+pub const FILES: [&str; 2] = [FILE, "seed.new"];
 /// Entropy of 12 words, in octets.
 const ENTROPY_OCTETS: usize = 16;
 /// Longest file that is read as one of words.

@@ -18,7 +18,7 @@ use crate::{
     dataplane,
 };
 
-impl Session {
+impl Session<'_> {
     pub(super) fn answer(&mut self, ask: &Ask) -> Reply {
         match ask {
             Ask::Offer => self.controller.offer().map(value).ok_or_else(starting),
@@ -37,7 +37,7 @@ impl Session {
     }
 
     pub(super) fn status(&mut self) -> ProviderStatus {
-        let hooks = self.dataplane.hooks().iter().map(|hook| HookStatus {
+        let hooks = self.guarding.hooks().iter().map(|hook| HookStatus {
             interface: hook.interface.clone(),
             direction: direction(hook.side).into(),
             hook: hook_name(hook),
@@ -62,8 +62,9 @@ impl Session {
             offer: self.controller.offer().cloned(),
             edge_addresses: self.edge_addresses.clone(),
             hooks: hooks.collect(),
+            guard: self.guarding.status(),
             causes,
-            events: self.watch.status(),
+            events: self.told.status(),
             stations_with_credit: count(accounts.iter().filter(|a| a.credit_octets > Octets(0))),
             stations: count(accounts.iter()),
             channels_open: count(channels.iter().filter(open)),
@@ -81,7 +82,7 @@ fn count(items: impl Iterator) -> u64 {
     items.fold(0, |count, _| count + 1)
 }
 
-fn direction(side: dataplane::Side) -> &'static str {
+pub(super) fn direction(side: dataplane::Side) -> &'static str {
     match side {
         dataplane::Side::Ingress => "upload",
         dataplane::Side::Egress => "download",

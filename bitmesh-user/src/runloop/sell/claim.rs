@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::{Internal, Session};
 use crate::wallet::Role;
 
-impl Session {
+impl Session<'_> {
     pub(super) fn internal(&mut self, internal: Internal, out: &mut Batch<ProviderEvent, Action>) {
         let Internal::FeeRate(due, rate) = internal;
         let raised = due.iter().filter_map(|due| due.replaces).max().map(bumped);

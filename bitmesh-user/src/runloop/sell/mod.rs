@@ -4,7 +4,9 @@
 mod answer;
 mod claim;
 mod edge;
-mod watch;
+mod guarding;
+mod start;
+mod told;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -25,26 +27,25 @@ use bitmesh_core::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Interval, MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
 
+pub use self::start::{Ready, prepare};
 use self::{
-    answer::hook_name,
-    edge::{edge_addresses, options, reconcile, usage_of, warn_unless_forwarding},
-    watch::Watch,
+    edge::{edge_addresses, reconcile, usage_of},
+    guarding::Guarding,
+    told::Told,
 };
 use super::{Foundation, now, stop_signal};
 use crate::{
-    api::{
-        ApiError, Ask, Envelope, MAILBOX_REQUESTS, Reply, listen_on, router, serve_admin,
-        serve_lan, value,
-    },
+    api::{ApiError, Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin, value},
     chain::ChainEvent,
-    config::SellConfig,
+    config::{NodeLogin, SellConfig},
     dataplane::{self, Dataplane, StationUsage},
     gateway::{Gateway, Interface},
+    guard::Guard,
     store::{StoreError, StoreRole},
     wallet::Role,
 };
@@ -56,7 +57,7 @@ const USAGE_INTERVAL: Duration = Duration::from_millis(100);
 /// How often usage is written down: what a power cut can make a provider forget.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the box's addresses are read again.
-const ADDRESSES_INTERVAL: Duration = Duration::from_secs(10);
+const ADDRESSES_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an offer holds, in seconds.
 const OFFER_SECONDS: u64 = 3_600;
 /// Seconds before its end at which an offer is followed by the next.
@@ -65,12 +66,21 @@ const OFFER_RENEWAL_SECONDS: u64 = 1_800;
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// Sells until it is told to stop.
-pub async fn sell(config: SellConfig) -> Result<()> {
+pub async fn sell(ready: Ready) -> Result<()> {
+    let Ready { mut config, mut dataplane, guard } = ready;
+    let mut guarding = Guarding::new(Guard::new(guard)?, dataplane.hooks());
+    if let NodeLogin::Cookie(path) = config.common.node_login {
+        config.common.node_login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
+    }
+    let events = dataplane.take_events().context("the kernel's events are taken")?;
+    let mut told = Told::new(events)?;
     let mut ran = false;
     loop {
-        let failure = match Session::start(&config).await {
+        let failure = match Session::start(&config, &mut dataplane, &mut guarding, &mut told).await
+        {
             Ok(session) => {
                 ran = true;
+                session.guarding.selling().await;
                 Box::pin(session.run()).await
             }
             Err(error) => Err(error),
@@ -102,14 +112,17 @@ enum Internal {
     FeeRate(Vec<DueClaim>, FeeRate),
 }
 
-struct Session {
+struct Session<'a> {
     config: SellConfig,
     foundation: Foundation,
     controller: Controller,
-    dataplane: Dataplane,
-    watch: Watch,
+    dataplane: &'a mut Dataplane,
+    guarding: &'a mut Guarding,
+    told: &'a mut Told,
     gateway: Gateway,
+    /// Ports that are there, and the tasks that answer on them by index.
     lan: Vec<Interface>,
+    listeners: HashMap<u32, AbortHandle>,
     edge_addresses: Vec<IpAddr>,
     /// Envelopes whose answer the controller owes, and questions to be answered after the commit.
     pending: HashMap<RequestId, oneshot::Sender<Reply>>,
@@ -117,69 +130,68 @@ struct Session {
     next_request: u64,
     internal: mpsc::Sender<Internal>,
     internals: mpsc::Receiver<Internal>,
+    requests: mpsc::Sender<Envelope>,
     mailbox: mpsc::Receiver<Envelope>,
     tasks: JoinSet<()>,
 }
 
-impl Session {
-    async fn start(config: &SellConfig) -> Result<Self> {
+impl<'a> Session<'a> {
+    async fn start(
+        config: &SellConfig,
+        dataplane: &'a mut Dataplane,
+        guarding: &'a mut Guarding,
+        told: &'a mut Told,
+    ) -> Result<Self> {
         let (foundation, entries) =
             Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider).await?;
         let gateway = Gateway::open()?;
         let mut lan = Vec::new();
         for name in &config.lan {
-            let interface = gateway.addressed(name).await?;
-            // Ports of one bridge share its addresses.
-            if !lan.contains(&interface) {
-                lan.push(interface);
+            match gateway.addressed(name).await {
+                // Ports of one bridge share its addresses.
+                Ok(interface) if lan.contains(&interface) => {}
+                Ok(interface) => lan.push(interface),
+                // The guard tells when it is back.
+                Err(error) => warn!("{error}"),
             }
         }
-        if let Some(wan) = &config.wan {
-            gateway.interface(wan).await?;
-        }
-        warn_unless_forwarding();
         let edge_addresses = edge_addresses(&gateway, &lan).await?;
 
         let mut controller = Controller::new(config.common.network, edge_addresses.clone());
         for entry in &entries {
             controller.replay(entry)?;
         }
-        let mut dataplane = Dataplane::open(&options(config, &edge_addresses))?;
-        let watch = Watch::new(dataplane.take_events().context("the kernel's events are taken")?)?;
-        reconcile(&mut controller, &dataplane, &foundation)?;
-        for hook in dataplane.hooks() {
-            info!("{}: {} ({})", hook.interface, hook_name(hook), hook.why);
-            if let Some(warning) = &hook.warning {
-                warn!("{}: {warning}", hook.interface);
-            }
-        }
+        dataplane.set_edge(&edge_addresses, config.api_port)?;
+        reconcile(&mut controller, dataplane, &foundation)?;
 
         let (internal, internals) = mpsc::channel(64);
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_admin(&config.common.data_dir, requests.clone())?);
-        for interface in &lan {
-            let listener = listen_on(interface, config.api_port)?;
-            let router = router(requests.clone());
-            tasks.spawn(serve_lan(listener, interface.clone(), gateway.clone(), router));
-        }
-        Ok(Self {
+        let mut session = Self {
             config: config.clone(),
             foundation,
             controller,
             dataplane,
-            watch,
+            guarding,
+            told,
             gateway,
-            lan,
+            lan: Vec::new(),
+            listeners: HashMap::new(),
             edge_addresses,
             pending: HashMap::new(),
             questions: Vec::new(),
             next_request: 0,
             internal,
             internals,
+            requests,
             mailbox,
             tasks,
-        })
+        };
+        for interface in lan {
+            session.serve(interface)?;
+        }
+        Ok(session)
     }
 
     async fn run(mut self) -> Result<()> {
@@ -213,8 +225,8 @@ impl Session {
                     self.chain(event, &mut out)?;
                 }
                 Some(internal) = self.internals.recv() => self.internal(internal, &mut out),
-                events = self.watch.next() => {
-                    if self.watch.note(&events?) {
+                events = self.told.next() => {
+                    if self.told.note(&events?) {
                         self.read_usage(&mut out);
                     }
                 }
@@ -226,6 +238,10 @@ impl Session {
                     self.controller.handle(Input::Checkpoint, &mut out);
                 }
                 _ = addresses.tick() => self.read_addresses().await,
+                change = self.guarding.change() => {
+                    let gone = "the guard has ended; the programs and the belt hold: start again";
+                    self.changed(change.context(gone)?).await;
+                }
                 () = &mut stop => break,
             }
             self.settle(out).await?;
@@ -319,7 +335,7 @@ impl Session {
         };
         let used = StationUsage { up: counts(usage.up), down: counts(usage.down) };
         self.dataplane.insert(key, used, bought.0)?;
-        self.dataplane.set_terms(key, &self.config.terms_of(self.watch.port(key)))
+        self.dataplane.set_terms(key, &self.config.terms_of(self.told.port(key)))
     }
 
     fn take(&mut self, envelope: Envelope, out: &mut Batch<ProviderEvent, Action>) {

@@ -21,20 +21,20 @@ const NEWCOMERS_MAX: usize = 65_536;
 const MOVED_MAX: usize = 32;
 
 /// The kernel's events.
-pub(super) struct Watch {
+pub(super) struct Told {
     events: AsyncFd<Events>,
-    told: BTreeMap<EventKind, u64>,
+    counts: BTreeMap<EventKind, u64>,
     ports: HashMap<StationKey, u32>,
     moved: VecDeque<MovedStation>,
 }
 
-impl Watch {
+impl Told {
     pub(super) fn new(events: Events) -> Result<Self> {
         // SAFETY: the ring buffer keeps one descriptor open for as long as it lives.
         let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
             .context("waiting for the kernel's events")?;
-        let (told, ports, moved) = (BTreeMap::new(), HashMap::new(), VecDeque::new());
-        Ok(Self { events, told, ports, moved })
+        let (counts, ports, moved) = (BTreeMap::new(), HashMap::new(), VecDeque::new());
+        Ok(Self { events, counts, ports, moved })
     }
 
     /// Waits until there are events, and takes some. Nothing is lost when it is not waited for.
@@ -55,7 +55,7 @@ impl Watch {
     pub(super) fn note(&mut self, events: &[StationEvent]) -> bool {
         let mut urgent = false;
         for event in events {
-            *self.told.entry(event.kind).or_default() += 1;
+            *self.counts.entry(event.kind).or_default() += 1;
             let station = Station::from(event.station);
             match event.kind {
                 EventKind::LowCredit | EventKind::Spent => urgent = true,
@@ -106,7 +106,7 @@ impl Watch {
             told: counts(
                 &mut EventKind::ALL
                     .into_iter()
-                    .map(|kind| (kind, self.told.get(&kind).copied().unwrap_or(0))),
+                    .map(|kind| (kind, self.counts.get(&kind).copied().unwrap_or(0))),
             ),
             lost: counts(&mut lost.into_iter()),
             moved: self.moved.iter().cloned().collect(),

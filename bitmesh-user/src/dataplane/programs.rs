@@ -1,0 +1,102 @@
+//! Where programs come from: the object that was just loaded, or their pins.
+
+use std::{collections::HashMap, fs};
+
+use aya::{
+    Ebpf,
+    programs::{Program, ProgramError, SchedClassifier, Xdp},
+};
+use aya_obj::programs::XdpAttachType;
+
+use super::{DataplaneError, pins::Pins};
+
+const UPLOAD_XDP: &str = "upload_xdp";
+/// The programs that go onto a provider's ports.
+const PINNED: [&str; 3] = [UPLOAD_XDP, "upload_tc", "download_tc"];
+
+/// A source of programs.
+pub(super) enum Programs<'a> {
+    /// Loaded by this process.
+    Object(&'a mut Ebpf),
+    /// Loaded by another.
+    Pinned(&'a mut Pinned),
+}
+
+impl Programs<'_> {
+    /// A TC program, in the kernel.
+    pub(super) fn classifier(
+        &mut self,
+        name: &'static str,
+    ) -> Result<&mut SchedClassifier, DataplaneError> {
+        let program: &mut SchedClassifier = match self {
+            Self::Object(object) => {
+                object.program_mut(name).ok_or(DataplaneError::ObjectLacks { name })?.try_into()?
+            }
+            Self::Pinned(pinned) => {
+                return pinned.tc.get_mut(name).ok_or(DataplaneError::ObjectLacks { name });
+            }
+        };
+        if program.fd().is_err() {
+            program.load()?;
+        }
+        Ok(program)
+    }
+
+    /// The program for XDP, in the kernel.
+    pub(super) fn xdp(&mut self) -> Result<&mut Xdp, DataplaneError> {
+        let missing = DataplaneError::ObjectLacks { name: UPLOAD_XDP };
+        let program: &mut Xdp = match self {
+            Self::Object(object) => object.program_mut(UPLOAD_XDP).ok_or(missing)?.try_into()?,
+            Self::Pinned(pinned) => return Ok(&mut pinned.xdp),
+        };
+        if program.fd().is_err() {
+            program.load()?;
+        }
+        Ok(program)
+    }
+}
+
+/// Programs that stay in the kernel by their pins.
+pub(super) struct Pinned {
+    xdp: Xdp,
+    tc: HashMap<&'static str, SchedClassifier>,
+}
+
+impl Pinned {
+    pub(super) fn open(pins: &Pins) -> Result<Self, DataplaneError> {
+        let mut tc = HashMap::new();
+        for name in PINNED.into_iter().filter(|name| *name != UPLOAD_XDP) {
+            tc.insert(name, SchedClassifier::from_pin(pins.path(&file(name)))?);
+        }
+        let xdp = Xdp::from_pin(pins.path(&file(UPLOAD_XDP)), XdpAttachType::Interface)?;
+        Ok(Self { xdp, tc })
+    }
+}
+
+/// Pins the programs, so that whoever puts them back needs no object. What an earlier controller
+/// pinned is replaced in one step.
+pub(super) fn pin(object: &mut Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
+    for name in PINNED {
+        let program = object.program_mut(name).ok_or(DataplaneError::ObjectLacks { name })?;
+        let unloaded = program.fd().is_err();
+        match program {
+            Program::Xdp(xdp) if unloaded => xdp.load()?,
+            Program::SchedClassifier(tc) if unloaded => tc.load()?,
+            Program::Xdp(_) | Program::SchedClassifier(_) => {}
+            _ => return Err(ProgramError::UnexpectedProgramType.into()),
+        }
+        let (new, path) = (pins.path(&format!("new_{}", file(name))), pins.path(&file(name)));
+        super::pins::remove(&new)?;
+        program.pin(&new).map_err(|source| DataplaneError::Pin {
+            path: new.clone(),
+            source: Box::new(source),
+        })?;
+        fs::rename(&new, &path)
+            .map_err(DataplaneError::system(format!("replacing {}", path.display())))?;
+    }
+    Ok(())
+}
+
+fn file(program: &str) -> String {
+    format!("program_{program}")
+}

@@ -1,0 +1,269 @@
+//! Sees to it that the programs stay on the LAN ports: puts them back where somebody took them off,
+//! and on interfaces that come back under a port's name.
+
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    DataplaneError, Hook, TcHook, UploadHook,
+    belt::{self, Belt},
+    hooks::{self, Attacher},
+    host,
+    pins::{self, Holder, Pins, Side},
+    ports::{self, Port},
+    programs::{Pinned, Programs},
+};
+
+/// How often the belt is tried again after it could not be put on.
+const BELT_RETRY: Duration = Duration::from_secs(10);
+
+/// What was found, and what was done about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case")]
+pub enum Change {
+    /// An interface is gone, and its pins with it.
+    Gone {
+        /// Its last name.
+        interface: String,
+        /// Its index.
+        index: u32,
+    },
+    /// A metered interface has another name.
+    Renamed {
+        /// The old name.
+        from: String,
+        /// The new one.
+        interface: String,
+        /// Its index.
+        index: u32,
+    },
+    /// A port came back as another interface, and is metered.
+    Attached {
+        /// The port.
+        interface: String,
+        /// The index of the new interface.
+        index: u32,
+        /// What was put on it.
+        hooks: Vec<Hook>,
+    },
+    /// A program had been taken off and is back.
+    Restored {
+        /// Where it is.
+        hook: Hook,
+    },
+    /// The belt had been taken away and is back.
+    BeltRestored,
+    /// Something could not be done; it is tried again.
+    Failed {
+        /// What, why and what to do.
+        message: String,
+    },
+}
+
+type PutOn = (Vec<Hook>, bool);
+
+/// A port's interface.
+#[derive(Clone, Debug)]
+struct Watched {
+    index: u32,
+    called: String,
+    /// Whether both programs were on it when it was last looked at.
+    metered: bool,
+    /// Whether it is in a group of the operator's.
+    grouped: bool,
+}
+
+/// Watches over one provider's ports.
+pub struct Watch {
+    named: Vec<String>,
+    upload_hook: UploadHook,
+    pins: Pins,
+    namespace: u64,
+    programs: Pinned,
+    watched: Vec<Watched>,
+    belt: Option<Belt>,
+    belt_retry: Option<Instant>,
+    failure: Option<String>,
+}
+
+impl Watch {
+    /// Takes up what a dataplane has put on the ports and lends; the belt is put on by the first
+    /// [`Watch::pass`].
+    pub fn open(
+        instance: &str,
+        lan: Vec<String>,
+        upload_hook: UploadHook,
+        hold: OwnedFd,
+    ) -> Result<Self, DataplaneError> {
+        let pins = Pins::lent(instance, hold)?;
+        let mut watched = Vec::new();
+        for name in &lan {
+            let port = Port::find(name)?;
+            let (index, called) = (port.index, port.name);
+            watched.push(Watched { index, called, metered: true, grouped: false });
+        }
+        Ok(Self {
+            named: lan,
+            upload_hook,
+            namespace: host::namespace()?,
+            programs: Pinned::open(&pins)?,
+            pins,
+            watched,
+            belt: None,
+            belt_retry: None,
+            failure: None,
+        })
+    }
+
+    /// Looks at everything once and puts right what is not. With `rules_changed`, the belt too is
+    /// looked at.
+    pub fn pass(&mut self, rules_changed: bool) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut failure = self.ports(&mut changes).err();
+        if let Err(error) = self.belt(rules_changed, &mut changes) {
+            failure = failure.or(Some(error));
+        }
+        // The same failure is told once.
+        let failure = failure.map(|error| error.to_string());
+        if let Some(message) = failure.clone().filter(|_| failure != self.failure) {
+            changes.push(Change::Failed { message });
+        }
+        self.failure = failure;
+        changes
+    }
+
+    /// Takes everything off again: for a provider that could not start.
+    pub fn let_go(self) -> Result<(), DataplaneError> {
+        super::let_go(self.pins)
+    }
+
+    fn ports(&mut self, changes: &mut Vec<Change>) -> Result<(), DataplaneError> {
+        self.follow(changes)?;
+        let mut failed = None;
+        for name in self.named.clone() {
+            match Port::find(&name) {
+                Ok(port) if self.watched.iter().all(|known| known.index != port.index) => {
+                    let index = port.index;
+                    let new = Watched { index, called: name, metered: false, grouped: false };
+                    self.watched.push(new);
+                }
+                Ok(_) | Err(DataplaneError::NoInterface { .. }) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        for at in 0..self.watched.len() {
+            if let Err(error) = self.meter(at, changes) {
+                failed = Some(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Forgets interfaces that are gone and takes note of new names.
+    fn follow(&mut self, changes: &mut Vec<Change>) -> Result<(), DataplaneError> {
+        for Watched { index, called, metered, grouped } in std::mem::take(&mut self.watched) {
+            let Some(name) = ports::name_of(index)? else {
+                for pin in self.pins.links()? {
+                    if pin.namespace == self.namespace && pin.index == index {
+                        pins::remove(&self.pins.link_path(&pin))?;
+                    }
+                }
+                changes.push(Change::Gone { interface: called, index });
+                continue;
+            };
+            if name != called {
+                let interface = name.clone();
+                changes.push(Change::Renamed { from: called, interface, index });
+            }
+            self.watched.push(Watched { index, called: name, metered, grouped });
+        }
+        Ok(())
+    }
+
+    /// Puts on an interface what is missing there.
+    fn meter(&mut self, at: usize, changes: &mut Vec<Change>) -> Result<(), DataplaneError> {
+        let Some(known) = self.watched.get(at).cloned() else { return Ok(()) };
+        let done = self.attach(&known);
+        if let Some(watched) = self.watched.get_mut(at) {
+            match &done {
+                Ok(Some((_, grouped))) => (watched.metered, watched.grouped) = (true, *grouped),
+                Ok(None) => {}
+                Err(_) => {
+                    watched.metered = false;
+                    belt::unmark(self.pins.instance(), watched.index)?;
+                }
+            }
+        }
+        let Some((put_on, _)) = done? else { return Ok(()) };
+        if known.metered {
+            changes.extend(put_on.into_iter().map(|hook| Change::Restored { hook }));
+        } else if !put_on.is_empty() {
+            let (interface, index, hooks) = (known.called, known.index, put_on);
+            changes.push(Change::Attached { interface, index, hooks });
+        }
+        Ok(())
+    }
+
+    /// The hooks that had to be put on, and whether the operator has grouped it; `None` when the interface was renamed or removed at this
+    /// very moment, of which the next pass knows.
+    fn attach(&mut self, watched: &Watched) -> Result<Option<PutOn>, DataplaneError> {
+        let port = match Port::find(&watched.called) {
+            Ok(port) if port.index != watched.index => return Ok(None),
+            Err(DataplaneError::NoInterface { .. }) => return Ok(None),
+            found => found?,
+        };
+        let mut attacher = Attacher {
+            programs: Programs::Pinned(&mut self.programs),
+            pins: &self.pins,
+            namespace: self.namespace,
+            tc_hook: TcHook::Auto,
+        };
+        let mut put_on = Vec::new();
+        for side in [Side::Egress, Side::Ingress] {
+            // A filter has no link that can be asked; replacing it would be noticed as a change.
+            if attacher.found(&port, side)? == Some(Holder::Clsact)
+                && ports::has_filter(port.index, side, hooks::CLSACT_PRIORITY)?
+            {
+                continue;
+            }
+            let hook = if side == Side::Egress {
+                let why = "downloads are metered where the port sends".to_owned();
+                attacher.tc(&port, side, "download_tc", why)?
+            } else {
+                attacher.upload(&port, self.upload_hook)?
+            };
+            if !hook.taken_over {
+                put_on.push(hook);
+            }
+        }
+        let grouped = belt::mark(self.pins.instance(), &port)?;
+        Ok(Some((put_on, grouped)))
+    }
+
+    fn belt(&mut self, look: bool, changes: &mut Vec<Change>) -> Result<(), DataplaneError> {
+        let names = self.named.iter().chain(self.watched.iter().map(|watched| &watched.called));
+        let metered = self.watched.iter().filter(|watched| watched.metered && watched.grouped);
+        let wanted = Belt {
+            names: names.cloned().collect(),
+            metered: metered.map(|watched| watched.index).collect(),
+        };
+        let instance = self.pins.instance();
+        let known = self.belt.as_ref() == Some(&wanted);
+        let due = self.belt_retry.is_some_and(|at| Instant::now() >= at);
+        let lost = known && look && self.belt_retry.is_none() && !wanted.holds(instance);
+        if known && !due && !lost {
+            return Ok(());
+        }
+        let done = wanted.apply(instance);
+        self.belt_retry = done.is_err().then(|| Instant::now() + BELT_RETRY);
+        self.belt = Some(wanted);
+        if lost && done.is_ok() {
+            changes.push(Change::BeltRestored);
+        }
+        done
+    }
+}

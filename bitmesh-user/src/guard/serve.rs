@@ -1,0 +1,121 @@
+//! The guard's own process.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, stdin, stdout},
+    os::{fd::AsFd as _, unix::net::UnixStream as StdStream},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixStream, unix::OwnedWriteHalf},
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tracing::debug;
+
+use super::{COOKIE, GuardArgs, SELLING, Said, bell::Bell, privileges};
+use crate::dataplane::{Change, UploadHook, Watch};
+
+/// How often everything is looked at when nothing is told: links that were detached are told of by
+/// nobody.
+const PASS_INTERVAL: Duration = Duration::from_millis(100);
+/// Least time between two looks: a storm of changes does not become one of work.
+const PASS_PAUSE: Duration = Duration::from_millis(10);
+/// Least time between two looks at the rules, which take a process each.
+const RULES_PAUSE: Duration = Duration::from_millis(200);
+/// Longest cookie that is handed on, in octets.
+const COOKIE_MAX_OCTETS: u64 = 512;
+
+/// Guards until the daemon is gone.
+pub fn serve(args: &GuardArgs) -> Result<()> {
+    let socket = stdin().as_fd().try_clone_to_owned().context("no standard input")?;
+    let hold = stdout().as_fd().try_clone_to_owned().context("no standard output")?;
+    let watch =
+        Watch::open(&args.instance, args.lan.clone(), UploadHook::from(args.upload_hook), hold)?;
+    privileges::keep_what_a_guard_needs()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(guard(watch, StdStream::from(socket), args))
+}
+
+async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<()> {
+    // Whoever stops the daemon stops the guard by that: signals to all of a terminal or a service
+    // must not end it first.
+    let _kept = [
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::hangup())?,
+    ];
+    socket.set_nonblocking(true)?;
+    let socket = UnixStream::from_std(socket).context("a guard is started by `bitmesh sell`")?;
+    let (mut requests, mut answers) = socket.into_split();
+    let (mut links, mut rules) = (Bell::of_links()?, Bell::of_rules()?);
+    let mut tick = interval(PASS_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+    let changes = watch.pass(true);
+    say(&mut answers, &Said::Ready).await?;
+    tell(&mut answers, changes).await?;
+    let mut request = [0];
+    let mut on_trial = args.is_new;
+    let (mut rules_changed, mut rules_next) = (false, Instant::now());
+    loop {
+        tokio::select! {
+            read = requests.read(&mut request) => {
+                let read = read.unwrap_or(0);
+                match request {
+                    _ if read == 0 && on_trial => return Ok(watch.let_go()?),
+                    _ if read == 0 => return Ok(()),
+                    SELLING => {
+                        on_trial = false;
+                        continue;
+                    }
+                    COOKIE => {}
+                    _ => bail!("the daemon asked for something else than the guard gives"),
+                }
+                let cookie = args.node_cookie.as_deref();
+                let said = read_cookie(cookie).unwrap_or_else(|e| Said::NoCookie(e.to_string()));
+                say(&mut answers, &said).await?;
+                continue;
+            }
+            rung = links.rung() => rung?,
+            rung = rules.rung() => {
+                rung?;
+                rules_changed = true;
+            }
+            _ = tick.tick() => {}
+        }
+        let started = Instant::now();
+        let look = rules_changed && Instant::now() >= rules_next;
+        let changes = watch.pass(look);
+        if look {
+            (rules_changed, rules_next) = (false, Instant::now() + RULES_PAUSE);
+        }
+        debug!(?changes, "a pass took {:?}", started.elapsed());
+        tell(&mut answers, changes).await?;
+        sleep_until(started + PASS_PAUSE).await;
+    }
+}
+
+async fn tell(answers: &mut OwnedWriteHalf, changes: Vec<Change>) -> Result<()> {
+    for change in changes {
+        say(answers, &Said::Change(change)).await?;
+    }
+    Ok(())
+}
+
+async fn say(answers: &mut OwnedWriteHalf, said: &Said) -> Result<()> {
+    let mut line = serde_json::to_string(said)?;
+    line.push('\n');
+    Ok(answers.write_all(line.as_bytes()).await?)
+}
+
+fn read_cookie(path: Option<&Path>) -> io::Result<Said> {
+    let path = path.ok_or(io::ErrorKind::NotFound)?;
+    let mut text = String::new();
+    File::open(path)?.take(COOKIE_MAX_OCTETS).read_to_string(&mut text)?;
+    Ok(Said::Cookie(text.trim().to_owned()))
+}

@@ -1,0 +1,99 @@
+//! What takes rights, done once and before anything else: programs onto ports, the guard, and then
+//! no rights any more.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use tracing::{info, warn};
+
+use super::{
+    answer::hook_name,
+    edge::{edge_addresses, options, warn_unless_forwarding},
+};
+use crate::{
+    api::ADMIN_SOCKET,
+    config::{NodeLogin, SellConfig},
+    dataplane::Dataplane,
+    gateway::Gateway,
+    guard::{self, GuardArgs, Identity, Started},
+    store, wallet,
+};
+
+/// Ports below this one take a capability to listen on.
+const UNPRIVILEGED_PORTS: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+
+/// A provider with everything open and no rights left.
+pub struct Ready {
+    pub(super) config: SellConfig,
+    pub(super) dataplane: Dataplane,
+    pub(super) guard: Started,
+}
+
+/// Opens what takes rights, starts the guard and gives the rights up. There must not be a runtime
+/// yet: rights are a thread's.
+pub fn prepare(config: SellConfig) -> Result<Ready> {
+    let identity = Identity::choose(config.user.as_deref(), &config.instance)?;
+    if identity.is_some() {
+        check_port(config.api_port)?;
+    }
+    store::check_unlocked(&config.common.data_dir)?;
+    if let Some(identity) = &identity {
+        let files = [&[ADMIN_SOCKET][..], &store::FILES, &wallet::seed::FILES].concat();
+        guard::hand_over(&config.common.data_dir, &files, identity)?;
+    }
+    warn_unless_forwarding();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let edge_addresses = runtime.block_on(async {
+        let gateway = Gateway::open()?;
+        let mut lan = Vec::new();
+        for name in &config.lan {
+            lan.push(gateway.interface(name).await?);
+        }
+        if let Some(wan) = &config.wan {
+            gateway.interface(wan).await?;
+        }
+        edge_addresses(&gateway, &lan).await
+    })?;
+    drop(runtime);
+    let dataplane = Dataplane::open(&options(&config, &edge_addresses))?;
+    for hook in dataplane.hooks() {
+        info!("{}: {} ({})", hook.interface, hook_name(hook), hook.why);
+        if let Some(warning) = &hook.warning {
+            warn!("{}: {warning}", hook.interface);
+        }
+    }
+    let args = GuardArgs {
+        instance: config.instance.clone(),
+        lan: config.lan.clone(),
+        upload_hook: config.upload_hook,
+        node_cookie: match &config.common.node_login {
+            NodeLogin::Cookie(path) => Some(path.clone()),
+            NodeLogin::Guarded { .. } | NodeLogin::Password { .. } => None,
+        },
+        is_new: dataplane.is_new(),
+    };
+    let guard = match guard::start(&args, dataplane.hold()?) {
+        Err(error) if dataplane.is_new() => {
+            dataplane.detach()?;
+            return Err(error);
+        }
+        started => started?,
+    };
+    guard::give_up(identity.as_ref()).context("giving up rights")?;
+    if let Some(identity) = identity {
+        info!("running as user {} without capabilities", identity.name());
+    }
+    Ok(Ready { config, dataplane, guard })
+}
+
+fn check_port(port: u16) -> Result<()> {
+    let text = fs::read_to_string(UNPRIVILEGED_PORTS);
+    let first: u16 = text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1_024);
+    if port < first {
+        bail!(
+            "--api-port {port} takes rights that are given up at start: take {first} or more, or \
+             `sysctl -w net.ipv4.ip_unprivileged_port_start={port}`"
+        );
+    }
+    Ok(())
+}

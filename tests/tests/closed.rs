@@ -1,0 +1,463 @@
+//! Nothing unpaid passes, whatever happens to ports, programs and processes. Named after the rows
+//! of the project's list of faults.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::UdpSocket,
+    os::unix::fs::{MetadataExt as _, PermissionsExt},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::ProgramInfo;
+use bitcoin::Amount;
+use bitmesh_core::offer::SignedOffer;
+use bitmesh_tests::{
+    alone::Alone,
+    counters,
+    daemon::{Daemon, bitmesh, eventually},
+    flood::{FLOOD_PAUSE, FLOOD_PORT, flooded, socket},
+    netns::Namespace,
+    regtest::{PASSWORD, USER},
+    sabotage::{detach_link, interface_index, of_threads, pins_of, recreate_with_index, run},
+    sweep::own_name,
+    topology::{
+        EDGE_FREELOADER_V4, EDGE_OWN, FREELOADER_LAN, INTERNET_V4, LAN, NODE_FOR_EDGE, Topology,
+        UPLINK,
+    },
+    traffic::{Direction, Server, Transfer, transfer},
+    world::{Trade, World},
+};
+use bitmesh_user::dataplane::TcHook;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const COINS: Amount = Amount::from_sat(200_000);
+const MIB: u64 = 1 << 20;
+/// Time in which a port has to be metered again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Waits until the guard told that it put something back, `more` times since `before`.
+fn put_back(world: &World<'_>, before: u64, more: u64) -> Result<()> {
+    eventually("put back", Duration::from_secs(5), || {
+        Ok((world.provider_status()?.guard.put_back >= before + more).then_some(()))
+    })
+    .with_context(|| world.logs())
+}
+
+#[test]
+fn d16_a_port_that_is_recreated_is_metered_again_within_a_second() -> Result<()> {
+    let topology = Topology::edge()?;
+    let world = World::new(&topology, &Trade::default())?;
+    flooded(&topology, |heard| {
+        for round in 0..4 {
+            topology.recreate_freeloader_port()?;
+            let since = Instant::now();
+            let index = interface_index(&topology.edge, FREELOADER_LAN)?;
+            let told = format!("{FREELOADER_LAN} is back as interface {index}");
+            eventually("a port that is back", AGAIN, || {
+                let status = world.provider_status()?;
+                let events = &status.guard.recent;
+                let metered = status.hooks.iter().filter(|hook| hook.interface == FREELOADER_LAN);
+                let back = events.iter().any(|event| event.what.starts_with(&told));
+                Ok((back && metered.count() == 2).then_some(()))
+            })
+            .with_context(|| world.logs())?;
+            println!("round {round}: seen in status after {:?}", since.elapsed());
+            assert_eq!(heard.during(Duration::from_millis(300)), (0, 0));
+        }
+        assert_eq!(heard.both(), (0, 0), "something unpaid passed");
+        Ok(())
+    })?;
+    let told = world.provider.cli(&["status"])?;
+    println!("{}", String::from_utf8_lossy(&told.stdout));
+    // What answers on the port has followed it.
+    let offer = eventually("the offer", Duration::from_secs(3), || {
+        topology.freeloader.block_on(async || {
+            let url = format!("http://{EDGE_FREELOADER_V4}:8434/v1/offer");
+            let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
+            Ok(Some(client.get(url).send().await?.json::<SignedOffer>().await?))
+        })
+    })?;
+    offer.offer.validate()?;
+    let pins = fs::read_dir(pins_of(&world))?.flatten();
+    let links = pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("tcx_"));
+    assert_eq!(links.count(), 4, "pins of interfaces that are gone stay");
+    Ok(())
+}
+
+#[test]
+fn d16_flaps_and_new_names_lose_no_count() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let _server = Server::start(&topology.internet)?;
+    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
+    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    world.open_channel(COINS)?;
+    let mib = || transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 2, 100);
+    mib()?;
+    for _ in 0..3 {
+        topology.edge.set_up(LAN, false)?;
+        topology.edge.set_up(LAN, true)?;
+    }
+    mib()?;
+    topology.edge.rename(LAN, "other0")?;
+    mib()?;
+    eventually("the new name", AGAIN, || {
+        let hooks = world.provider_status()?.hooks;
+        Ok((hooks.iter().filter(|hook| hook.interface == "other0").count() == 2).then_some(()))
+    })
+    .with_context(|| world.logs())?;
+    // Another that takes the old name is a port, too.
+    topology.edge.connect(LAN, &topology.freeloader, "more0")?;
+    put_back(&world, 0, 1)?;
+    topology.edge.delete(LAN)?;
+    topology.edge.rename("other0", LAN)?;
+    mib()?;
+    let usage = world.usage_at_rest()?;
+    assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
+    assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
+    assert!(usage.down.octets.0 > 8 * MIB);
+    Ok(())
+}
+
+#[test]
+fn d15_a_port_that_is_recreated_while_no_controller_runs_forwards_nothing() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let guard = world.provider_status()?.guard.pid;
+    let index = interface_index(&topology.edge, FREELOADER_LAN)?;
+    world.provider.kill();
+    eventually("a guard that ends with its daemon", Duration::from_secs(2), || {
+        let stat = fs::read_to_string(format!("/proc/{guard}/stat")).unwrap_or_default();
+        Ok((stat.is_empty() || stat.contains(") Z ")).then_some(()))
+    })?;
+    let table = format!("bitmesh_{}", world.instance());
+    flooded(&topology, |heard| {
+        topology.recreate_freeloader_port()?;
+        assert_eq!(heard.during(Duration::from_secs(1)), (0, 0));
+        // Its old index does not make it the old one.
+        recreate_with_index(&topology, index)?;
+        assert_eq!(heard.during(Duration::from_secs(1)), (0, 0));
+        // It is the belt that holds: without it, both directions pass.
+        ensure!(run(&topology.edge, "nft", &["delete", "table", "inet", &table])?);
+        let (up, down) = heard.during(Duration::from_secs(1));
+        assert!(up > 100 && down > 100, "{up} up, {down} down");
+        world.provider.start()?;
+        let (up, down) = heard.during(Duration::from_millis(500));
+        assert_eq!((up, down), (0, 0), "a controller that is back meters what is there");
+        world.provider.stop()?;
+        topology.recreate_freeloader_port()?;
+        assert_eq!(heard.during(Duration::from_secs(1)), (0, 0));
+        // Who lets a port go lets it go whole.
+        let detach = ["sell", "--detach", "--instance", world.instance()];
+        let output = topology.edge.command(bitmesh()?)?.args(detach).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let (up, down) = heard.during(Duration::from_secs(1));
+        assert!(up > 100 && down > 100, "{up} up, {down} down");
+        ensure!(!run(&topology.edge, "nft", &["list", "table", "inet", &table])?);
+        ensure!(!run(&topology.edge, "nft", &["list", "table", "bridge", &table])?);
+        Ok(())
+    })
+}
+
+#[test]
+fn d15_a_guard_that_is_killed_ends_the_daemon_and_everything_holds() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let guard = world.provider_status()?.guard.pid;
+    kill_process(Pid::from_raw(guard.try_into()?).context("a guard")?, Signal::KILL)?;
+    let said = world.provider.wait_for_failure()?;
+    assert!(said.contains("the guard has ended"), "{said}");
+    flooded(&topology, |heard| {
+        assert_eq!(heard.during(Duration::from_millis(500)), (0, 0));
+        topology.recreate_freeloader_port()?;
+        assert_eq!(heard.during(Duration::from_millis(500)), (0, 0));
+        world.provider.start()
+    })
+}
+
+#[test]
+fn d15_programs_and_rules_that_somebody_takes_away_are_back_within_a_second() -> Result<()> {
+    let topology = Topology::edge()?;
+    let world =
+        World::new(&topology, &Trade { sell: &["--upload-hook", "xdp"], ..Trade::default() })?;
+    let refused = |args: &[&str]| Ok::<_, anyhow::Error>(!run(&topology.edge, "ip", args)?);
+    assert!(refused(&["link", "set", "dev", FREELOADER_LAN, "xdp", "off"])?);
+    // There is no clsact to delete: the programs are held by links.
+    assert!(!run(&topology.edge, "tc", &["qdisc", "del", "dev", FREELOADER_LAN, "clsact"])?);
+
+    let index = interface_index(&topology.edge, FREELOADER_LAN)?;
+    let pins = pins_of(&world);
+    let pin = |hook: &str| {
+        let found = fs::read_dir(&pins)?.flatten().find(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with(hook) && name.ends_with(&format!("_{index}"))
+        });
+        Ok::<_, anyhow::Error>(found.context("a pin")?.path())
+    };
+    flooded(&topology, |heard| {
+        for hook in ["xdp_ingress", "tcx_egress"] {
+            for unpin in [false, true] {
+                let before = world.provider_status()?.guard.put_back;
+                if unpin {
+                    fs::remove_file(pin(hook)?)?;
+                } else {
+                    detach_link(&pin(hook)?)?;
+                }
+                let since = Instant::now();
+                let leaked = heard.both();
+                put_back(&world, before, 1)?;
+                ensure!(since.elapsed() < AGAIN, "{hook}: after {:?}", since.elapsed());
+                let now = heard.both();
+                let leaked = (now.0 - leaked.0, now.1 - leaked.1);
+                println!(
+                    "{hook} (unpinned: {unpin}): back and told after {:?}, {leaked:?} frames \
+                    passed meanwhile",
+                    since.elapsed()
+                );
+                assert_eq!(heard.during(Duration::from_millis(300)), (0, 0), "{hook}");
+            }
+        }
+        Ok(())
+    })?;
+    let before = world.provider_status()?.guard.put_back;
+    ensure!(run(&topology.edge, "nft", &["flush", "ruleset"])?);
+    let since = Instant::now();
+    put_back(&world, before, 1)?;
+    ensure!(since.elapsed() < AGAIN, "rules: after {:?}", since.elapsed());
+    let table = format!("bitmesh_{}", world.instance());
+    ensure!(run(&topology.edge, "nft", &["list", "table", "inet", &table])?);
+    Ok(())
+}
+
+#[test]
+fn d15_filters_of_clsact_that_somebody_deletes_are_back_within_a_second() -> Result<()> {
+    let topology = Topology::edge()?;
+    let instance = own_name("clsact");
+    let mut alone = Alone::over(&topology.edge, FREELOADER_LAN, &instance, TcHook::Clsact)?;
+    let done = flooded(&topology, |heard| {
+        assert_eq!(heard.during(Duration::from_millis(200)), (0, 0));
+        let since = Instant::now();
+        ensure!(run(&topology.edge, "tc", &["qdisc", "del", "dev", FREELOADER_LAN, "clsact"])?);
+        for _ in 0..2 {
+            let line = alone.told.next().context("a change")??;
+            assert!(line.contains("restored") && line.contains("clsact"), "{line}");
+        }
+        let took = since.elapsed();
+        println!("clsact: back after {took:?}, {:?} frames passed meanwhile", heard.both());
+        ensure!(took < AGAIN, "{took:?}");
+        assert_eq!(heard.during(Duration::from_millis(500)), (0, 0));
+        Ok(())
+    });
+    // The guard takes single octets; others, and what is more than one, end it without harm.
+    (&alone.ours).write_all(b"/etc/shadow\n")?;
+    assert!(!alone.process.wait()?.success());
+    alone.detach(&topology.edge)?;
+    done
+}
+
+#[test]
+fn d15_a_bridge_port_that_is_recreated_bridges_nothing() -> Result<()> {
+    let topology = Topology::edge()?;
+    let Topology { edge, freeloader, subscriber, .. } = &topology;
+    let ip = |namespace: &Namespace, args: &str| {
+        let args: Vec<_> = args.split(' ').collect();
+        ensure!(run(namespace, "ip", &args)?, "{args:?}");
+        Ok(())
+    };
+    ip(edge, "link add br0 type bridge")?;
+    ip(edge, "link set br0 up")?;
+    let connect = |station: &Namespace, port: &str, address: &str| {
+        station.connect("bridged0", edge, port)?;
+        station.address("bridged0", address, 24)?;
+        ip(edge, &format!("link set {port} master br0"))
+    };
+    connect(subscriber, "port0", "10.80.0.2")?;
+    connect(freeloader, "port1", "10.80.0.3")?;
+    let heard_of = |what: &str| {
+        let to = subscriber.run(|| Ok(UdpSocket::bind("10.80.0.2:9000")?))?;
+        let from = freeloader.run(|| Ok(UdpSocket::bind("10.80.0.3:0")?))?;
+        to.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let mut heard = 0;
+        for _ in 0..20 {
+            from.send_to(&[0; 100], "10.80.0.2:9000")?;
+            heard += u32::from(to.recv_from(&mut [0; 128]).is_ok());
+        }
+        println!("{what}: {heard} of 20 bridged");
+        Ok::<_, anyhow::Error>(heard)
+    };
+    assert!(heard_of("nothing metered")? > 0);
+    let instance = own_name("bridge");
+    let mut alone = Alone::over(edge, "port1", &instance, TcHook::Auto)?;
+    assert_eq!(heard_of("metered, unpaid")?, 0);
+    alone.ours.shutdown(std::net::Shutdown::Both)?;
+    alone.process.wait()?;
+
+    edge.delete("port1")?;
+    connect(freeloader, "port1", "10.80.0.3")?;
+    assert_eq!(heard_of("recreated, no guard")?, 0);
+    let table = format!("bitmesh_{instance}");
+    ensure!(run(edge, "nft", &["delete", "table", "bridge", &table])?);
+    assert!(heard_of("without the belt")? > 0, "it is the belt that holds");
+    alone.detach(edge)
+}
+
+#[test]
+fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let _server = Server::start(&topology.internet)?;
+    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
+    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    world.open_channel(COINS)?;
+    let program = pins_of(&world).join("program_download_tc");
+    let mut programs = vec![ProgramInfo::from_pin(&program)?.id()];
+    flooded(&topology, |heard| {
+        let stop = AtomicBool::new(false);
+        let sender = socket(&topology.subscriber, "0.0.0.0")?;
+        let running =
+            Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 36, 80)?;
+        thread::scope(|scope| {
+            // Paid for: datagrams upwards, beside TCP downwards.
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = sender.send_to(&[0; 400], (INTERNET_V4, FLOOD_PORT + 1));
+                    thread::sleep(FLOOD_PAUSE);
+                }
+            });
+            let replaced = (0..5).try_for_each(|_| {
+                world.provider.stop()?;
+                world.provider.start()?;
+                programs.push(ProgramInfo::from_pin(&program)?.id());
+                Ok::<_, anyhow::Error>(())
+            });
+            stop.store(true, Ordering::Relaxed);
+            replaced
+        })?;
+        running.finish(Duration::from_mins(1)).with_context(|| world.logs())?;
+        assert_eq!(heard.both(), (0, 0), "something unpaid passed");
+        Ok(())
+    })?;
+    programs.dedup();
+    assert_eq!(programs.len(), 6, "each start puts its own programs on: {programs:?}");
+    let usage = world.usage_at_rest()?;
+    assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
+    assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
+    println!(
+        "{} octets down, {} up, 5 replacements: difference 0",
+        usage.down.octets, usage.up.octets
+    );
+    Ok(())
+}
+
+#[test]
+fn a7_the_daemon_has_no_rights_and_takes_payments() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let _server = Server::start(&topology.internet)?;
+    world.open_channel(COINS)?;
+    let before = world.account()?.bought_octets;
+    transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 16, 200)?;
+    assert!(world.account()?.bought_octets > before, "a payment raises the limit");
+
+    let pid = world.provider.pid().context("a provider")?;
+    assert!(of_threads(pid, "Uid:")?.len() > 1, "more than one thread is looked at");
+    for field in ["CapEff:", "CapPrm:", "CapInh:", "CapBnd:", "CapAmb:"] {
+        for value in of_threads(pid, field)? {
+            assert_eq!(u64::from_str_radix(&value, 16)?, 0, "{field}");
+        }
+    }
+    assert!(of_threads(pid, "NoNewPrivs:")?.iter().all(|value| value == "1"));
+    assert!(of_threads(pid, "Groups:")?.iter().all(String::is_empty));
+    let mut users = of_threads(pid, "Uid:")?;
+    users.dedup();
+    let [user] = &users[..] else { anyhow::bail!("threads of several users: {users:?}") };
+    let ids: Vec<u32> = user.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    assert!(ids.len() == 4 && ids.iter().all(|id| *id == ids[0] && *id != 0), "{user}");
+    for file in ["", "seed", "bitmesh.sqlite", "admin.sock"] {
+        let found = fs::metadata(world.provider.directory().join(file))?;
+        assert_eq!((found.uid(), found.mode() & 0o077), (ids[0], 0), "{file}");
+    }
+
+    // The guard has what it needs, and no more.
+    let guard = world.provider_status()?.guard.pid;
+    assert!(of_threads(guard, "NoNewPrivs:")?.iter().all(|value| value == "1"));
+    for value in of_threads(guard, "CapEff:")? {
+        // CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_BPF.
+        assert_eq!(u64::from_str_radix(&value, 16)?, 1 << 2 | 1 << 12 | 1 << 39);
+    }
+
+    // Started again as root, it finds its way back to the same user and to its data.
+    world.provider.stop()?;
+    world.provider.start()?;
+    let pid = world.provider.pid().context("a provider")?;
+    assert!(of_threads(pid, "Uid:")?.iter().all(|again| again == user));
+    transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 4, 200)?;
+    Ok(())
+}
+
+#[test]
+fn a7_a_cookie_that_only_root_can_read_is_followed_when_the_node_changes_it() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    world.provider.stop()?;
+    let cookie = world.data().join("cookie");
+    let write = |text: &str| {
+        fs::write(&cookie, text)?;
+        fs::set_permissions(&cookie, PermissionsExt::from_mode(0o600))
+    };
+    write(&format!("{USER}:{PASSWORD}"))?;
+    let url = world.node.url(NODE_FOR_EDGE);
+    let path = cookie.to_str().context("a path")?;
+    let args = ["sell", "--lan", LAN, "--lan", FREELOADER_LAN, "--instance", world.instance()];
+    let args =
+        [&args[..], &["--network", "regtest", "--node", &url, "--node-cookie", path]].concat();
+    let mut provider = Daemon::new(&topology.edge, world.provider.directory(), &args)?;
+    provider.start()?;
+    let synced = |wanted: bool| {
+        eventually(&format!("synced: {wanted}"), Duration::from_secs(15), || {
+            let status: Value = provider.json(&["status"])?;
+            Ok((status.get("synced") == Some(&Value::Bool(wanted))).then_some(()))
+        })
+        .with_context(|| provider.log())
+    };
+    synced(true)?;
+    write("__cookie__:of-another-start")?;
+    synced(false)?;
+    write(&format!("{USER}:{PASSWORD}"))?;
+    synced(true)
+}
+
+#[test]
+fn a_flag_for_the_user_is_heeded_or_refused_with_a_reason() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world =
+        World::new(&topology, &Trade { sell: &["--user", "nobody"], ..Trade::default() })?;
+    let pid = world.provider.pid().context("a provider")?;
+    assert!(of_threads(pid, "Uid:")?.iter().all(|ids| ids.starts_with("65534")));
+    world.provider.stop()?;
+    let data = world.data().join("other");
+    let url = world.node.url(NODE_FOR_EDGE);
+    let base = ["sell", "--lan", LAN, "--instance", world.instance(), "--network", "regtest"];
+    let base =
+        [&base[..], &["--node", &url, "--node-user", USER, "--node-password", PASSWORD]].concat();
+    let closed = world.data().join("closed");
+    fs::create_dir(&closed)?;
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o700))?;
+    for (directory, more, told) in [
+        (&data, ["--user", "nosuchuser"], "useradd"),
+        (&data, ["--user", "root"], "without privileges"),
+        (&data, ["--api-port", "80"], "ip_unprivileged_port_start"),
+        (&closed.join("data"), ["--api-port", "8434"], "chmod o+x"),
+    ] {
+        let args = [&base[..], &more].concat();
+        let mut daemon = Daemon::new(&topology.edge, directory, &args)?;
+        daemon.spawn()?;
+        let said = daemon.wait_for_failure()?;
+        assert!(said.contains(told), "{more:?}: {said}");
+    }
+    Ok(())
+}
