@@ -186,6 +186,12 @@ impl Dataplane {
         self.loaded.table.set_bought(key, bought)
     }
 
+    /// Sets what a station may use in its life to `octets`, which may be less than before. A frame
+    /// that another CPU is handling at this instant may still pass, one for each CPU at most.
+    pub fn set_limit(&mut self, key: StationKey, octets: u64) -> Result<(), DataplaneError> {
+        self.loaded.table.set_limit(key, octets)
+    }
+
     /// A station's totals, `None` if it is not in the table.
     pub fn usage(&self, key: StationKey) -> Option<StationUsage> {
         self.loaded.table.usage(key)

@@ -129,6 +129,18 @@ impl Table {
         Ok(())
     }
 
+    /// Sets what a station may use in its life to `octets`, which may be less than before. A frame
+    /// that is being handled on another CPU at this instant may still pass.
+    pub(super) fn set_limit(&mut self, key: StationKey, octets: u64) -> Result<(), DataplaneError> {
+        if octets > BOUGHT_LIMIT {
+            return Err(DataplaneError::TooMuch { bought: octets });
+        }
+        let slot = *self.places.get(&key).ok_or(DataplaneError::NotThere { key })?;
+        let (up, down) = (self.counts(slot, BASE_UP), self.counts(slot, BASE_DOWN));
+        self.store(slot, LIMIT, limit(octets, up, down), Ordering::SeqCst);
+        Ok(())
+    }
+
     /// A station's lifetime totals.
     pub(super) fn usage(&self, key: StationKey) -> Option<StationUsage> {
         self.places.get(&key).map(|&slot| self.usage_at(slot))
