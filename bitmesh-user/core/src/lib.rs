@@ -8,6 +8,7 @@
 pub mod buyer;
 pub mod channel;
 pub mod controller;
+pub mod leasing;
 pub mod ledger;
 pub mod offer;
 pub mod payer;
