@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 use bitmesh_common::EDGE_ADDRESS_LIMIT;
 use bitmesh_core::{
-    channel::Batch,
-    controller::{Controller, Input},
+    account::Ahead,
+    controller::Controller,
     ledger::{Counts, Usage},
     station::Station,
     units::Octets,
@@ -56,31 +56,25 @@ pub(super) async fn edge_addresses(gateway: &Gateway, lan: &[Interface]) -> Resu
     Ok(found)
 }
 
-/// The kernel's table may be ahead in usage, never in what was bought: that was on disk first.
+/// The kernel's table may be ahead in usage, never in what an account's stations may use together:
+/// what was bought was on disk first.
 pub(super) fn reconcile(
     controller: &mut Controller,
     dataplane: &Dataplane,
     foundation: &Foundation,
 ) -> Result<()> {
-    let mut readings = Vec::new();
-    for (key, bought, used) in dataplane.stations() {
-        let station = Station::from(key);
-        let known = controller.account(station).bought_octets;
-        if Octets(bought) > known {
-            bail!(
-                "the kernel honours {} for {station}, the ledger in {} knows of {known}: the data \
-                 directory is older than the running programs. Restore the newest one; or, if it \
-                 is lost, run `bitmesh sell --detach` and start again",
-                Octets(bought),
-                foundation.data_dir.display()
-            );
-        }
-        readings.push((station, usage_of(&used)));
-    }
-    let mut none = Batch::default();
-    controller.handle(Input::Usage(readings), &mut none);
-    debug_assert!(none.entries().is_empty(), "a reading stores nothing by itself");
-    Ok(())
+    let kernel: Vec<_> = dataplane
+        .stations()
+        .map(|(key, limit, used)| (Station::from(key), Octets(limit), usage_of(&used)))
+        .collect();
+    controller.adopt(&kernel).or_else(|Ahead { station, honoured, known }| {
+        bail!(
+            "the kernel honours {honoured} for {station} and who shares with it, the ledger in {} \
+             knows of {known}: the data directory is older than the running programs. Restore the \
+             newest one; or, if it is lost, run `bitmesh sell --detach` and start again",
+            foundation.data_dir.display()
+        )
+    })
 }
 
 pub(super) fn warn_unless_forwarding() {

@@ -16,7 +16,7 @@ use bitcoin::FeeRate;
 use bitmesh_core::{
     bitcoin,
     channel::{Batch, ProviderChannel, ProviderEvent},
-    controller::{Action, Answer, Controller, DueClaim, Input, Refusal, RequestId},
+    controller::{Action, Answer, Controller, DueClaim, Input, Refusal, RequestId, StationsAsk},
     ledger::{Counts, Usage},
     offer::{OFFER_VERSION, Offer, SignedOffer},
     station::Station,
@@ -27,7 +27,7 @@ use tokio::{
     task::JoinSet,
     time::{Interval, MissedTickBehavior, interval},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::{
     answer::hook_name,
@@ -98,6 +98,15 @@ pub fn detach(instance: Option<&str>) -> Result<()> {
 /// What tasks that had to wait hand back to the loop.
 enum Internal {
     FeeRate(Vec<DueClaim>, FeeRate),
+}
+
+/// What came of the actions of a batch.
+#[derive(Default)]
+struct Done {
+    /// Stations that the kernel has no room for.
+    refused: BTreeSet<Station>,
+    /// Stations whose limits were lowered.
+    reclaimed: Vec<Station>,
 }
 
 struct Session {
@@ -236,10 +245,14 @@ impl Session {
 
     /// Stores what was decided, then lets it happen.
     async fn settle(&mut self, out: Batch<ProviderEvent, Action>) -> Result<()> {
-        let actions = self.foundation.commit(out).await?;
-        let mut refused = BTreeSet::new();
-        for action in actions {
-            self.perform(action, &mut refused);
+        let mut actions = self.foundation.commit(out).await?;
+        while !actions.is_empty() {
+            let mut done = Done::default();
+            for action in actions {
+                self.perform(action, &mut done);
+            }
+            let more = self.tell_reclaimed(done.reclaimed);
+            actions = self.foundation.commit(more).await?;
         }
         for envelope in std::mem::take(&mut self.questions) {
             let reply = self.answer(&envelope.ask);
@@ -248,12 +261,34 @@ impl Session {
         Ok(())
     }
 
-    fn perform(&mut self, action: Action, refused: &mut BTreeSet<Station>) {
+    /// Limits were lowered: what was used until then is read, of all that share the credit.
+    fn tell_reclaimed(&mut self, stations: Vec<Station>) -> Batch<ProviderEvent, Action> {
+        let mut out = Batch::default();
+        if !stations.is_empty() {
+            let company: BTreeSet<_> =
+                stations.iter().flat_map(|station| self.controller.company(*station)).collect();
+            let readings = company.into_iter().filter_map(|station| {
+                Some((station, usage_of(&self.dataplane.usage(station.key())?)))
+            });
+            let readings = readings.collect();
+            self.controller.handle(Input::Reclaimed { stations, readings }, &mut out);
+        }
+        out
+    }
+
+    fn perform(&mut self, action: Action, done: &mut Done) {
         match action {
-            Action::Grant { station, bought, usage } => {
-                if let Err(error) = self.grant(station, bought, usage) {
+            Action::Reclaim { station, limit } => {
+                // One that is not in the table holds nothing.
+                if let Err(error) = self.dataplane.set_limit(station.key(), limit.0) {
+                    debug!("{station} had no lease to reclaim: {error}");
+                }
+                done.reclaimed.push(station);
+            }
+            Action::Grant { station, limit, usage, .. } => {
+                if let Err(error) = self.grant(station, limit, usage) {
                     warn!("{station} can't use what it bought yet: {error}");
-                    refused.insert(station);
+                    done.refused.insert(station);
                     let failed = Input::GrantFailed(station);
                     let mut none = Batch::default();
                     self.controller.handle(failed, &mut none);
@@ -263,11 +298,12 @@ impl Session {
             Action::Reply(request, answer) => {
                 let Some(reply) = self.pending.remove(&request) else { return };
                 let answer = match answer {
-                    Ok(Answer::Payment(paid)) if refused.contains(&paid.account.station) => {
+                    Ok(Answer::Payment(paid)) if done.refused.contains(&paid.account.station) => {
                         Err(Refusal::TableFull.into())
                     }
                     Ok(Answer::Payment(paid)) => Ok(value(paid)),
                     Ok(Answer::Channel(report)) => Ok(value(report)),
+                    Ok(Answer::Account(report)) => Ok(value(report)),
                     Err(refusal) => Err(ApiError::from(refusal)),
                 };
                 // Who asked may have gone; what was stored stays.
@@ -290,12 +326,12 @@ impl Session {
     fn grant(
         &mut self,
         station: Station,
-        bought: Octets,
+        limit: Octets,
         usage: Usage,
     ) -> Result<(), dataplane::DataplaneError> {
         let key = station.key();
         if self.dataplane.usage(key).is_some() {
-            return self.dataplane.set_bought(key, bought.0);
+            return self.dataplane.set_bought(key, limit.0);
         }
         let counts = |counts: Counts| dataplane::Counts {
             octets: counts.octets.0,
@@ -304,7 +340,7 @@ impl Session {
             refused_frames: counts.refused_frames,
         };
         let used = StationUsage { up: counts(usage.up), down: counts(usage.down) };
-        self.dataplane.insert(key, used, bought.0)
+        self.dataplane.insert(key, used, limit.0)
     }
 
     fn take(&mut self, envelope: Envelope, out: &mut Batch<ProviderEvent, Action>) {
@@ -316,14 +352,18 @@ impl Session {
                     self.foundation.wallet.channel_public_key(Role::Provider, key_index);
                 Input::Open { request, station, open, provider_key, now: now() }
             }
-            Ask::Pay(channel, payment) => {
+            Ask::Pay(channel, payment, peer) => {
                 // Its answer tells what is used now.
-                let station = self.controller.book().get(&channel).map(ProviderChannel::station);
-                let key = station.map(Station::key);
-                let used = key.and_then(|key| self.dataplane.usage(key));
-                let reading = station.zip(used.as_ref().map(usage_of)).into_iter().collect();
-                self.controller.handle(Input::Usage(reading), out);
-                Input::Pay { request, channel, payment }
+                let opener = self.controller.book().get(&channel).map(ProviderChannel::station);
+                for station in [peer, opener].into_iter().flatten().collect::<BTreeSet<_>>() {
+                    if let Some(used) = self.dataplane.usage(station.key()) {
+                        self.controller.handle(Input::Reading(station, usage_of(&used)), out);
+                    }
+                }
+                Input::Pay { request, channel, payment, station: peer }
+            }
+            Ask::ChangeStations(channel, peer, change) => {
+                Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
             Ask::Close(channel, close) => Input::Close { request, channel, close },
             ask => {
