@@ -187,6 +187,15 @@ impl Namespace {
         })
     }
 
+    /// Gives an interface another MAC, as it runs.
+    pub fn set_mac(&self, interface: &str, mac: [u8; 6]) -> Result<()> {
+        self.netlink(async |handle| {
+            let link = LinkUnspec::new_with_name(interface).address(mac.to_vec()).build();
+            Ok(handle.link().set(link).execute().await?)
+        })
+        .with_context(|| format!("another MAC for {interface}"))
+    }
+
     fn path(&self) -> PathBuf {
         Path::new(DIRECTORY).join(&self.name)
     }
