@@ -1,6 +1,6 @@
 //! What stations and the operator ask, and are told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitmesh_core::{channel::ChannelStatus, units::Octets, wire::ChannelReport};
 use tracing::warn;
@@ -69,6 +69,7 @@ impl Session {
                 accounts.iter().filter(|a| a.bound && a.credit_octets > Octets(0)),
             ),
             stations: count(accounts.iter()),
+            accounts: count(accounts.iter().map(|a| a.account).collect::<BTreeSet<_>>().iter()),
             channels_open: count(channels.iter().filter(open)),
             channels: count(channels.iter()),
             paid_sat: channels.iter().map(|channel| channel.paid.to_sat()).sum(),
