@@ -230,11 +230,9 @@ fn provider(status: &ProviderStatus) -> String {
     rows.extend([
         (
             "stations",
-            format!(
-                "{} with credit, {} known, {} who pay",
-                status.stations_with_credit, status.stations, status.accounts
-            ),
+            format!("{} with credit, {} known", status.stations_with_credit, status.stations),
         ),
+        ("accounts", grouped(status.accounts)),
         ("channels", format!("{} open, {} in all", status.channels_open, status.channels)),
         ("earned", format!("{} for {}", sat(status.paid_sat), status.billed_octets)),
         (
