@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::netns::Namespace;
 
-const PORT: &str = "5201";
+const PORT: u16 = 5_201;
 
 /// Which way the bytes go, seen from the subscriber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,14 @@ pub struct Server(Child);
 impl Server {
     /// Serves in a namespace.
     pub fn start(namespace: &Namespace) -> Result<Self> {
+        Self::start_at(namespace, PORT)
+    }
+
+    /// The same at another port: a server takes one client at a time.
+    pub fn start_at(namespace: &Namespace, port: u16) -> Result<Self> {
         let mut command = namespace.command("iperf3")?;
-        command.args(["--server", "--port", PORT]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(["--server", "--port", &port.to_string()]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let server = Self(command.spawn().context("iperf3; run `cargo xtask setup`")?);
         std::thread::sleep(Duration::from_millis(200));
         Ok(server)
@@ -57,9 +63,22 @@ impl Transfer {
         mib: u64,
         mbit: u64,
     ) -> Result<Self> {
+        Self::start_at(namespace, host, PORT, direction, mib, mbit)
+    }
+
+    /// The same with a server at another port.
+    pub fn start_at(
+        namespace: &Namespace,
+        host: &str,
+        port: u16,
+        direction: Direction,
+        mib: u64,
+        mbit: u64,
+    ) -> Result<Self> {
         let mut command = namespace.command("iperf3")?;
+        let port = port.to_string();
         command
-            .args(["--client", host, "--port", PORT, "--json", "--connect-timeout", "3000"])
+            .args(["--client", host, "--port", &port, "--json", "--connect-timeout", "3000"])
             .args(["--bytes", &format!("{mib}M"), "--bitrate", &format!("{mbit}M")])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

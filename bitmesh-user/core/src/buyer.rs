@@ -212,6 +212,7 @@ impl Buyer {
                 address: address.map(|address| address.to_string()).unwrap_or_default(),
                 params,
                 station: None,
+                account: None,
                 funding: channel.funding().map(|funding| funding.outpoint),
                 paid: channel.paid(),
                 commitments: channel.commitments(),

@@ -1,4 +1,4 @@
-//! What each station has bought and used. The truth that the kernel's limits are derived from.
+//! What stations have used: the counters, as the kernel keeps them.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,15 @@ pub struct Counts {
 }
 
 impl Counts {
+    fn since(self, then: Self) -> Self {
+        Self {
+            octets: self.octets.saturating_sub(then.octets),
+            frames: self.frames.saturating_sub(then.frames),
+            refused_octets: self.refused_octets.saturating_sub(then.refused_octets),
+            refused_frames: self.refused_frames.saturating_sub(then.refused_frames),
+        }
+    }
+
     fn max(self, other: Self) -> Self {
         Self {
             octets: self.octets.max(other.octets),
@@ -50,26 +59,21 @@ impl Usage {
         self.up.refused_octets.saturating_add(self.down.refused_octets)
     }
 
+    /// Whether nothing was sent, received or refused.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What came after an earlier reading.
+    #[must_use]
+    pub fn since(self, then: Self) -> Self {
+        Self { up: self.up.since(then.up), down: self.down.since(then.down) }
+    }
+
     /// The larger of both readings, field by field: a reading that lags never takes usage back.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self { up: self.up.max(other.up), down: self.down.max(other.down) }
-    }
-}
-
-/// One station's account.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Account {
-    /// Octets bought, by all channels of the station.
-    pub bought: Octets,
-    /// What it used.
-    pub usage: Usage,
-}
-
-impl Account {
-    /// Octets bought and not used.
-    pub fn credit(&self) -> Octets {
-        self.bought.saturating_sub(self.usage.billed())
     }
 }
 
@@ -83,10 +87,9 @@ mod tests {
     }
 
     #[test]
-    fn credit_is_what_was_bought_and_not_used_and_never_negative() {
-        let usage = usage(60, 30);
-        assert_eq!(Account { bought: Octets(100), usage }.credit(), Octets(10));
-        assert_eq!(Account { bought: Octets(80), usage }.credit(), Octets(0));
+    fn what_came_after_is_never_negative() {
+        assert_eq!(usage(9, 5).since(usage(4, 6)), usage(5, 0));
+        assert_eq!(usage(9, 5).billed(), Octets(14));
     }
 
     #[test]

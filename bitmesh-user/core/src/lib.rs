@@ -5,9 +5,11 @@
 //! number, a file, a socket or a database; adapters in `bitmesh-user` do that. It never decides on
 //! a value that was not checked, and never lets an action out before its cause is durable.
 
+pub mod account;
 pub mod buyer;
 pub mod channel;
 pub mod controller;
+pub mod leasing;
 pub mod ledger;
 pub mod offer;
 pub mod payer;

@@ -36,7 +36,7 @@ impl OfferId {
     }
 }
 
-hex_id!(OfferId);
+hex_id!(OfferId, "an id is 64 hexadecimal digits");
 
 /// What is for sale.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -67,6 +67,30 @@ impl fmt::Display for Octets {
     }
 }
 
+/// An amount that is split by weights: the parts add up to exactly the amount.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    left: u64,
+    weights: u128,
+}
+
+impl Share {
+    /// Of `amount`, by these weights.
+    pub(crate) fn of(amount: u64, weights: impl Iterator<Item = u64>) -> Self {
+        Self { left: amount, weights: weights.map(u128::from).sum() }
+    }
+
+    /// The part of the next weight, in the order that they were given in.
+    pub(crate) fn next(&mut self, weight: u64) -> u64 {
+        let scaled = u128::from(self.left) * u128::from(weight);
+        let part = scaled.checked_div(self.weights).unwrap_or(0);
+        let part = u64::try_from(part).unwrap_or(self.left).min(self.left);
+        self.weights = self.weights.saturating_sub(weight.into());
+        self.left -= part;
+        part
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +101,17 @@ mod tests {
         assert_eq!(Octets(1_024).to_string(), "1.00 KiB");
         assert_eq!(Octets(3 << 19).to_string(), "1.50 MiB");
         assert_eq!(Octets(u64::MAX).to_string(), "17179869183.99 GiB");
+    }
+
+    #[test]
+    fn parts_add_up_to_the_whole() {
+        for (amount, weights) in
+            [(10, vec![1, 1, 1]), (7, vec![0, 5]), (u64::MAX, vec![u64::MAX; 3])]
+        {
+            let mut share = Share::of(amount, weights.iter().copied());
+            let parts: Vec<_> = weights.iter().map(|weight| share.next(*weight)).collect();
+            assert_eq!(parts.iter().sum::<u64>(), amount, "{parts:?}");
+        }
     }
 
     #[test]

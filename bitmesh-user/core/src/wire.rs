@@ -9,7 +9,8 @@ use bitcoin::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    channel::{ChannelId, ChannelParams, ChannelStatus},
+    account::AccountId,
+    channel::{Binding, ChannelId, ChannelParams, ChannelStatus},
     ledger::Usage,
     offer::OfferId,
     station::Station,
@@ -50,9 +51,12 @@ pub struct ChannelReport {
     pub descriptor: String,
     /// The same as an address.
     pub address: String,
-    /// Station that payments credit; absent on the subscriber's side.
+    /// Station that opened it; absent on the subscriber's side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub station: Option<Station>,
+    /// Account that payments credit; absent on the subscriber's side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
     /// The confirmed funding.
     pub funding: Option<OutPoint>,
     /// Sum of all payments.
@@ -101,8 +105,19 @@ pub struct PaymentReply {
     /// The best payment that is durable at the provider.
     #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]
     pub paid: Amount,
-    /// What the station has now.
+    /// What the channel's account has now, as the station sees it that paid.
     pub account: AccountReport,
+}
+
+/// `POST /v1/channels/{id}/stations`, by the station that is to be bound; anyone may remove one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StationsRequest {
+    /// What changes.
+    pub binding: Binding,
+    /// Over [`Binding::digest`], by the subscriber's key of the channel.
+    #[serde(with = "compact")]
+    pub signature: Signature,
 }
 
 /// `POST /v1/channels/{id}/close`.
@@ -114,19 +129,43 @@ pub struct CloseRequest {
     pub signature: Signature,
 }
 
-/// Answer to `GET /v1/account`, and what `bitmesh stations` lists.
+/// Answer to `GET /v1/account` and to changes of an account's stations, and what `bitmesh stations`
+/// lists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountReport {
     /// Whose.
     pub station: Station,
-    /// Octets bought, in its life.
+    /// The account that pays, or paid last, for the station; absent: none ever did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
+    /// Whether the station may use the account's credit.
+    #[serde(default)]
+    pub bound: bool,
+    /// Octets that the account bought.
     pub bought_octets: Octets,
-    /// Octets bought and not used.
+    /// Octets that the account bought and did not use; all its stations share them.
     pub credit_octets: Octets,
-    /// What it used.
+    /// What the station used of the account's.
     pub usage: Usage,
+    /// What others used of the account's, stations that have left included.
+    #[serde(default)]
+    pub others_octets: Octets,
+    /// Stations that may use the credit.
+    #[serde(default)]
+    pub stations: u64,
+    /// The part of the credit that the station can use at this moment; it grows by itself as it is
+    /// used.
+    #[serde(default)]
+    pub lease_octets: Octets,
     /// The edge's own addresses: traffic with them is never billed.
     pub edge_addresses: Vec<IpAddr>,
+}
+
+impl AccountReport {
+    /// What the whole account used.
+    pub fn used_octets(&self) -> Octets {
+        self.usage.billed().saturating_add(self.others_octets)
+    }
 }
 
 /// Body of every answer that is not a success.

@@ -51,6 +51,7 @@ pub fn serve_admin(
         .route("/v1/wallet", get(wallet))
         .route("/v1/channels/{id}/close", post(close))
         .route("/v1/budget", post(budget))
+        .route("/v1/share", post(share))
         .layer(DefaultBodyLimit::max(BODY_MAX_OCTETS))
         .with_state(mailbox);
     Ok(async move {
@@ -80,6 +81,10 @@ async fn close(State(mailbox): Mailbox, UrlPath(id): UrlPath<String>) -> Answer 
 
 async fn budget(State(mailbox): Mailbox, body: Result<Bytes, BytesRejection>) -> Answer {
     ask(&mailbox, Ask::Budget(json(body)?)).await
+}
+
+async fn share(State(mailbox): Mailbox, body: Result<Bytes, BytesRejection>) -> Answer {
+    ask(&mailbox, Ask::Share(json(body)?)).await
 }
 
 /// Why a command got no answer from a daemon.

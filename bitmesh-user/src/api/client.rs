@@ -8,7 +8,7 @@ use bitmesh_core::{
     offer::SignedOffer,
     wire::{
         AccountReport, ChannelReport, CloseRequest, ErrorBody, OpenRequest, PaymentReply,
-        PaymentRequest,
+        PaymentRequest, StationsRequest,
     },
 };
 use reqwest::{Client, Method, redirect};
@@ -95,6 +95,20 @@ impl Provider {
         payment: &PaymentRequest,
     ) -> Result<PaymentReply, ClientError> {
         self.post(&format!("/v1/channels/{channel}/payments"), payment).await
+    }
+
+    /// How a channel stands there.
+    pub async fn channel(&self, channel: ChannelId) -> Result<ChannelReport, ClientError> {
+        self.get(&format!("/v1/channels/{channel}")).await
+    }
+
+    /// Changes which stations the channel's account pays for.
+    pub async fn change_stations(
+        &self,
+        channel: ChannelId,
+        change: &StationsRequest,
+    ) -> Result<AccountReport, ClientError> {
+        self.post(&format!("/v1/channels/{channel}/stations"), change).await
     }
 
     /// Asks for the claim to be made now.

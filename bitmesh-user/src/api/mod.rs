@@ -25,7 +25,7 @@ use bitmesh_core::{
     channel::ChannelId,
     controller::Refusal,
     station::Station,
-    wire::{CloseRequest, ErrorBody, OpenRequest, PaymentRequest},
+    wire::{CloseRequest, ErrorBody, OpenRequest, PaymentRequest, StationsRequest},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -43,8 +43,10 @@ pub enum Ask {
     Open(Station, OpenRequest),
     /// How a channel stands.
     Channel(ChannelId),
-    /// A payment.
-    Pay(ChannelId, PaymentRequest),
+    /// A payment, and who sends it, where the neighbour table knows.
+    Pay(ChannelId, PaymentRequest, Option<Station>),
+    /// A station presents a change of which stations a channel's account pays for.
+    ChangeStations(ChannelId, Station, StationsRequest),
     /// The subscriber closes.
     Close(ChannelId, CloseRequest),
     /// What a station has.
@@ -61,6 +63,30 @@ pub enum Ask {
     CloseOwn(ChannelId),
     /// The operator's: raise or set what may be spent.
     Budget(BudgetChange),
+    /// The operator's, of a subscriber: let another station use this account's credit, or no more.
+    Share(ShareChange),
+}
+
+/// What the operator of a subscriber changes of who may use its credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ShareChange {
+    /// Make a code for one station, good for so many seconds.
+    Code {
+        /// From now.
+        seconds: u64,
+    },
+    /// Let a station use it no more.
+    Remove(Station),
+}
+
+/// A code that lets the station that presents it use an account's credit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareCode {
+    /// Where to post it.
+    pub url: String,
+    /// What to post, with `Content-Type: application/json`.
+    pub body: StationsRequest,
 }
 
 /// What the operator of a subscriber changes of its budget.

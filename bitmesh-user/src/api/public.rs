@@ -4,7 +4,7 @@ use axum::{
     Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
-    http::{Method, StatusCode, Uri},
+    http::{HeaderMap, Method, StatusCode, Uri, header::CONTENT_TYPE},
     routing::{get, post},
 };
 use bitmesh_core::{channel::ChannelId, station::Station, wire::BODY_MAX_OCTETS};
@@ -29,11 +29,17 @@ pub fn router(mailbox: mpsc::Sender<Envelope>) -> Router {
         .route("/v1/channels", post(open))
         .route("/v1/channels/{id}", get(channel))
         .route("/v1/channels/{id}/payments", post(pay))
+        .route("/v1/channels/{id}/stations", post(stations))
         .route("/v1/channels/{id}/close", post(close))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(BODY_MAX_OCTETS))
         .with_state(mailbox)
+}
+
+/// Whether a path changes who belongs to an account.
+pub(super) fn is_binding(path: &str) -> bool {
+    path.starts_with("/v1/channels/") && path.ends_with("/stations")
 }
 
 async fn offer(State(mailbox): Mailbox) -> Answer {
@@ -60,9 +66,22 @@ async fn channel(State(mailbox): Mailbox, Path(id): Path<String>) -> Answer {
 async fn pay(
     State(mailbox): Mailbox,
     Path(id): Path<String>,
+    Extension(Peer(station)): Extension<Peer>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    ask(&mailbox, Ask::Pay(channel_id(&id)?, json(body)?)).await
+    ask(&mailbox, Ask::Pay(channel_id(&id)?, json(body)?, station)).await
+}
+
+async fn stations(
+    State(mailbox): Mailbox,
+    Path(id): Path<String>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let station = station(peer)?;
+    only_json(&headers)?;
+    ask(&mailbox, Ask::ChangeStations(channel_id(&id)?, station, json(body)?)).await
 }
 
 async fn close(
@@ -79,7 +98,7 @@ async fn not_found(uri: Uri) -> ApiError {
         "no-such-path",
         format!("there is nothing at {}", uri.path()),
         "GET /v1/offer, /v1/account, /v1/channels/{id}; POST /v1/channels, \
-         /v1/channels/{id}/payments, /v1/channels/{id}/close",
+         /v1/channels/{id}/payments, /v1/channels/{id}/stations, /v1/channels/{id}/close",
     )
 }
 
@@ -88,7 +107,7 @@ async fn not_allowed(method: Method) -> ApiError {
         StatusCode::METHOD_NOT_ALLOWED,
         "method",
         format!("{method} is not for this path"),
-        "GET reads, POST opens, pays and closes",
+        "GET reads, POST opens, pays, shares and closes",
     )
 }
 
@@ -101,6 +120,22 @@ fn station(Peer(station): Peer) -> Result<Station, ApiError> {
             "connect to the provider's network directly, not through another router",
         )
     })
+}
+
+/// A page of another site can have a browser post any text, but not with this type: nobody is to be
+/// bound to an account by looking at a page.
+fn only_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let of = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = of.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "content-type",
+        "this path takes JSON that is sent as such",
+        "send the header Content-Type: application/json",
+    ))
 }
 
 pub(super) fn channel_id(text: &str) -> Result<ChannelId, ApiError> {

@@ -19,7 +19,7 @@ use tower::ServiceExt as _;
 use tower_http::timeout::TimeoutLayer;
 use tracing::debug;
 
-use super::public::Peer;
+use super::public::{Peer, is_binding};
 use crate::gateway::{Gateway, Interface};
 
 /// Connections that one address may have open.
@@ -86,10 +86,10 @@ pub async fn serve_lan(
         let address = peer.ip().to_canonical();
         while tasks.try_join_next().is_some() {}
         let Some(guard) = open.enter(address) else { continue };
-        let (gateway, router, index) = (gateway.clone(), router.clone(), interface.index);
+        let far = Far { gateway: gateway.clone(), interface: interface.index, address };
+        let router = router.clone();
         tasks.spawn(async move {
-            let station = gateway.station(index, address).await.ok().flatten();
-            if let Err(error) = serve_connection(stream, Peer(station), router).await {
+            if let Err(error) = serve_connection(stream, far, router).await {
                 debug!(%error, %address, "a connection ended early");
             }
             drop(guard);
@@ -97,17 +97,31 @@ pub async fn serve_lan(
     }
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    peer: Peer,
-    router: Router,
-) -> Result<(), hyper::Error> {
+/// The other end of a connection.
+#[derive(Clone)]
+struct Far {
+    gateway: Gateway,
+    interface: u32,
+    address: IpAddr,
+}
+
+impl Far {
+    async fn peer(&self) -> Peer {
+        Peer(self.gateway.station(self.interface, self.address).await.ok().flatten())
+    }
+}
+
+async fn serve_connection(stream: TcpStream, far: Far, router: Router) -> Result<(), hyper::Error> {
     let _ = stream.set_nodelay(true);
+    let at_first = far.peer().await;
     let service = service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(peer);
-        let router = router.clone();
+        let (router, far) = (router.clone(), far.clone());
         async move {
+            // Who is bound to an account is who is there now: a connection outlives a MAC.
+            let fresh = is_binding(request.uri().path());
+            let peer = if fresh { far.peer().await } else { at_first };
+            request.extensions_mut().insert(peer);
             let answer: Result<_, Infallible> = router.oneshot(request).await;
             answer
         }

@@ -50,10 +50,20 @@ async fn every_refusal_has_a_code_a_sentence_and_advice() {
 
 #[tokio::test]
 async fn what_is_not_on_the_lan_has_no_account() {
-    for (method, path) in [("GET", "/v1/account"), ("POST", "/v1/channels")] {
+    let stations = format!("/v1/channels/{ID}/stations");
+    for (method, path) in
+        [("GET", "/v1/account"), ("POST", "/v1/channels"), ("POST", stations.as_str())]
+    {
         let (status, error) = send(method, path, Body::empty(), false).await;
         assert_eq!((status, error.error.as_str()), (StatusCode::FORBIDDEN, "not-a-station"));
     }
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_binds_nobody() {
+    let stations = format!("/v1/channels/{ID}/stations");
+    let (status, error) = send("POST", &stations, Body::from("{}"), true).await;
+    assert_eq!((status.as_u16(), error.error.as_str()), (415, "content-type"));
 }
 
 #[test]

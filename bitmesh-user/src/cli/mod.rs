@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use bitmesh_core::{
     channel::ChannelId,
+    station::Station,
     wire::{AccountReport, ChannelReport},
 };
 use clap::{Args, Parser, Subcommand};
@@ -19,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
-    api::{ADMIN_SOCKET, BudgetChange, ask_admin, value},
+    api::{ADMIN_SOCKET, BudgetChange, Provider, ShareChange, ShareCode, ask_admin, value},
     config::{BuyArgs, SellArgs, UploadHookArg, default_data_dir},
     dataplane::DEFAULT_TABLE_SLOTS,
     doctor::{self, Level},
@@ -80,13 +81,23 @@ enum Command {
     Status(Query),
     /// Payment channels: state, paid, bought
     Channels(Query),
-    /// Stations: bought, used, credit (provider)
+    /// Stations by account: bought, used, credit (provider)
     Stations(Query),
     /// Balance, and an address to send bitcoin to
     Wallet(Query),
     /// What may be spent (subscriber); without --add or --set, shows it
     #[command(after_help = "Example:\n  bitmesh budget --add 5000")]
     Budget(BudgetArgs),
+    /// Let another device of yours use this subscriber's credit
+    #[command(
+        long_about = "Makes a code that lets one other device on the same provider's network use \
+            up this subscriber's credit, within its budget. The device needs no bitmesh: it posts \
+            the code, with curl or anything else, and the provider knows it by its MAC from then \
+            on. Whoever has the code first can use it, once.",
+        after_help = "Examples:\n  bitmesh share\n  bitmesh share --minutes 60\n  \
+            bitmesh share --remove aa:bb:cc:dd:ee:ff"
+    )]
+    Share(ShareArgs),
     /// Close a channel: the provider claims what was paid, the rest comes back
     #[command(after_help = "Examples:\n  bitmesh close --all\n  bitmesh close 3f1c...")]
     Close(CloseArgs),
@@ -128,6 +139,18 @@ struct BudgetArgs {
     /// Allow so many satoshi in all
     #[arg(long, value_name = "SAT")]
     set: Option<u64>,
+    #[command(flatten)]
+    query: Query,
+}
+
+#[derive(Args, Clone, Debug)]
+struct ShareArgs {
+    /// How long the code is good for, in minutes
+    #[arg(long, value_name = "MINUTES", default_value_t = 10)]
+    minutes: u32,
+    /// Take a station off instead, by its MAC
+    #[arg(long, value_name = "MAC", conflicts_with = "minutes")]
+    remove: Option<Station>,
     #[command(flatten)]
     query: Query,
 }
@@ -214,6 +237,7 @@ impl Command {
             }
             Self::Wallet(query) => query.show::<WalletStatus>("/v1/wallet", show::wallet).await,
             Self::Budget(args) => args.run().await,
+            Self::Share(args) => args.run().await,
             Self::Close(args) => args.run().await,
             Self::Offers(args) => {
                 let offer = runloop::offer(args.provider.as_deref(), args.network).await?;
@@ -286,6 +310,27 @@ impl BudgetArgs {
             ask_admin(&directory, Method::POST, "/v1/budget", Some(value(change))).await?;
         }
         self.query.show::<Status>("/v1/status", show::budget).await
+    }
+}
+
+impl ShareArgs {
+    async fn run(self) -> Result<()> {
+        let seconds = u64::from(self.minutes) * 60;
+        let change = match self.remove {
+            Some(station) => ShareChange::Remove(station),
+            None => ShareChange::Code { seconds },
+        };
+        let directory = self.query.directory();
+        let raw = ask_admin(&directory, Method::POST, "/v1/share", Some(value(change))).await?;
+        let code: ShareCode = serde_json::from_value(raw.clone())
+            .context("the daemon is of another version; restart it with this one")?;
+        if self.remove.is_none() {
+            return print(self.query.json, &raw, &code, |code| show::share(code, seconds));
+        }
+        let (url, path) = code.url.split_once("/v1/").context("the daemon's URL")?;
+        let channel = path.split('/').nth(1).context("the daemon's URL")?.parse()?;
+        let report = Provider::new(url)?.change_stations(channel, &code.body).await?;
+        print(self.query.json, &value(&report), &report, show::removed)
     }
 }
 

@@ -11,7 +11,10 @@ use bitmesh_core::{
 };
 use comfy_table::{ContentArrangement, Table, presets};
 
-use crate::runloop::status::{GuardStatus, ProviderStatus, Status, SubscriberStatus, WalletStatus};
+use crate::{
+    api::ShareCode,
+    runloop::status::{GuardStatus, ProviderStatus, Status, SubscriberStatus, WalletStatus},
+};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -122,18 +125,51 @@ pub(super) fn stations(stations: &[AccountReport]) -> String {
     if stations.is_empty() {
         return "no station has bought anything yet".into();
     }
-    let mut rows = table(&["station", "bought", "sent", "received", "credit", "refused"]);
-    for account in stations {
+    let mut rows = table(&[
+        "account",
+        "bought",
+        "credit",
+        "station",
+        "sent",
+        "received",
+        "refused",
+        "usable now",
+    ]);
+    let mut last = None;
+    for report in stations {
+        // What an account's stations share is told once.
+        let first = last != Some(report.account);
+        last = Some(report.account);
+        let once = |text: String| if first { text } else { String::new() };
         rows.add_row([
-            account.station.to_string(),
-            account.bought_octets.to_string(),
-            account.usage.up.octets.to_string(),
-            account.usage.down.octets.to_string(),
-            account.credit_octets.to_string(),
-            account.usage.refused().to_string(),
+            once(report.account.map_or_else(|| "-".into(), short)),
+            once(report.bought_octets.to_string()),
+            once(report.credit_octets.to_string()),
+            report.station.to_string(),
+            report.usage.up.octets.to_string(),
+            report.usage.down.octets.to_string(),
+            report.usage.refused().to_string(),
+            if report.bound { report.lease_octets.to_string() } else { "has left".into() },
         ]);
     }
     rows.to_string()
+}
+
+/// How another device comes to use the credit.
+pub(super) fn share(code: &ShareCode, seconds: u64) -> String {
+    let body = serde_json::to_string(&code.body).unwrap_or_default();
+    format!(
+        "Good for one device and {} minutes. On that device, on the same provider's network, run:\n\n  \
+         curl -H 'Content-Type: application/json' -d '{body}' {}\n\n\
+         It then uses up the same credit and budget as this machine, until you take it off:\n  \
+         bitmesh share --remove MAC",
+        seconds.div_ceil(60),
+        code.url
+    )
+}
+
+pub(super) fn removed(report: &AccountReport) -> String {
+    format!("{} no longer uses this account's credit", report.station)
 }
 
 pub(super) fn wallet(wallet: &WalletStatus) -> String {
@@ -196,6 +232,7 @@ fn provider(status: &ProviderStatus) -> String {
             "stations",
             format!("{} with credit, {} known", status.stations_with_credit, status.stations),
         ),
+        ("accounts", grouped(status.accounts)),
         ("channels", format!("{} open, {} in all", status.channels_open, status.channels)),
         ("earned", format!("{} for {}", sat(status.paid_sat), status.billed_octets)),
         (
@@ -275,6 +312,13 @@ fn subscriber(status: &SubscriberStatus) -> String {
     }
     if let Some(account) = &status.account {
         rows.push(("used", account.usage.billed().to_string()));
+        if account.stations > 1 || account.others_octets > Octets(0) {
+            let others = account.others_octets;
+            rows.push((
+                "used by others",
+                format!("{others}; {} share the credit", account.stations),
+            ));
+        }
         rows.push(("credit", account.credit_octets.to_string()));
     }
     rows.push(("tick", format!("{} in {} ms", status.tick_octets, status.round_trip_ms)));

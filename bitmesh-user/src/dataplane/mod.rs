@@ -301,9 +301,20 @@ impl Dataplane {
         self.loaded.table.set_bought(key, bought)
     }
 
+    /// Sets what a station may use in its life to `octets`, which may be less than before. A frame
+    /// that another CPU is handling at this instant may still pass, one for each CPU at most.
+    pub fn set_limit(&mut self, key: StationKey, octets: u64) -> Result<(), DataplaneError> {
+        self.loaded.table.set_limit(key, octets)
+    }
+
     /// Sets until when, how fast and from where a station may use what it bought.
     pub fn set_terms(&mut self, key: StationKey, terms: &Terms) -> Result<(), DataplaneError> {
         self.loaded.table.set_terms(key, terms, Instant::now())
+    }
+
+    /// Sets the octets of credit below which the kernel tells.
+    pub fn set_low(&mut self, key: StationKey, octets: u64) -> Result<(), DataplaneError> {
+        self.loaded.table.set_low(key, octets)
     }
 
     /// The index of the port that a station is bound to.

@@ -23,6 +23,7 @@ const WORD: usize = size_of::<u64>();
 const SLOT_WORDS: usize = size_of::<StationSlot>() / WORD;
 const KEY: usize = (offset_of!(StationSlot, lease) + offset_of!(Lease, key)) / WORD;
 const LIMIT: usize = (offset_of!(StationSlot, lease) + offset_of!(Lease, limit)) / WORD;
+const LOW: usize = (offset_of!(StationSlot, lease) + offset_of!(Lease, low)) / WORD;
 const UP: usize = (offset_of!(StationSlot, up) + offset_of!(Usage, counts)) / WORD;
 const DOWN: usize = (offset_of!(StationSlot, down) + offset_of!(Usage, counts)) / WORD;
 const BASE_UP: usize = (offset_of!(StationSlot, base) + offset_of!(Base, up)) / WORD;
@@ -142,6 +143,13 @@ impl Table {
         Ok(())
     }
 
+    /// Changes the credit below which the kernel tells.
+    pub(super) fn set_low(&mut self, key: StationKey, octets: u64) -> Result<(), DataplaneError> {
+        let slot = *self.places.get(&key).ok_or(DataplaneError::NotThere { key })?;
+        self.store(slot, LOW, octets, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Lets go of stations that are bound to a port which is not there any more.
     pub(super) fn unbind(&mut self, there: impl Fn(u32) -> bool) {
         for &slot in self.places.values() {
@@ -157,6 +165,18 @@ impl Table {
     pub(super) fn port(&self, key: StationKey) -> Option<u32> {
         let slot = *self.places.get(&key)?;
         Terms::port_of(|word| self.load(slot, word))
+    }
+
+    /// Sets what a station may use in its life to `octets`, which may be less than before. A frame
+    /// that is being handled on another CPU at this instant may still pass.
+    pub(super) fn set_limit(&mut self, key: StationKey, octets: u64) -> Result<(), DataplaneError> {
+        if octets > BOUGHT_LIMIT {
+            return Err(DataplaneError::TooMuch { bought: octets });
+        }
+        let slot = *self.places.get(&key).ok_or(DataplaneError::NotThere { key })?;
+        let (up, down) = (self.counts(slot, BASE_UP), self.counts(slot, BASE_DOWN));
+        self.store(slot, LIMIT, limit(octets, up, down), Ordering::SeqCst);
+        Ok(())
     }
 
     /// A station's lifetime totals.

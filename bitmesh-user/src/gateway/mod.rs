@@ -150,6 +150,18 @@ impl Gateway {
         Ok(None)
     }
 
+    /// This box as a station on the network that traffic to `address` leaves by; `None` when the
+    /// port there has no MAC.
+    pub async fn own_station(&self, address: IpAddr) -> Result<Option<Station>, GatewayError> {
+        let index = self.interface_to(address).await?.index;
+        let mut links = self.handle.link().get().match_index(index).execute();
+        let link = links.try_next().await?;
+        Ok(link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| {
+            let LinkAttribute::Address(octets) = attribute else { return None };
+            Station::new(<[u8; 6]>::try_from(octets.as_slice()).ok()?, 0)
+        }))
+    }
+
     /// The default gateway's address.
     pub async fn default_gateway(&self) -> Result<IpAddr, GatewayError> {
         let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();

@@ -131,6 +131,8 @@ pub struct ProviderStatus {
     pub stations_with_credit: u64,
     /// Stations in all.
     pub stations: u64,
+    /// Accounts that pay, or paid, for them.
+    pub accounts: u64,
     /// Channels that take payments.
     pub channels_open: u64,
     /// Channels in all.

@@ -6,6 +6,7 @@
 //! followed. Nothing here holds a private key, reads a clock or talks to anyone: signatures come in
 //! as arguments, transactions go out as values.
 
+mod binding;
 mod book;
 mod course;
 mod params;
@@ -19,6 +20,9 @@ mod tests;
 
 use bitcoin::Amount;
 
+pub use binding::{
+    BINDINGS_PER_CHANNEL_MAX, Binding, BindingError, Nonce, STATIONS_PER_ACCOUNT_MAX,
+};
 pub use book::{Batch, Book, Durable, Entry, Machine, TIPS_KEPT};
 pub use course::ChannelStatus;
 pub use params::{ChannelId, ChannelParams, IdParseError, ParamsError};

@@ -158,13 +158,13 @@ pub(crate) fn tagged_hash(tag: &str, parts: &[&[u8]]) -> [u8; 32] {
     sha256::Hash::from_engine(engine).to_byte_array()
 }
 
-/// Not 64 hexadecimal digits.
+/// Not the right number of hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an id is 64 hexadecimal digits")]
-pub struct IdParseError;
+#[error("{0}")]
+pub struct IdParseError(pub(crate) &'static str);
 
 macro_rules! hex_id {
-    ($name:ident) => {
+    ($name:ident, $expected:literal) => {
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&hex::encode(self.0))
@@ -178,9 +178,9 @@ macro_rules! hex_id {
         impl FromStr for $name {
             type Err = IdParseError;
             fn from_str(text: &str) -> Result<Self, IdParseError> {
-                let mut bytes = [0; 32];
-                hex::decode_to_slice(text, &mut bytes).map_err(|_| IdParseError)?;
-                Ok(Self(bytes))
+                let mut id = Self(Default::default());
+                hex::decode_to_slice(text, &mut id.0).map_err(|_| IdParseError($expected))?;
+                Ok(id)
             }
         }
         impl Serialize for $name {
@@ -198,7 +198,7 @@ macro_rules! hex_id {
 }
 pub(crate) use hex_id;
 
-hex_id!(ChannelId);
+hex_id!(ChannelId, "an id is 64 hexadecimal digits");
 
 #[cfg(test)]
 mod tests {

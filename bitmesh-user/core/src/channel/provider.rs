@@ -1,5 +1,7 @@
 //! The channel as the provider keeps it.
 
+use std::collections::BTreeSet;
+
 use bitcoin::{
     Amount, OutPoint, ScriptBuf, Transaction,
     consensus::serde::{Hex, With},
@@ -8,12 +10,13 @@ use bitcoin::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CLAIM_BUMP_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Funding, InvalidEvent, Spent,
-    close_digest,
+    CLAIM_BUMP_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Funding, InvalidEvent, Nonce,
+    Spent, close_digest,
     course::{Course, Gone},
     verify_payment,
 };
 use crate::{
+    ledger::Usage,
     station::Station,
     units::{Msat, Octets},
 };
@@ -31,10 +34,29 @@ pub enum ProviderEvent {
         params: Box<ChannelParams>,
         /// Index of the provider's key in its wallet.
         key_index: u32,
-        /// Who asked, and whom payments credit.
+        /// Who asked. Payments credit the account that it belongs to.
         station: Station,
         /// Tip when it was opened.
         height: u32,
+        /// What the station had used until then; another account paid for that.
+        #[serde(default, skip_serializing_if = "Usage::is_nothing")]
+        used: Usage,
+    },
+    /// The channel's account pays for a station from now on.
+    Bound {
+        /// Which.
+        station: Station,
+        /// Of what the subscriber signed.
+        nonce: Nonce,
+        /// What it had used until then.
+        used: Usage,
+    },
+    /// The channel's account pays no more for a station.
+    Unbound {
+        /// Which.
+        station: Station,
+        /// Of what the subscriber signed.
+        nonce: Nonce,
     },
     /// The funding is in a block.
     Funded(Funding),
@@ -122,6 +144,7 @@ pub struct ProviderChannel {
     best: Option<Commitment>,
     commitments: u64,
     claim: Option<ClaimRecord>,
+    nonces: BTreeSet<Nonce>,
 }
 
 /// The best payment, and the funding that it spends.
@@ -135,7 +158,7 @@ struct Commitment {
 impl ProviderChannel {
     /// The first event of a journal.
     pub fn open(event: &ProviderEvent) -> Result<Self, InvalidEvent> {
-        let ProviderEvent::Opened { params, key_index, station, height } = event else {
+        let ProviderEvent::Opened { params, key_index, station, height, .. } = event else {
             return Err(InvalidEvent("a channel that was never opened"));
         };
         Ok(Self {
@@ -146,17 +169,26 @@ impl ProviderChannel {
             best: None,
             commitments: 0,
             claim: None,
+            nonces: BTreeSet::new(),
         })
     }
 
     /// Follows one event. The signature of a payment is checked when it arrives and again when it
     /// is claimed; here its order and bounds are.
     pub fn apply(&mut self, event: &ProviderEvent) -> Result<(), InvalidEvent> {
-        if self.course.finished {
+        // Credit outlives its channel, and so does the key's say in who may use it.
+        let of_stations =
+            matches!(event, ProviderEvent::Bound { .. } | ProviderEvent::Unbound { .. });
+        if self.course.finished && !of_stations {
             return Err(InvalidEvent("an event after the end of a channel"));
         }
         match event {
             ProviderEvent::Opened { .. } => return Err(InvalidEvent("a channel opened twice")),
+            ProviderEvent::Bound { nonce, .. } | ProviderEvent::Unbound { nonce, .. } => {
+                if !self.nonces.insert(*nonce) {
+                    return Err(InvalidEvent("a change of stations that was made before"));
+                }
+            }
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
                 // Commitments spend one outpoint: those of a funding that was replaced are void.
@@ -295,9 +327,14 @@ impl ProviderChannel {
         self.key_index
     }
 
-    /// Whom payments credit.
+    /// Who opened it.
     pub fn station(&self) -> Station {
         self.station
+    }
+
+    /// Of the changes of stations that were made.
+    pub fn nonces(&self) -> &BTreeSet<Nonce> {
+        &self.nonces
     }
 
     /// The funding, once it is in a block.

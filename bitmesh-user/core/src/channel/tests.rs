@@ -12,6 +12,7 @@ use super::testing::{
     PROVIDER, SUBSCRIBER, funding_tx, outpoint, params, pay, public_key, secp, secret_key, sign,
 };
 use super::*;
+use crate::ledger::Usage;
 
 fn sat(sat: u64) -> Amount {
     Amount::from_sat(sat)
@@ -23,7 +24,9 @@ fn station() -> crate::station::Station {
 
 fn opened() -> ProviderChannel {
     let params = Box::new(params());
-    let event = ProviderEvent::Opened { params, key_index: 0, station: station(), height: 100 };
+    let used = Usage::default();
+    let station = station();
+    let event = ProviderEvent::Opened { params, key_index: 0, station, height: 100, used };
     ProviderChannel::open(&event).unwrap()
 }
 
@@ -396,9 +399,13 @@ fn events_survive_json() {
         key_index: 0,
         station: station(),
         height: 100,
+        used: Usage::default(),
     };
+    let (nonce, used) = (Nonce::from([1; 8]), Usage::default());
+    let bound = ProviderEvent::Bound { station: station(), nonce, used };
+    let unbound = ProviderEvent::Unbound { station: station(), nonce };
     let funding = ProviderEvent::Funded(funding());
-    for event in [opened, funding, paid(5), ProviderEvent::ClaimSigned(claim)] {
+    for event in [opened, funding, bound, unbound, paid(5), ProviderEvent::ClaimSigned(claim)] {
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<ProviderEvent>(&json).unwrap(), event);
     }

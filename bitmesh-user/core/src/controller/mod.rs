@@ -4,7 +4,9 @@
 //! the store, and actions that only the store's proof of commit lets out. It never grants before
 //! the payment is durable, and after a failed commit it is thrown away and replayed, never reused.
 
+mod claim;
 mod report;
+mod stations;
 #[cfg(test)]
 mod tests;
 
@@ -19,18 +21,21 @@ use bitcoin::{
     secp256k1::{PublicKey, Secp256k1, VerifyOnly},
 };
 
+pub use claim::{CLAIM_BATCH_MAX, DueClaim};
 pub use report::Refusal;
+pub use stations::StationsAsk;
 
 use crate::{
+    account::{Accounts, Ahead},
     channel::{
-        Batch, Book, ChannelId, ChannelParams, ClaimInput, ClaimRecord, Entry, InvalidEvent,
-        PaymentError, ProviderChannel, ProviderEvent,
+        Batch, Book, ChannelId, ChannelParams, Entry, InvalidEvent, PaymentError, ProviderChannel,
+        ProviderEvent,
     },
-    ledger::{Account, Usage},
+    ledger::Usage,
     offer::{OfferId, SignedOffer},
     station::Station,
     units::Octets,
-    wire::{ChannelReport, CloseRequest, OpenRequest, PaymentReply, PaymentRequest},
+    wire::{AccountReport, ChannelReport, CloseRequest, OpenRequest, PaymentReply, PaymentRequest},
 };
 
 /// Channels that one station may have open without funding them.
@@ -39,8 +44,6 @@ pub const UNFUNDED_PER_STATION_MAX: usize = 4;
 pub const UNFUNDED_MAX: usize = 10_000;
 /// Channels that one station may have in all that are not closed.
 pub const CHANNELS_PER_STATION_MAX: usize = 64;
-/// Channels claimed in one transaction: 40 x 166 vB stay under TRUC's 10,000 vB.
-pub const CLAIM_BATCH_MAX: usize = 40;
 
 /// Names the request that an answer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,7 +75,11 @@ pub enum Input {
         channel: ChannelId,
         /// How much, signed.
         payment: PaymentRequest,
+        /// Who sent it, if that is known: the answer is told as it sees its account.
+        station: Option<Station>,
     },
+    /// A change of an account's stations.
+    Stations(StationsAsk),
     /// A subscriber wants its remainder back now.
     Close {
         /// For the answer.
@@ -99,8 +106,18 @@ pub enum Input {
         /// True when it does.
         synced: bool,
     },
-    /// The kernel's counters.
+    /// All of the kernel's counters.
     Usage(Vec<(Station, Usage)>),
+    /// One station's counters out of turn: before an answer, or because its lease runs low.
+    Reading(Station, Usage),
+    /// Limits were lowered, and after the last of them counters were read.
+    Reclaimed {
+        /// Whose limits.
+        stations: Vec<Station>,
+        /// Counters of these and of all that share an account with them
+        /// ([`Controller::company`]).
+        readings: Vec<(Station, Usage)>,
+    },
     /// Time to write usage down and to try again what failed.
     Checkpoint,
     /// The kernel did not take a grant.
@@ -121,14 +138,23 @@ pub enum Input {
 /// What to do, once its cause is durable.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// Let the station use what it bought, counting from `usage` if it is new to the kernel.
+    /// Let the station use more, counting from `usage` if it is new to the kernel.
     Grant {
         /// Whom.
         station: Station,
-        /// Octets bought, in its life.
-        bought: Octets,
+        /// Octets that it may use in its life.
+        limit: Octets,
+        /// Octets left under the limit at which an [`Input::Reading`] helps; 0: none does.
+        low: Octets,
         /// Usage to start from.
         usage: Usage,
+    },
+    /// Let the station use less, then tell by [`Input::Reclaimed`] what it used until then.
+    Reclaim {
+        /// Whom.
+        station: Station,
+        /// Octets that it may use in its life.
+        limit: Octets,
     },
     /// Answer a request.
     Reply(RequestId, Result<Answer, Refusal>),
@@ -138,19 +164,6 @@ pub enum Action {
     Broadcast(Transaction),
 }
 
-/// A channel to claim.
-#[derive(Clone, Debug)]
-pub struct DueClaim {
-    /// Its name.
-    pub channel: ChannelId,
-    /// Its part of the transaction.
-    pub input: ClaimInput,
-    /// Index of the key that signs.
-    pub key_index: u32,
-    /// Fee rate that the claim has to beat, if one was broadcast before.
-    pub replaces: Option<FeeRate>,
-}
-
 /// A request's success.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
@@ -158,6 +171,8 @@ pub enum Answer {
     Channel(Box<ChannelReport>),
     /// To a payment.
     Payment(Box<PaymentReply>),
+    /// To a change of stations.
+    Account(Box<AccountReport>),
 }
 
 type Out = Batch<ProviderEvent, Action>;
@@ -169,10 +184,12 @@ pub struct Controller {
     network: Network,
     edge_addresses: Vec<IpAddr>,
     book: Book<ProviderChannel>,
-    accounts: BTreeMap<Station, Account>,
+    accounts: Accounts,
     by_station: BTreeMap<Station, BTreeSet<ChannelId>>,
     unwritten: BTreeSet<Station>,
     ungranted: BTreeSet<Station>,
+    /// Stations on their way to another account, once what they hold is reclaimed.
+    moves: BTreeMap<Station, StationsAsk>,
     offers: BTreeMap<OfferId, SignedOffer>,
     synced: bool,
     next_key_index: u32,
@@ -186,10 +203,11 @@ impl Controller {
             network,
             edge_addresses,
             book: Book::default(),
-            accounts: BTreeMap::new(),
+            accounts: Accounts::default(),
             by_station: BTreeMap::new(),
             unwritten: BTreeSet::new(),
             ungranted: BTreeSet::new(),
+            moves: BTreeMap::new(),
             offers: BTreeMap::new(),
             synced: false,
             next_key_index: 0,
@@ -204,11 +222,10 @@ impl Controller {
                 if let ProviderEvent::Opened { key_index, .. } = event {
                     self.next_key_index = self.next_key_index.max(key_index + 1);
                 }
-                self.refresh(channel);
+                self.follow(channel, event)?;
             }
             Entry::Usage { station, usage } => {
-                let account = self.accounts.entry(*station).or_default();
-                account.usage = account.usage.max(*usage);
+                self.accounts.read(*station, *usage);
             }
             Entry::Block { .. } | Entry::BlockGone { .. } => {}
         }
@@ -218,9 +235,9 @@ impl Controller {
     /// What a restart has to do again: grants, and claims that are not in a block.
     pub fn resume(&mut self) -> Out {
         let mut out = Out::default();
-        let stations: Vec<_> = self.accounts.keys().copied().collect();
-        for station in stations {
-            self.grant(station, &mut out);
+        let accounts: Vec<_> = self.accounts.ids().collect();
+        for account in accounts {
+            self.share(account, &mut out);
         }
         for (_, channel) in self.book.iter().filter(|(_, channel)| channel.spent().is_none()) {
             if let Some(claim) = channel.claim() {
@@ -239,8 +256,8 @@ impl Controller {
                 let answer = self.open(station, &open, provider_key, now, out);
                 out.act(Action::Reply(request, answer));
             }
-            Input::Pay { request, channel, payment } => {
-                let answer = self.pay(&channel, &payment, out);
+            Input::Pay { request, channel, payment, station } => {
+                let answer = self.pay(&channel, &payment, station, out);
                 out.act(Action::Reply(request, answer));
             }
             Input::Close { request, channel, close } => {
@@ -249,14 +266,20 @@ impl Controller {
                 self.claim_due(out);
             }
             Input::BlockConnected { height, block } => {
+                let from = out.entries().len();
                 self.book.connect(height, &block, out);
+                self.follow_chain(from, out);
                 self.claim_due(out);
             }
             Input::BlockDisconnected { height } => self.book.disconnect(height, out),
+            Input::Stations(ask) => self.change_stations(ask, out),
             Input::Chain { synced } => self.synced = synced,
-            Input::Usage(readings) => self.take_usage(readings),
+            Input::Usage(readings) => self.take_usage(readings, out),
+            Input::Reading(station, usage) => self.take_reading(station, usage, out),
+            Input::Reclaimed { stations, readings } => self.reclaimed(stations, readings, out),
             Input::Checkpoint => self.checkpoint(out),
             Input::GrantFailed(station) => {
+                self.accounts.set_room(station, false);
                 self.ungranted.insert(station);
             }
             Input::Claimed { channels, tx, fee, fee_rate } => {
@@ -310,13 +333,21 @@ impl Controller {
         };
         params.validate().map_err(Refusal::Params)?;
         self.check_caps(station)?;
+        let seat = self.accounts.seat(station);
+        if self.moves.contains_key(&station)
+            || seat.is_some_and(|seat| !seat.bound) && self.accounts.held(station) > Octets(0)
+        {
+            return Err(Refusal::Moving);
+        }
         let channel = params.id();
         if self.book.get(&channel).is_some() {
             return Err(Refusal::Exists(channel));
         }
         let key_index = self.next_key_index;
         let params = Box::new(params);
-        let event = ProviderEvent::Opened { params, key_index, station, height: tip };
+        let bound = seat.is_some_and(|seat| seat.bound);
+        let used = if bound { Usage::default() } else { self.accounts.usage(station) };
+        let event = ProviderEvent::Opened { params, key_index, station, height: tip, used };
         self.next_key_index += 1;
         self.record(channel, event, out);
         self.channel(&channel).map(|report| Answer::Channel(Box::new(report)))
@@ -341,17 +372,19 @@ impl Controller {
         &mut self,
         id: &ChannelId,
         payment: &PaymentRequest,
+        station: Option<Station>,
         out: &mut Out,
     ) -> Result<Answer, Refusal> {
         let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
-        let station = channel.station();
+        let station = station.unwrap_or(channel.station());
+        let account = self.accounts.of_channel(id).ok_or(Refusal::UnknownChannel)?;
         let judged = channel.pay(&self.secp, payment.paid, &payment.signature, self.book.tip());
         if let Some(event) = judged.map_err(|error| self.refused_payment(id, error))? {
             self.record(*id, event, out);
-            self.grant(station, out);
+            self.share(account, out);
         }
         let paid = self.book.get(id).map_or(Amount::ZERO, ProviderChannel::paid);
-        let account = self.account(station);
+        let account = self.account_of(account, station);
         Ok(Answer::Payment(Box::new(PaymentReply { paid, account })))
     }
 
@@ -376,101 +409,67 @@ impl Controller {
         self.channel(id).map(|report| Answer::Channel(Box::new(report)))
     }
 
-    fn take_usage(&mut self, readings: Vec<(Station, Usage)>) {
-        for (station, usage) in readings {
-            let account = self.accounts.entry(station).or_default();
-            let newest = account.usage.max(usage);
-            if newest != account.usage {
-                account.usage = newest;
-                self.unwritten.insert(station);
+    fn record(&mut self, channel: ChannelId, event: ProviderEvent, out: &mut Out) {
+        let from = out.entries().len();
+        self.book.record(channel, event, out);
+        self.follow_new(from, out);
+    }
+
+    /// Follows in the accounts what the book recorded, and names the channels that it was about.
+    fn follow_new(&mut self, from: usize, out: &Out) -> BTreeSet<ChannelId> {
+        let mut channels = BTreeSet::new();
+        for entry in out.entries().get(from..).unwrap_or_default() {
+            if let Entry::Channel { channel, event } = entry {
+                self.follow(channel, event).expect("an event follows from what decided it");
+                channels.insert(*channel);
+            }
+        }
+        channels
+    }
+
+    /// Another funding voids what the last one paid for.
+    fn follow_chain(&mut self, from: usize, out: &mut Out) {
+        for channel in self.follow_new(from, out) {
+            if let Some(account) = self.accounts.of_channel(&channel) {
+                self.share(account, out);
             }
         }
     }
 
-    fn checkpoint(&mut self, out: &mut Out) {
-        for station in std::mem::take(&mut self.unwritten) {
-            let usage = self.accounts.get(&station).map(|account| account.usage);
-            out.record(Entry::Usage { station, usage: usage.unwrap_or_default() });
+    /// Follows an event of a channel, which the book has followed, in the accounts.
+    fn follow(&mut self, id: &ChannelId, event: &ProviderEvent) -> Result<(), InvalidEvent> {
+        match event {
+            ProviderEvent::Opened { station, used, .. } => {
+                self.by_station.entry(*station).or_default().insert(*id);
+                self.accounts.open(*id, *station, *used);
+            }
+            ProviderEvent::Bound { station, used, .. } => {
+                self.accounts.bind(id, *station, *used)?;
+            }
+            ProviderEvent::Unbound { station, .. } => {
+                self.accounts.unbind(id, *station)?;
+            }
+            _ => {}
         }
-        for station in std::mem::take(&mut self.ungranted) {
-            self.grant(station, out);
-        }
-    }
-
-    fn claimed(
-        &mut self,
-        channels: Vec<ChannelId>,
-        tx: Transaction,
-        fee: Amount,
-        fee_rate: FeeRate,
-        out: &mut Out,
-    ) {
-        let claim = ClaimRecord {
-            tx: tx.clone(),
-            fee_rate_sat_per_kwu: fee_rate.to_sat_per_kwu(),
-            fee,
-            height: self.book.tip(),
-        };
-        // Blocks may have come while the fee was asked for: what they settled is not claimed again.
-        let tip = self.book.tip();
-        let due = |id: &ChannelId| self.book.get(id).and_then(|channel| channel.claim_due(tip));
-        if !channels.iter().all(|id| due(id).is_some()) {
-            return;
-        }
-        for channel in channels {
-            self.record(channel, ProviderEvent::ClaimSigned(claim.clone()), out);
-        }
-        out.act(Action::Broadcast(tx));
-    }
-
-    fn claim_due(&self, out: &mut Out) {
-        let tip = self.book.tip();
-        let due: Vec<_> = self
-            .book
-            .iter()
-            .filter_map(|(id, channel)| {
-                let rate =
-                    |claim: &ClaimRecord| FeeRate::from_sat_per_kwu(claim.fee_rate_sat_per_kwu);
-                Some(DueClaim {
-                    channel: *id,
-                    input: channel.claim_due(tip)?,
-                    key_index: channel.key_index(),
-                    replaces: channel.claim().map(rate),
-                })
-            })
-            .collect();
-        for batch in due.chunks(CLAIM_BATCH_MAX) {
-            out.act(Action::Claim(batch.to_vec()));
-        }
-    }
-
-    fn grant(&self, station: Station, out: &mut Out) {
-        let Account { bought, usage } = self.accounts.get(&station).copied().unwrap_or_default();
-        if bought > Octets(0) {
-            out.act(Action::Grant { station, bought, usage });
-        }
-    }
-
-    fn record(&mut self, channel: ChannelId, event: ProviderEvent, out: &mut Out) {
-        self.book.record(channel, event, out);
-        self.refresh(&channel);
-    }
-
-    fn refresh(&mut self, id: &ChannelId) {
-        let Some(channel) = self.book.get(id) else { return };
-        let station = channel.station();
-        let channels = self.by_station.entry(station).or_default();
-        channels.insert(*id);
-        let bought = channels
-            .iter()
-            .filter_map(|id| self.book.get(id))
-            .fold(Octets(0), |sum, channel| sum.saturating_add(channel.bought()));
-        self.accounts.entry(station).or_default().bought = bought;
+        let bought = self.book.get(id).map_or(Octets(0), ProviderChannel::bought);
+        self.accounts.set_bought(*id, bought);
+        Ok(())
     }
 
     /// The box has other addresses now.
     pub fn set_edge_addresses(&mut self, edge_addresses: Vec<IpAddr>) {
         self.edge_addresses = edge_addresses;
+    }
+
+    /// What all stations used, in their lives.
+    pub fn billed(&self) -> Octets {
+        self.accounts.billed()
+    }
+
+    /// What an earlier controller left in the kernel: each station's limit and usage. It is refused
+    /// when it is more than what was bought.
+    pub fn adopt(&mut self, kernel: &[(Station, Octets, Usage)]) -> Result<(), Ahead> {
+        self.accounts.adopt(kernel)
     }
 
     /// Index of the wallet key that the next channel uses.

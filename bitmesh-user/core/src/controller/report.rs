@@ -1,28 +1,60 @@
-//! Accounts, channels and refusals, as the API tells them.
+//! Stations, channels and refusals, as the API tells them.
 
 use bitcoin::{Address, Amount};
 
 use super::Controller;
 use crate::{
-    channel::{ChannelId, ParamsError, PaymentError},
+    account::AccountId,
+    channel::{BindingError, ChannelId, ParamsError, PaymentError},
+    ledger::Usage,
     station::Station,
+    units::Octets,
     wire::{AccountReport, ChannelReport, ErrorBody},
 };
 
 impl Controller {
-    /// Every account, by station.
+    /// Every station that an account pays or paid for, by account.
     pub fn accounts(&self) -> impl Iterator<Item = AccountReport> + '_ {
-        self.accounts.keys().map(|station| self.account(*station))
+        let of = |id| self.accounts.stations(id).map(move |station| (id, station));
+        self.accounts.ids().flat_map(of).map(|(id, station)| self.account_of(id, station))
     }
 
-    /// One station's account; an empty one for a station that never bought.
+    /// What one station has; nothing, for a station that no account ever paid for.
     pub fn account(&self, station: Station) -> AccountReport {
-        let account = self.accounts.get(&station).copied().unwrap_or_default();
+        match self.accounts.seat(station) {
+            Some(seat) => self.account_of(seat.account, station),
+            None => AccountReport {
+                station,
+                account: None,
+                bound: false,
+                bought_octets: Octets(0),
+                credit_octets: Octets(0),
+                usage: Usage::default(),
+                others_octets: Octets(0),
+                stations: 0,
+                lease_octets: Octets(0),
+                edge_addresses: self.edge_addresses.clone(),
+            },
+        }
+    }
+
+    /// An account, as a station sees it that need not be its own.
+    pub(super) fn account_of(&self, id: AccountId, station: Station) -> AccountReport {
+        let seat = self.accounts.seat(station).filter(|seat| seat.account == id);
+        let usage = seat.map(|seat| self.accounts.usage(station).since(seat.base));
+        let usage = usage.unwrap_or_default();
+        let (bought, used) = (self.accounts.bought(id), self.accounts.used(id));
+        let lease = seat.map(|_| self.accounts.held(station));
         AccountReport {
             station,
-            bought_octets: account.bought,
-            credit_octets: account.credit(),
-            usage: account.usage,
+            account: Some(id),
+            bound: seat.is_some_and(|seat| seat.bound),
+            bought_octets: bought,
+            credit_octets: bought.saturating_sub(used),
+            usage,
+            others_octets: used.saturating_sub(usage.billed()),
+            stations: u64::try_from(self.accounts.members(id)).unwrap_or(u64::MAX),
+            lease_octets: lease.unwrap_or_default(),
             edge_addresses: self.edge_addresses.clone(),
         }
     }
@@ -39,6 +71,7 @@ impl Controller {
             address: address.map(|address| address.to_string()).unwrap_or_default(),
             params,
             station: Some(channel.station()),
+            account: self.accounts.of_channel(id),
             funding: channel.funding().map(|funding| funding.outpoint),
             paid: channel.paid(),
             commitments: channel.commitments(),
@@ -104,6 +137,12 @@ pub enum Refusal {
         /// What has been paid.
         best: Amount,
     },
+    /// An account's stations stay as they are.
+    #[error("{0}")]
+    Stations(BindingError),
+    /// Between two accounts at this moment.
+    #[error("this station is changing accounts")]
+    Moving,
     /// The station table is full.
     #[error("the payment is safe, but this edge serves as many stations as it can")]
     TableFull,
@@ -113,11 +152,19 @@ impl Refusal {
     /// Status code of the HTTP answer.
     pub fn status(&self) -> u16 {
         match self {
-            Self::ChainLost | Self::TableFull => 503,
+            Self::ChainLost | Self::TableFull | Self::Moving => 503,
             Self::UnknownOffer | Self::UnknownChannel => 404,
             Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => 422,
             Self::TooManyUnfunded | Self::TooManyChannels => 429,
             Self::Exists(_) => 409,
+            Self::Stations(error) => match error {
+                BindingError::Unfunded => 425,
+                BindingError::Signature | BindingError::OtherStation { .. } => 403,
+                BindingError::Used => 409,
+                BindingError::Expired => 410,
+                BindingError::TooManyChanges | BindingError::TooManyStations => 429,
+                BindingError::NotBound => 404,
+            },
             Self::Payment { error, .. } => match error {
                 PaymentError::Unfunded | PaymentError::Unconfirmed { .. } => 425,
                 PaymentError::Closed => 410,
@@ -141,6 +188,17 @@ impl Refusal {
             Self::Exists(_) => "exists",
             Self::UnknownChannel => "unknown-channel",
             Self::TableFull => "station-table-full",
+            Self::Moving => "station-moving",
+            Self::Stations(error) => match error {
+                BindingError::Unfunded => "unfunded",
+                BindingError::Signature => "wrong-signature",
+                BindingError::Used => "used",
+                BindingError::Expired => "expired",
+                BindingError::TooManyChanges => "too-many-changes",
+                BindingError::OtherStation { .. } => "other-station",
+                BindingError::TooManyStations => "too-many-stations",
+                BindingError::NotBound => "not-bound",
+            },
             Self::Payment { error, .. } => match error {
                 PaymentError::Unfunded => "unfunded",
                 PaymentError::Unconfirmed { .. } => "unconfirmed",
@@ -164,6 +222,21 @@ impl Refusal {
             Self::Exists(id) => format!("get /v1/channels/{id}, or open with a new key"),
             Self::UnknownChannel => "check the id; post to /v1/channels to open one".into(),
             Self::TableFull => "credit becomes usable as soon as there is room".into(),
+            Self::Moving => "try again in a second".into(),
+            Self::Stations(error) => match error {
+                BindingError::Unfunded => "wait until the funding is in a block, then try again",
+                BindingError::Signature => "sign with the key that the channel was opened with",
+                BindingError::Used | BindingError::Expired => {
+                    "have who pays make a new one: `bitmesh share`"
+                }
+                BindingError::TooManyChanges => "open a new channel, and use that one's key",
+                BindingError::OtherStation { .. } => "send it from the station that it names",
+                BindingError::TooManyStations => "remove one first: `bitmesh share --remove MAC`",
+                BindingError::NotBound => {
+                    "`bitmesh stations` on the edge lists who belongs to whom"
+                }
+            }
+            .into(),
             Self::Payment { error: PaymentError::Signature, .. } => {
                 "sign with the key that the channel was opened with".into()
             }

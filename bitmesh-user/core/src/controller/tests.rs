@@ -18,6 +18,8 @@ use crate::{
     units::Msat,
 };
 
+mod stations;
+
 const NOW: u64 = 15_000;
 
 fn station(last: u8) -> Station {
@@ -99,7 +101,8 @@ impl Provider {
     fn pay(&mut self, channel: &ChannelReport, sum: u64) -> Vec<Action> {
         let signature = testing::pay(&channel.params, sum);
         let payment = PaymentRequest { paid: Amount::from_sat(sum), signature };
-        self.put(Input::Pay { request: RequestId(2), channel: channel.channel, payment })
+        let (request, channel) = (RequestId(2), channel.channel);
+        self.put(Input::Pay { request, channel, payment, station: None })
     }
 }
 
@@ -110,12 +113,12 @@ fn a_payment_is_stored_then_granted_then_answered() {
     let before = provider.journal.len();
     let actions = provider.pay(&channel, 3);
     assert_eq!(provider.journal.len(), before + 1);
-    let [Action::Grant { station: to, bought, .. }, Action::Reply(_, Ok(Answer::Payment(reply)))] =
+    let [Action::Grant { station: to, limit, .. }, Action::Reply(_, Ok(Answer::Payment(reply)))] =
         actions.as_slice()
     else {
         panic!("{actions:?}");
     };
-    assert_eq!((*to, *bought), (station(1), Octets(3 << 20)));
+    assert_eq!((*to, *limit), (station(1), Octets(3 << 20)));
     assert_eq!(reply.paid, Amount::from_sat(3));
     assert_eq!(reply.account.credit_octets, Octets(3 << 20));
 }
@@ -146,14 +149,14 @@ fn a_replayed_journal_gives_the_same_provider() {
     }
     let reports = |controller: &Controller| controller.channels().collect::<Vec<_>>();
     assert_eq!(reports(&again), reports(&provider.controller));
-    assert_eq!(again.account(station(1)), provider.controller.account(station(1)));
     assert_eq!(again.next_key_index(), 1);
     assert!(again.book().tips().eq(provider.controller.book().tips()));
     let actions = again.resume().release(&Durable::committed());
-    let [Action::Grant { bought, usage: from, .. }] = actions.as_slice() else {
+    let [Action::Grant { limit, usage: from, .. }] = actions.as_slice() else {
         panic!("{actions:?}");
     };
-    assert_eq!((*bought, *from), (Octets(3 << 20), usage));
+    assert_eq!((*limit, *from), (Octets(3 << 20), usage));
+    assert_eq!(again.account(station(1)), provider.controller.account(station(1)));
 }
 
 #[test]
@@ -275,7 +278,8 @@ fn a_station_pays_through_two_channels_and_has_the_sum() {
     let paid = Amount::from_sat(2);
     let message = crate::channel::payment_sighash(&second.params, outpoint, paid).unwrap();
     let payment = PaymentRequest { paid, signature: sign(5, message) };
-    provider.put(Input::Pay { request: RequestId(4), channel: second.channel, payment });
+    let (request, channel) = (RequestId(4), second.channel);
+    provider.put(Input::Pay { request, channel, payment, station: None });
     assert_eq!(provider.controller.account(station(1)).bought_octets, Octets(5 << 20));
     let schedule = &first.params.schedule;
     assert_eq!(schedule.octets_for(Msat(5_000)), Some(Octets(5 << 20)));

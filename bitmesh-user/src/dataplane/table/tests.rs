@@ -173,6 +173,21 @@ fn a_station_that_used_more_than_it_bought_gets_nothing_through() {
 }
 
 #[test]
+fn a_lowered_limit_holds_at_once_and_takes_no_count_back() {
+    let mut table = table(SLOTS);
+    table.insert(key(1), used(1_000), 9_000, Instant::now()).unwrap();
+    assert_eq!(table.frame(key(1), 100, DOWN), Some(true));
+    table.set_limit(key(1), 1_200).unwrap();
+    assert_eq!(table.frame(key(1), 101, UP), Some(false));
+    assert_eq!(table.frame(key(1), 100, UP), Some(true));
+    table.set_limit(key(1), 0).unwrap();
+    assert_eq!(table.frame(key(1), 1, UP), Some(false));
+    assert_eq!(table.usage(key(1)).unwrap().octets(), 1_200);
+    assert!(table.set_limit(key(1), BOUGHT_LIMIT + 1).is_err());
+    assert!(table.set_limit(key(2), 1).is_err());
+}
+
+#[test]
 fn what_was_bought_never_shrinks_and_has_a_bound() {
     let mut table = table(SLOTS);
     table.insert(key(1), StationUsage::default(), 500, Instant::now()).unwrap();

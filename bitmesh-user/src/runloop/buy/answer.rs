@@ -53,6 +53,7 @@ impl Session {
                 self.budget = budget;
                 Ok(value(Status::Subscriber(Box::new(self.status()))))
             }
+            Ask::Share(change) => self.share(*change).await,
             Ask::CloseOwn(id) => self.close_own(*id, out),
             _ => Err(wrong_role("a subscriber sells nothing")),
         }
@@ -99,7 +100,7 @@ impl Session {
             budget_sat: self.budget.to_sat(),
             spent_sat: self.spent().to_sat(),
             account: self.account.clone(),
-            counted_octets: payer.map(Payer::counted).unwrap_or_default(),
+            counted_octets: self.counted,
             tick_octets: payer.map(Payer::tick).unwrap_or_default(),
             round_trip_ms: u64::try_from(self.round_trip.as_millis()).unwrap_or(u64::MAX),
             wallet: wallet_status(&mut self.foundation),

@@ -4,6 +4,7 @@
 mod answer;
 mod open;
 mod pay;
+mod stations;
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use self::stations::Membership;
 use super::{Foundation, provider_url, status::Phase, stop_signal};
 use crate::{
     api::{ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
@@ -45,6 +47,8 @@ const COUNT_INTERVAL: Duration = Duration::from_millis(10);
 const RETRY: Duration = Duration::from_millis(500);
 /// How often the provider's view is fetched while nothing is paid.
 const ACCOUNT_INTERVAL: Duration = Duration::from_secs(2);
+/// The same while others share the credit: what they use is only known from there.
+const SHARED_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a close is asked for until it is settled.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
 /// Name under which the budget is stored.
@@ -71,6 +75,8 @@ enum Internal {
     Account(Octets, Instant, Result<AccountReport, ClientError>),
     Paid(Amount, Octets, Instant, Result<PaymentReply, ClientError>),
     Closing(Result<(), ClientError>),
+    Channel(Result<Box<ChannelReport>, ClientError>),
+    Bound(Result<(), ClientError>),
 }
 
 /// What the operator wants of the daemon.
@@ -97,6 +103,9 @@ struct Session {
     payer: Option<Payer>,
     observer: Option<Observer>,
     account: Option<AccountReport>,
+    membership: Membership,
+    /// The newest own count.
+    counted: Octets,
     round_trip: Duration,
     /// The newest payment was signed and not acknowledged.
     unacknowledged: bool,
@@ -125,6 +134,7 @@ impl Session {
         let stored = stored.map(|sat| sat.parse().context("the stored budget")).transpose()?;
         let budget = stored.map(Amount::from_sat).or(config.budget).unwrap_or(config.capacity);
         foundation.store.set(BUDGET, &budget.to_sat().to_string()).await?;
+        let membership = Membership::load(&mut foundation.store).await?;
         let gateway = Gateway::open()?;
         let url = match &config.provider {
             Some(url) => url.clone(),
@@ -158,6 +168,8 @@ impl Session {
             payer: None,
             observer: None,
             account: None,
+            membership,
+            counted: Octets(0),
             round_trip: Duration::ZERO,
             unacknowledged,
             busy: false,
@@ -270,6 +282,7 @@ impl Session {
         if self.intent == Intent::Buy {
             info!("channel {id} is settled");
             (self.active, self.payer, self.observer) = (None, None, None);
+            self.membership.account = None;
         }
     }
 
@@ -301,7 +314,9 @@ impl Session {
             Internal::FundingRate(id, rate) => self.fund(id, rate, out),
             Internal::RefundRate(due, rate) => self.refund(due, rate, out),
             Internal::Account(counted, sent, Ok(account)) => {
-                if self.observer.is_none() {
+                if !self.belongs(&account).await? {
+                    self.account_due = Instant::now();
+                } else if self.observer.is_none() {
                     self.observe(&account).await?;
                     self.account_due = Instant::now();
                 } else {
@@ -312,12 +327,20 @@ impl Session {
                 if reply.paid >= paid {
                     self.unacknowledged = false;
                 }
+                let bound = reply.account.bound;
+                self.membership.account = reply.account.account.or(self.membership.account);
                 self.report(reply.account, counted, sent, out);
+                if !bound {
+                    self.account_due = Instant::now();
+                }
             }
-            Internal::Closing(Ok(())) => {}
+            Internal::Channel(Ok(report)) => self.membership.account = report.account,
+            Internal::Closing(Ok(())) | Internal::Bound(Ok(())) => {}
             Internal::Offer(Err(error))
             | Internal::Opened(_, Err(error))
             | Internal::Account(_, _, Err(error))
+            | Internal::Channel(Err(error))
+            | Internal::Bound(Err(error))
             | Internal::Closing(Err(error)) => self.failed(&error),
             Internal::Paid(_, _, _, Err(error)) => self.payment_failed(&error),
         }

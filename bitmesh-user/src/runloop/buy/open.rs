@@ -128,6 +128,7 @@ impl Session {
         let id = self.buyer.negotiated(params, offer.offer.provider, url, out);
         info!("channel {id} agreed on");
         self.active = Some(id);
+        self.membership.account = report.account;
         self.unacknowledged = false;
     }
 

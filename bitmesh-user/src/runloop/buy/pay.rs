@@ -1,6 +1,9 @@
 //! Counting what is used, and paying for it.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use bitcoin::Amount;
@@ -14,7 +17,7 @@ use bitmesh_core::{
 };
 use tracing::{info, warn};
 
-use super::{super::status::Phase, ACCOUNT_INTERVAL, Internal, RETRY, Session};
+use super::{super::status::Phase, ACCOUNT_INTERVAL, Internal, RETRY, SHARED_INTERVAL, Session};
 use crate::{
     api::ClientError,
     dataplane::{Mac, Observer},
@@ -28,8 +31,12 @@ impl Session {
         };
         let (up, down) = observer.read();
         let counted = Octets(up.saturating_add(down));
+        self.counted = counted;
         let elapsed = self.started.elapsed().as_millis();
-        payer.count(counted, u64::try_from(elapsed).unwrap_or(u64::MAX));
+        payer.count(
+            counted.saturating_add(self.membership.others),
+            u64::try_from(elapsed).unwrap_or(u64::MAX),
+        );
         counted
     }
 
@@ -53,7 +60,7 @@ impl Session {
         if self.payer.is_none() || Instant::now() >= self.account_due {
             let provider = self.provider.clone();
             let sent = Instant::now();
-            self.account_due = sent + ACCOUNT_INTERVAL;
+            self.account_due = sent + self.account_interval();
             return self
                 .ask(async move { Internal::Account(counted, sent, provider.account().await) });
         }
@@ -91,7 +98,7 @@ impl Session {
 
     pub(super) fn send_payment(&mut self, channel: ChannelId, payment: PaymentRequest) {
         let provider = self.provider.clone();
-        let counted = self.payer.as_ref().map(Payer::counted).unwrap_or_default();
+        let counted = self.counted;
         let sent = Instant::now();
         self.ask(async move {
             let answer = provider.pay(channel, &payment).await;
@@ -123,11 +130,13 @@ impl Session {
         sent: Instant,
         out: &mut Batch<SubscriberEvent, Action>,
     ) {
+        self.take_others(&account);
         self.count();
         let round_trip = sent.elapsed();
-        let (bought, used) = (account.bought_octets, account.usage.billed());
+        let (bought, used) = (account.bought_octets, account.used_octets());
+        let counted = counted.saturating_add(self.membership.others);
         self.account = Some(account);
-        self.account_due = Instant::now() + ACCOUNT_INTERVAL;
+        self.account_due = Instant::now() + self.account_interval();
         self.round_trip = (self.round_trip * 3 + round_trip) / 4;
         let Some(payer) = &mut self.payer else { return };
         let round_trip_ms = u64::try_from(round_trip.as_millis()).unwrap_or(u64::MAX).max(1);
@@ -136,6 +145,10 @@ impl Session {
             warn!("{dispute}; nothing more is paid");
             self.buyer.disputed(id, dispute, out);
         }
+    }
+
+    fn account_interval(&self) -> Duration {
+        if self.membership.sharing { SHARED_INTERVAL } else { ACCOUNT_INTERVAL }
     }
 
     pub(super) fn payment_failed(&mut self, error: &ClientError) {
@@ -163,7 +176,7 @@ impl Session {
 }
 
 /// The address in `http://address:port`.
-fn host_of(url: &str) -> Option<IpAddr> {
+pub(super) fn host_of(url: &str) -> Option<IpAddr> {
     let url = reqwest::Url::parse(url).ok()?;
     url.host_str()?.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }

@@ -1,6 +1,6 @@
 //! What stations and the operator ask, and are told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitmesh_core::{channel::ChannelStatus, units::Octets, wire::ChannelReport};
 use tracing::warn;
@@ -32,7 +32,10 @@ impl Session<'_> {
                 "a provider claims by itself when a subscriber closes or a channel ends",
             )),
             Ask::Budget(_) => Err(wrong_role("a provider has no budget: it is paid")),
-            Ask::Open(..) | Ask::Pay(..) | Ask::Close(..) => Err(starting()),
+            Ask::Share(_) => Err(wrong_role("a provider shares no credit: subscribers do")),
+            Ask::Open(..) | Ask::Pay(..) | Ask::ChangeStations(..) | Ask::Close(..) => {
+                Err(starting())
+            }
         }
     }
 
@@ -65,14 +68,15 @@ impl Session<'_> {
             guard: self.guarding.status(),
             causes,
             events: self.told.status(),
-            stations_with_credit: count(accounts.iter().filter(|a| a.credit_octets > Octets(0))),
+            stations_with_credit: count(
+                accounts.iter().filter(|a| a.bound && a.credit_octets > Octets(0)),
+            ),
             stations: count(accounts.iter()),
+            accounts: count(accounts.iter().map(|a| a.account).collect::<BTreeSet<_>>().iter()),
             channels_open: count(channels.iter().filter(open)),
             channels: count(channels.iter()),
             paid_sat: channels.iter().map(|channel| channel.paid.to_sat()).sum(),
-            billed_octets: accounts
-                .iter()
-                .fold(Octets(0), |sum, account| sum.saturating_add(account.usage.billed())),
+            billed_octets: self.controller.billed(),
             wallet: wallet_status(&mut self.foundation),
         }
     }

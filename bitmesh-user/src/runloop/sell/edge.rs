@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 use bitmesh_common::EDGE_ADDRESS_LIMIT;
 use bitmesh_core::{
-    channel::Batch,
-    controller::{Controller, Input},
+    account::Ahead,
+    controller::Controller,
     ledger::{Counts, Usage},
     station::Station,
     units::Octets,
@@ -16,9 +16,14 @@ use tracing::warn;
 use super::super::Foundation;
 use crate::{
     config::SellConfig,
-    dataplane::{self, Dataplane, Free, Options, StationUsage, TcHook},
+    dataplane::{self, Dataplane, Free, Options, StationKey, StationUsage, TcHook},
     gateway::{Gateway, Interface},
 };
+
+/// Credit of a station that can't send a usual frame, in octets.
+const FRAME_OCTETS: u64 = 1_500;
+/// Stations that leave a full table at once.
+const EVICTED_AT_ONCE: usize = 256;
 
 pub(super) fn options(config: &SellConfig, edge_addresses: &[IpAddr]) -> Options {
     Options {
@@ -54,31 +59,43 @@ pub(super) async fn edge_addresses(gateway: &Gateway, lan: &[Interface]) -> Resu
     Ok(found)
 }
 
-/// The kernel's table may be ahead in usage, never in what was bought: that was on disk first.
+/// The kernel's table may be ahead in usage, never in what an account's stations may use together:
+/// what was bought was on disk first.
 pub(super) fn reconcile(
     controller: &mut Controller,
     dataplane: &Dataplane,
     foundation: &Foundation,
 ) -> Result<()> {
-    let mut readings = Vec::new();
-    for (key, bought, used) in dataplane.stations() {
-        let station = Station::from(key);
-        let known = controller.account(station).bought_octets;
-        if Octets(bought) > known {
-            bail!(
-                "the kernel honours {} for {station}, the ledger in {} knows of {known}: the data \
-                 directory is older than the running programs. Restore the newest one; or, if it \
-                 is lost, run `bitmesh sell --detach` and start again",
-                Octets(bought),
-                foundation.data_dir.display()
-            );
-        }
-        readings.push((station, usage_of(&used)));
-    }
-    let mut none = Batch::default();
-    controller.handle(Input::Usage(readings), &mut none);
-    debug_assert!(none.entries().is_empty(), "a reading stores nothing by itself");
-    Ok(())
+    let kernel: Vec<_> = dataplane
+        .stations()
+        .map(|(key, limit, used)| (Station::from(key), Octets(limit), usage_of(&used)))
+        .collect();
+    controller.adopt(&kernel).or_else(|Ahead { station, honoured, known }| {
+        bail!(
+            "the kernel honours {honoured} for {station} and who shares with it, the ledger in {} \
+             knows of {known}: the data directory is older than the running programs. Restore the \
+             newest one; or, if it is lost, run `bitmesh sell --detach` and start again",
+            foundation.data_dir.display()
+        )
+    })
+}
+
+/// Takes stations off the kernel's table whose account has less than a frame left. To be called
+/// right after usage was written down: what they used is in the ledger then, and whoever pays again
+/// is put in again. Returns the last reading of each.
+pub(super) fn make_room(
+    controller: &Controller,
+    dataplane: &mut Dataplane,
+) -> Vec<(Station, Usage)> {
+    let spent =
+        |key: &StationKey| controller.account(Station::from(*key)).credit_octets.0 < FRAME_OCTETS;
+    let keys = dataplane.stations().map(|(key, ..)| key);
+    let leaving: Vec<_> = keys.filter(spent).take(EVICTED_AT_ONCE).collect();
+    let readings = leaving.into_iter().filter_map(|key| {
+        let used = dataplane.remove(key)?;
+        Some((Station::from(key), usage_of(&used)))
+    });
+    readings.collect()
 }
 
 pub(super) fn warn_unless_forwarding() {

@@ -19,7 +19,7 @@ use bitcoin::FeeRate;
 use bitmesh_core::{
     bitcoin,
     channel::{Batch, ProviderChannel, ProviderEvent},
-    controller::{Action, Answer, Controller, DueClaim, Input, Refusal, RequestId},
+    controller::{Action, Answer, Controller, DueClaim, Input, Refusal, RequestId, StationsAsk},
     ledger::{Counts, Usage},
     offer::{OFFER_VERSION, Offer, SignedOffer},
     station::Station,
@@ -30,11 +30,11 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Interval, MissedTickBehavior, interval},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use self::start::{Ready, prepare};
 use self::{
-    edge::{edge_addresses, reconcile, usage_of},
+    edge::{edge_addresses, make_room, reconcile, usage_of},
     guarding::Guarding,
     told::Told,
 };
@@ -43,7 +43,7 @@ use crate::{
     api::{ApiError, Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin, value},
     chain::ChainEvent,
     config::{NodeLogin, SellConfig},
-    dataplane::{self, Dataplane, StationUsage},
+    dataplane::{self, Dataplane, DataplaneError, StationKey, StationUsage},
     gateway::{Gateway, Interface},
     guard::Guard,
     store::{StoreError, StoreRole},
@@ -112,6 +112,15 @@ enum Internal {
     FeeRate(Vec<DueClaim>, FeeRate),
 }
 
+/// What came of the actions of a batch.
+#[derive(Default)]
+struct Done {
+    /// Stations that the kernel has no room for.
+    refused: BTreeSet<Station>,
+    /// Stations whose limits were lowered.
+    reclaimed: Vec<Station>,
+}
+
 struct Session<'a> {
     config: SellConfig,
     foundation: Foundation,
@@ -128,6 +137,8 @@ struct Session<'a> {
     pending: HashMap<RequestId, oneshot::Sender<Reply>>,
     questions: Vec<Envelope>,
     next_request: u64,
+    /// Whether somebody who paid found no place in the kernel's table.
+    crowded: bool,
     internal: mpsc::Sender<Internal>,
     internals: mpsc::Receiver<Internal>,
     requests: mpsc::Sender<Envelope>,
@@ -182,6 +193,7 @@ impl<'a> Session<'a> {
             pending: HashMap::new(),
             questions: Vec::new(),
             next_request: 0,
+            crowded: false,
             internal,
             internals,
             requests,
@@ -226,8 +238,8 @@ impl<'a> Session<'a> {
                 }
                 Some(internal) = self.internals.recv() => self.internal(internal, &mut out),
                 events = self.told.next() => {
-                    if self.told.note(&events?) {
-                        self.read_usage(&mut out);
+                    for key in self.told.note(&events?) {
+                        self.read_one(key, &mut out);
                     }
                 }
                 _ = usage.tick() => self.read_usage(&mut out),
@@ -235,7 +247,12 @@ impl<'a> Session<'a> {
                     self.renew_offer();
                     // Finished tasks are let go.
                     while self.tasks.try_join_next().is_some() {}
+                    self.read_usage(&mut out);
                     self.controller.handle(Input::Checkpoint, &mut out);
+                    if std::mem::take(&mut self.crowded) {
+                        self.settle(std::mem::take(&mut out)).await?;
+                        self.make_room(&mut out);
+                    }
                 }
                 _ = addresses.tick() => self.read_addresses().await,
                 change = self.guarding.change() => {
@@ -266,10 +283,14 @@ impl<'a> Session<'a> {
 
     /// Stores what was decided, then lets it happen.
     async fn settle(&mut self, out: Batch<ProviderEvent, Action>) -> Result<()> {
-        let actions = self.foundation.commit(out).await?;
-        let mut refused = BTreeSet::new();
-        for action in actions {
-            self.perform(action, &mut refused);
+        let mut actions = self.foundation.commit(out).await?;
+        while !actions.is_empty() {
+            let mut done = Done::default();
+            for action in actions {
+                self.perform(action, &mut done);
+            }
+            let more = self.tell_reclaimed(done.reclaimed);
+            actions = self.foundation.commit(more).await?;
         }
         for envelope in std::mem::take(&mut self.questions) {
             let reply = self.answer(&envelope.ask);
@@ -278,12 +299,36 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn perform(&mut self, action: Action, refused: &mut BTreeSet<Station>) {
+    /// Limits were lowered: what was used until then is read, of all that share the credit.
+    fn tell_reclaimed(&mut self, stations: Vec<Station>) -> Batch<ProviderEvent, Action> {
+        let mut out = Batch::default();
+        if !stations.is_empty() {
+            let company: BTreeSet<_> =
+                stations.iter().flat_map(|station| self.controller.company(*station)).collect();
+            let readings = company.into_iter().filter_map(|station| {
+                Some((station, usage_of(&self.dataplane.usage(station.key())?)))
+            });
+            let readings = readings.collect();
+            self.controller.handle(Input::Reclaimed { stations, readings }, &mut out);
+        }
+        out
+    }
+
+    fn perform(&mut self, action: Action, done: &mut Done) {
         match action {
-            Action::Grant { station, bought, usage } => {
-                if let Err(error) = self.grant(station, bought, usage) {
+            Action::Reclaim { station, limit } => {
+                // One that is not in the table holds nothing.
+                if let Err(error) = self.dataplane.set_limit(station.key(), limit.0) {
+                    debug!("{station} had no lease to reclaim: {error}");
+                }
+                done.reclaimed.push(station);
+            }
+            Action::Grant { station, limit, usage, low } => {
+                let key = station.key();
+                let granted = self.grant(station, limit, usage);
+                if let Err(error) = granted.and_then(|()| self.dataplane.set_low(key, low.0)) {
                     warn!("{station} can't use what it bought yet: {error}");
-                    refused.insert(station);
+                    done.refused.insert(station);
                     let failed = Input::GrantFailed(station);
                     let mut none = Batch::default();
                     self.controller.handle(failed, &mut none);
@@ -293,11 +338,12 @@ impl<'a> Session<'a> {
             Action::Reply(request, answer) => {
                 let Some(reply) = self.pending.remove(&request) else { return };
                 let answer = match answer {
-                    Ok(Answer::Payment(paid)) if refused.contains(&paid.account.station) => {
+                    Ok(Answer::Payment(paid)) if done.refused.contains(&paid.account.station) => {
                         Err(Refusal::TableFull.into())
                     }
                     Ok(Answer::Payment(paid)) => Ok(value(paid)),
                     Ok(Answer::Channel(report)) => Ok(value(report)),
+                    Ok(Answer::Account(report)) => Ok(value(report)),
                     Err(refusal) => Err(ApiError::from(refusal)),
                 };
                 // Who asked may have gone; what was stored stays.
@@ -320,12 +366,12 @@ impl<'a> Session<'a> {
     fn grant(
         &mut self,
         station: Station,
-        bought: Octets,
+        limit: Octets,
         usage: Usage,
-    ) -> Result<(), dataplane::DataplaneError> {
+    ) -> Result<(), DataplaneError> {
         let key = station.key();
         if self.dataplane.usage(key).is_some() {
-            return self.dataplane.set_bought(key, bought.0);
+            return self.dataplane.set_bought(key, limit.0);
         }
         let counts = |counts: Counts| dataplane::Counts {
             octets: counts.octets.0,
@@ -334,7 +380,11 @@ impl<'a> Session<'a> {
             refused_frames: counts.refused_frames,
         };
         let used = StationUsage { up: counts(usage.up), down: counts(usage.down) };
-        self.dataplane.insert(key, used, bought.0)?;
+        let inserted = self.dataplane.insert(key, used, limit.0);
+        if matches!(inserted, Err(DataplaneError::TableFull { .. })) {
+            self.crowded = true;
+        }
+        inserted?;
         self.dataplane.set_terms(key, &self.config.terms_of(self.told.port(key)))
     }
 
@@ -347,14 +397,16 @@ impl<'a> Session<'a> {
                     self.foundation.wallet.channel_public_key(Role::Provider, key_index);
                 Input::Open { request, station, open, provider_key, now: now() }
             }
-            Ask::Pay(channel, payment) => {
+            Ask::Pay(channel, payment, peer) => {
                 // Its answer tells what is used now.
-                let station = self.controller.book().get(&channel).map(ProviderChannel::station);
-                let key = station.map(Station::key);
-                let used = key.and_then(|key| self.dataplane.usage(key));
-                let reading = station.zip(used.as_ref().map(usage_of)).into_iter().collect();
-                self.controller.handle(Input::Usage(reading), out);
-                Input::Pay { request, channel, payment }
+                let opener = self.controller.book().get(&channel).map(ProviderChannel::station);
+                for station in [peer, opener].into_iter().flatten().collect::<BTreeSet<_>>() {
+                    self.read_one(station.key(), out);
+                }
+                Input::Pay { request, channel, payment, station: peer }
+            }
+            Ask::ChangeStations(channel, peer, change) => {
+                Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
             Ask::Close(channel, close) => Input::Close { request, channel, close },
             ask => {
@@ -386,6 +438,24 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Has stations that spent all leave the full table. Their slots can be used after a rest; the
+    /// grants that found no place are tried again at the next checkpoint.
+    fn make_room(&mut self, out: &mut Batch<ProviderEvent, Action>) {
+        let left = make_room(&self.controller, self.dataplane);
+        if left.is_empty() {
+            return warn!("the station table is full of stations with credit: --table-slots");
+        }
+        info!("the station table was full; {} that had spent all left it", left.len());
+        self.controller.handle(Input::Usage(left), out);
+    }
+
+    fn read_one(&mut self, key: StationKey, out: &mut Batch<ProviderEvent, Action>) {
+        if let Some(used) = self.dataplane.usage(key) {
+            let reading = Input::Reading(Station::from(key), usage_of(&used));
+            self.controller.handle(reading, out);
+        }
     }
 
     fn read_usage(&mut self, out: &mut Batch<ProviderEvent, Action>) {

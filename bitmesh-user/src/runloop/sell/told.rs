@@ -1,7 +1,7 @@
 //! What the kernel tells at once, and what is remembered of it for `status`.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::Ipv4Addr,
 };
 
@@ -51,14 +51,16 @@ impl Told {
         Ok(taken)
     }
 
-    /// Remembers events; whether one of them asks for a look at the counters.
-    pub(super) fn note(&mut self, events: &[StationEvent]) -> bool {
-        let mut urgent = false;
+    /// Remembers events; the stations whose counters ask for a look.
+    pub(super) fn note(&mut self, events: &[StationEvent]) -> BTreeSet<StationKey> {
+        let mut urgent = BTreeSet::new();
         for event in events {
             *self.counts.entry(event.kind).or_default() += 1;
             let station = Station::from(event.station);
             match event.kind {
-                EventKind::LowCredit | EventKind::Spent => urgent = true,
+                EventKind::LowCredit | EventKind::Spent => {
+                    urgent.insert(event.station);
+                }
                 EventKind::NewStation => {
                     debug!("{station} is new on port {}", event.port);
                     if self.ports.len() >= NEWCOMERS_MAX {

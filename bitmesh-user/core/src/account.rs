@@ -1,0 +1,310 @@
+//! Accounts: who pays, and for which stations.
+//!
+//! An account is made by the first channel that a station opens, and named after it. Channels that
+//! its stations open later are its own, too. Other stations are bound to it by the key of one of its
+//! channels. A station belongs to one account at a time; what it uses counts for the account that
+//! it belonged to last. Everything here but the leases follows from the journal and the counters.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    channel::{ChannelId, InvalidEvent, STATIONS_PER_ACCOUNT_MAX},
+    leasing::{Change, Leases},
+    ledger::Usage,
+    station::Station,
+    units::Octets,
+};
+
+/// What the limits that an earlier controller left may exceed the ledger by when stations have
+/// moved between accounts, in octets: a frame of 64 KiB on each of 16 CPUs.
+const OVERSHOOT_MAX: Octets = Octets(1 << 20);
+
+/// An account's name: its first channel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AccountId(ChannelId);
+
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where a station belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Pays for what it uses.
+    pub account: AccountId,
+    /// What it had used before.
+    pub base: Usage,
+    /// It may use the account's credit; else it has left, and only what it used counts.
+    pub bound: bool,
+}
+
+/// The kernel honours more than the ledger knows of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// One of the stations.
+    pub station: Station,
+    /// What the kernel honours, for all stations of its account.
+    pub honoured: Octets,
+    /// What the ledger knows of.
+    pub known: Octets,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Account {
+    /// What the payments on each channel bought.
+    channels: BTreeMap<ChannelId, Octets>,
+    /// Used by stations that belong to other accounts now.
+    gone: Octets,
+    leases: Leases,
+}
+
+impl Account {
+    fn bought(&self) -> Octets {
+        self.channels.values().fold(Octets(0), |sum, bought| sum.saturating_add(*bought))
+    }
+
+    /// What its stations may use in all, used octets included.
+    fn total(&self) -> Octets {
+        self.bought().saturating_sub(self.gone)
+    }
+}
+
+/// Every account and every station.
+#[derive(Debug, Default)]
+pub struct Accounts {
+    all: BTreeMap<AccountId, Account>,
+    seats: BTreeMap<Station, Seat>,
+    usage: BTreeMap<Station, Usage>,
+    of_channel: BTreeMap<ChannelId, AccountId>,
+    /// Accounts whose credit may have to be shared out anew.
+    shared: BTreeSet<AccountId>,
+}
+
+impl Accounts {
+    /// A station, which has used `used` so far, opened a channel.
+    pub fn open(&mut self, channel: ChannelId, station: Station, used: Usage) {
+        let account = match self.seats.get(&station).filter(|seat| seat.bound) {
+            Some(seat) => seat.account,
+            None => AccountId(channel),
+        };
+        self.of_channel.insert(channel, account);
+        self.all.entry(account).or_default().channels.insert(channel, Octets(0));
+        if self.seat(station).is_none_or(|seat| !seat.bound) {
+            self.sit(station, account, used);
+        }
+    }
+
+    /// The payments on a channel bought so much.
+    pub fn set_bought(&mut self, channel: ChannelId, bought: Octets) {
+        let account = self.of_channel.get(&channel).and_then(|id| self.all.get_mut(id));
+        if let Some(account) = account {
+            account.channels.insert(channel, bought);
+        }
+    }
+
+    /// A channel's account pays for a station from now on, which has used `used` so far. No limit
+    /// of an earlier account may be in force.
+    pub fn bind(
+        &mut self,
+        channel: &ChannelId,
+        station: Station,
+        used: Usage,
+    ) -> Result<(), InvalidEvent> {
+        let account = *self.of_channel.get(channel).ok_or(InvalidEvent("no such account"))?;
+        let others = self.all.get(&account).map_or(0, |account| account.leases.members());
+        if others >= STATIONS_PER_ACCOUNT_MAX {
+            return Err(InvalidEvent("an account of too many stations"));
+        }
+        self.sit(station, account, used);
+        Ok(())
+    }
+
+    /// A channel's account pays no more for a station.
+    pub fn unbind(&mut self, channel: &ChannelId, station: Station) -> Result<(), InvalidEvent> {
+        let account = self.of_channel.get(channel);
+        let seat = self.seats.get_mut(&station);
+        let seat = seat.filter(|seat| Some(&seat.account) == account && seat.bound);
+        let seat = seat.ok_or(InvalidEvent("a station that did not belong to the account"))?;
+        seat.bound = false;
+        self.retire(station);
+        Ok(())
+    }
+
+    fn sit(&mut self, station: Station, account: AccountId, used: Usage) {
+        self.read(station, used);
+        let seat = Seat { account, base: used, bound: true };
+        let before = self.seats.insert(station, seat).map(|seat| seat.account);
+        if let Some(before) = before.and_then(|id| self.all.get_mut(&id)) {
+            before.gone = before.gone.saturating_add(before.leases.remove(station));
+        }
+        let now = self.usage(station);
+        let leases = &mut self.all.entry(account).or_default().leases;
+        leases.join(station, used.billed(), now.billed(), now.refused());
+        if leases.several() {
+            self.shared.insert(account);
+        }
+    }
+
+    /// Takes a reading; one that lags takes nothing back. Whether it says anything new.
+    pub fn read(&mut self, station: Station, usage: Usage) -> bool {
+        let known = self.usage.entry(station).or_default();
+        let newest = known.max(usage);
+        let news = newest != *known;
+        *known = newest;
+        if let (true, Some(leases)) = (news, self.leases_of(station)) {
+            leases.read(station, newest.billed(), newest.refused());
+        }
+        news
+    }
+
+    /// Decides what changes for one account.
+    pub fn share(&mut self, id: AccountId) -> Vec<Change> {
+        let Some(account) = self.all.get_mut(&id) else { return Vec::new() };
+        let total = account.total();
+        account.leases.share(total)
+    }
+
+    /// All counters were just read: decides what changes for accounts of several stations.
+    pub fn balance(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for id in self.shared.clone() {
+            changes.extend(self.share(id));
+            match self.all.get_mut(&id) {
+                Some(account) if account.leases.several() => account.leases.forget(),
+                _ => {
+                    self.shared.remove(&id);
+                }
+            }
+        }
+        changes
+    }
+
+    /// What a station holds is to be reclaimed, whatever it uses.
+    pub fn retire(&mut self, station: Station) {
+        if let Some(leases) = self.leases_of(station) {
+            leases.leave(station);
+        }
+    }
+
+    /// A station that was to be retired stays where it is.
+    pub fn keep(&mut self, station: Station) {
+        if let Some(leases) = self.leases_of(station) {
+            leases.stay(station);
+        }
+    }
+
+    /// A lowered limit is in force, and the counters were read after that.
+    pub fn reclaimed(&mut self, station: Station) {
+        let usage = self.usage(station);
+        if let Some(leases) = self.leases_of(station) {
+            leases.reclaimed(station, usage.billed(), usage.refused());
+        }
+    }
+
+    /// Whether the kernel has room for a station.
+    pub fn set_room(&mut self, station: Station, room: bool) {
+        match self.leases_of(station) {
+            Some(leases) if room => leases.unbar(station),
+            Some(leases) => leases.bar(station),
+            None => {}
+        }
+    }
+
+    /// What an earlier controller left in the kernel: limits and usage, in octets of each station's
+    /// life. It is refused when it is more than what was bought.
+    pub fn adopt(&mut self, kernel: &[(Station, Octets, Usage)]) -> Result<(), Ahead> {
+        for (station, limit, usage) in kernel {
+            self.read(*station, *usage);
+            match self.leases_of(*station) {
+                Some(leases) => leases.adopt(*station, *limit),
+                None if *limit > Octets(0) => {
+                    let (station, honoured) = (*station, *limit);
+                    return Err(Ahead { station, honoured, known: Octets(0) });
+                }
+                None => {}
+            }
+        }
+        for (station, ..) in kernel {
+            let Some(account) = self.seat(*station).and_then(|seat| self.all.get(&seat.account))
+            else {
+                continue;
+            };
+            let (honoured, known) = (account.leases.limits(), account.total());
+            let slack = if account.gone > Octets(0) { OVERSHOOT_MAX } else { Octets(0) };
+            if honoured > known.saturating_add(slack) {
+                return Err(Ahead { station: *station, honoured, known });
+            }
+        }
+        Ok(())
+    }
+
+    fn leases_of(&mut self, station: Station) -> Option<&mut Leases> {
+        let account = self.seats.get(&station)?.account;
+        self.all.get_mut(&account).map(|account| &mut account.leases)
+    }
+
+    /// Every account's name.
+    pub fn ids(&self) -> impl Iterator<Item = AccountId> + '_ {
+        self.all.keys().copied()
+    }
+
+    /// The account that payments on a channel credit.
+    pub fn of_channel(&self, channel: &ChannelId) -> Option<AccountId> {
+        self.of_channel.get(channel).copied()
+    }
+
+    /// Where a station belongs.
+    pub fn seat(&self, station: Station) -> Option<Seat> {
+        self.seats.get(&station).copied()
+    }
+
+    /// A station's lifetime counters.
+    pub fn usage(&self, station: Station) -> Usage {
+        self.usage.get(&station).copied().unwrap_or_default()
+    }
+
+    /// What all stations used, in their lives.
+    pub fn billed(&self) -> Octets {
+        self.usage.values().fold(Octets(0), |sum, usage| sum.saturating_add(usage.billed()))
+    }
+
+    /// Octets bought by an account.
+    pub fn bought(&self, id: AccountId) -> Octets {
+        self.all.get(&id).map_or(Octets(0), Account::bought)
+    }
+
+    /// Octets used by an account.
+    pub fn used(&self, id: AccountId) -> Octets {
+        let used = |account: &Account| account.gone.saturating_add(account.leases.used());
+        self.all.get(&id).map_or(Octets(0), used)
+    }
+
+    /// Stations whose use counts for an account.
+    pub fn stations(&self, id: AccountId) -> impl Iterator<Item = Station> + '_ {
+        self.all.get(&id).into_iter().flat_map(|account| account.leases.stations())
+    }
+
+    /// Stations that an account pays for.
+    pub fn members(&self, id: AccountId) -> usize {
+        self.all.get(&id).map_or(0, |account| account.leases.members())
+    }
+
+    /// What a station may use before its limit is looked at again.
+    pub fn held(&self, station: Station) -> Octets {
+        let account = self.seat(station).and_then(|seat| self.all.get(&seat.account));
+        account.map_or(Octets(0), |account| account.leases.held(station))
+    }
+
+    /// Whether a station shares its account's credit with another.
+    pub fn is_shared(&self, station: Station) -> bool {
+        self.seat(station).is_some_and(|seat| self.shared.contains(&seat.account))
+    }
+}
