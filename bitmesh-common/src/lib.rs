@@ -8,6 +8,7 @@
 
 mod cause;
 mod edge;
+mod generator;
 mod key;
 mod observed;
 mod probe;
@@ -15,6 +16,7 @@ mod slot;
 
 pub use cause::{CAUSES, Cause};
 pub use edge::{EDGE_ADDRESS_LIMIT, EdgeConfig};
+pub use generator::Generator;
 pub use key::{Mac, StationKey};
 pub use observed::{Observed, ObserverConfig};
 pub use probe::{PROBE_LIMIT, Probe};
@@ -37,3 +39,5 @@ pub const STATS_MAP: &str = "STATS";
 pub const OBSERVED_MAP: &str = "OBSERVED";
 /// Name of the map that says what a subscriber's own count leaves out.
 pub const OBSERVER_MAP: &str = "OBSERVER";
+/// Name of the map that tells the benchmarks' generator what to send.
+pub const GENERATOR_MAP: &str = "GENERATOR";
