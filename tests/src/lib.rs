@@ -6,7 +6,6 @@
 
 pub mod counters;
 pub mod daemon;
-pub mod frames;
 pub mod netns;
 mod offload;
 pub mod regtest;

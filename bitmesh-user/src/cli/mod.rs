@@ -1,6 +1,7 @@
 //! What people type and see. It parses, asks a daemon or becomes one, and prints; it decides
 //! nothing about money.
 
+mod bench;
 mod show;
 
 use std::path::PathBuf;
@@ -86,6 +87,16 @@ enum Command {
     /// The offer of a provider, checked
     #[command(after_help = "Example:\n  bitmesh offers http://192.168.1.1:8434 --network bitcoin")]
     Offers(OffersArgs),
+    /// What metering costs on this machine: a frame, a top-up, a scan
+    #[command(
+        long_about = "Measures our programs against empty ones by the kernel's own test runs, and \
+            what userspace pays for top-ups and scans. Nothing is attached and no frame is sent: \
+            it is safe beside a running provider, whose load will show in the figures. Peers, \
+            forwarding and throughput need a lab: cargo xtask bench.\n\nNeeds root.",
+        after_help = "Examples:\n  bitmesh bench\n  \
+            bitmesh bench --quick --json | jq '.[] | {name, ours, ratio, met}'"
+    )]
+    Bench(bench::BenchArgs),
 }
 
 /// Which daemon, and how to print.
@@ -152,6 +163,7 @@ impl Cli {
             Command::Wallet(query) => query.show::<WalletStatus>("/v1/wallet", show::wallet).await,
             Command::Budget(args) => args.run().await,
             Command::Close(args) => args.run().await,
+            Command::Bench(args) => args.run(),
             Command::Offers(args) => {
                 let offer = runloop::offer(args.provider.as_deref(), args.network).await?;
                 print(args.json, &value(&offer), &offer, show::offer)

@@ -184,6 +184,17 @@ pub enum DataplaneError {
         /// The map or program.
         name: &'static str,
     },
+    /// A program answered something else for a frame that was made to be measured.
+    #[error(
+        "a program answered {found} for a frame that it should answer {wanted} for: nothing was \
+         measured; report this with `bitmesh doctor --json`"
+    )]
+    OtherVerdict {
+        /// The answer of a program that does what it should.
+        wanted: u32,
+        /// The answer that it gave.
+        found: u32,
+    },
     /// The object did not load.
     #[error(
         "the kernel did not take the eBPF object: {0}; `bitmesh doctor` shows what this kernel has"

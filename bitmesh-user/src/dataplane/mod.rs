@@ -14,6 +14,7 @@ mod observer;
 mod pins;
 mod ports;
 mod table;
+mod workbench;
 
 use std::{io, net::IpAddr, os::fd::AsFd, time::Instant};
 
@@ -28,6 +29,7 @@ pub use self::{
     object::OBJECT,
     observer::Observer,
     pins::{Side, instances},
+    workbench::{Workbench, frame_cost},
 };
 use self::{hooks::Attacher, memory::Memory, object::Edge, pins::Pins, ports::Port, table::Table};
 
