@@ -6,6 +6,7 @@
 
 pub mod counters;
 pub mod daemon;
+pub mod napi;
 pub mod netns;
 mod offload;
 pub mod regtest;

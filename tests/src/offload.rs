@@ -1,4 +1,4 @@
-//! Turns a port's offloads off, by the ioctl of ethtool(8).
+//! Turns a port's offloads on and off, by the ioctl of ethtool(8).
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -34,9 +34,18 @@ pub enum Offload {
 impl Namespace {
     /// Turns offloads of an interface off.
     pub fn offloads_off(&self, interface: &str, offloads: &[Offload]) -> Result<()> {
+        self.offloads(interface, offloads, false)
+    }
+
+    /// Turns offloads of an interface on.
+    pub fn offloads_on(&self, interface: &str, offloads: &[Offload]) -> Result<()> {
+        self.offloads(interface, offloads, true)
+    }
+
+    fn offloads(&self, interface: &str, offloads: &[Offload], on: bool) -> Result<()> {
         self.run(|| {
             for offload in offloads {
-                set(interface, *offload, 0)
+                set(interface, *offload, on.into())
                     .with_context(|| format!("{offload:?} of {interface}"))?;
             }
             Ok(())

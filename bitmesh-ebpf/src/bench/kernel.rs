@@ -11,9 +11,14 @@ use bitmesh_common::Generator;
 
 /// Ethernet and IPv4 header.
 const HEADERS: usize = 34;
-const SOURCE_MAC_LOW: usize = 8;
+const SOURCE_MAC: usize = 6;
+const IPV4_TTL: usize = 22;
 const IPV4_CHECKSUM: usize = 24;
 const IPV4_DESTINATION: usize = 30;
+/// First two octets of a station's MAC address: locally administered.
+const LOCAL: u16 = 0x0200;
+/// Time to live, 64, and protocol.
+const TTL_OF_UDP: u16 = 64 << 8 | 17;
 /// Where the generator starts; any number but 0.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -32,29 +37,19 @@ pub fn drop_xdp(_: XdpContext) -> u32 {
 /// Sends the frame on as one from a station at random.
 #[xdp]
 pub fn generate_up(ctx: XdpContext) -> u32 {
-    generate(&ctx, |frame, station, _| {
-        put(frame, SOURCE_MAC_LOW, (station >> 16) as u16);
-        put(frame, SOURCE_MAC_LOW + 2, station as u16);
-    })
+    generate(&ctx, |_| 0)
 }
 
 /// Sends the frame on as one to a station at random.
 #[xdp]
 pub fn generate_down(ctx: XdpContext) -> u32 {
-    generate(&ctx, |frame, station, generator| {
-        let address = generator.address + station;
-        let (high, low) = (address >> 16, address & 0xffff);
-        let sum = generator.sum + high + low;
-        let folded = (sum & 0xffff) + (sum >> 16);
-        let folded = (folded & 0xffff) + (folded >> 16);
-        put(frame, IPV4_CHECKSUM, !folded as u16);
-        put(frame, IPV4_DESTINATION, high as u16);
-        put(frame, IPV4_DESTINATION + 2, low as u16);
-    })
+    generate(&ctx, |station| station)
 }
 
+/// Writes everything that varies, and what whoever forwarded the frame before has changed: the
+/// kernel uses the memory of frames again as it comes back.
 #[inline(always)]
-fn generate(ctx: &XdpContext, write: impl Fn(usize, u32, &Generator)) -> u32 {
+fn generate(ctx: &XdpContext, further: impl Fn(u32) -> u32) -> u32 {
     let frame = ctx.data();
     if frame + HEADERS > ctx.data_end() {
         return xdp_action::XDP_ABORTED;
@@ -68,8 +63,26 @@ fn generate(ctx: &XdpContext, write: impl Fn(usize, u32, &Generator)) -> u32 {
         *state = next;
         next >> 32
     };
-    let station = (random * u64::from(generator.stations)) >> 32;
-    write(frame, station as u32, generator);
+    let station = ((random * u64::from(generator.stations)) >> 32) as u32;
+    let address = generator.address + further(station);
+    let (high, low) = (address >> 16, address & 0xffff);
+    let sum = generator.sum + high + low;
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    for (offset, value) in [
+        (0, (generator.to >> 32) as u16),
+        (2, (generator.to >> 16) as u16),
+        (4, generator.to as u16),
+        (SOURCE_MAC, LOCAL),
+        (SOURCE_MAC + 2, (station >> 16) as u16),
+        (SOURCE_MAC + 4, station as u16),
+        (IPV4_TTL, TTL_OF_UDP),
+        (IPV4_CHECKSUM, !folded as u16),
+        (IPV4_DESTINATION, high as u16),
+        (IPV4_DESTINATION + 2, low as u16),
+    ] {
+        put(frame, offset, value);
+    }
     // SAFETY: the kernel checks the index.
     unsafe { bpf_redirect(generator.port, 0) as u32 }
 }

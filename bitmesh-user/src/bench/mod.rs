@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 pub use self::{
     local::{STATION, Scale, frames, local, scans, tcp4, top_ups},
     measure::{Measure, Spread, Target},
-    show::{figure, table},
+    show::{figure, grouped, table},
 };
 
 /// Something that can be measured again and again.
