@@ -14,6 +14,9 @@ use crate::{
 /// Debug information for BTF, which makes maps and programs readable by bpftool.
 const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf";
 
+/// The programs that measure the others, below `target`.
+pub const BENCH_OBJECT: &str = "ebpf/bpfel-unknown-none/release/bitmesh-ebpf-bench";
+
 /// The task.
 pub fn build() -> Result<()> {
     setup::ensure(Need::Build)?;

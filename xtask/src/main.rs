@@ -3,6 +3,7 @@
 //! It installs what is needed, builds for the kernel and for the machine, and runs. It depends on
 //! none of the project's crates, so that it works before any of them builds.
 
+mod bench;
 mod check;
 mod compiler;
 mod deps;
@@ -25,7 +26,8 @@ use clap::{Parser, Subcommand};
     after_help = "First steps:\n  \
         cargo xtask build-and-load --lab                     see it work, on this machine alone\n  \
         cargo xtask build-and-load --lan eth1 --wan eth0     sell on a real port\n  \
-        cargo xtask test                                     everything that CI runs"
+        cargo xtask test                                     everything that CI runs\n  \
+        cargo xtask bench --quick                            what metering costs, beside peers"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -42,6 +44,8 @@ enum Task {
     BuildAndLoad(load::LoadArgs),
     /// Everything that CI runs: format, lints, dependency direction, unit and end-to-end tests
     Test,
+    /// What metering costs, against doing nothing and against peers: table, JSON, chart
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf => ebpf::build(),
         Task::BuildAndLoad(args) => load::run(&args),
         Task::Test => check::run(),
+        Task::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

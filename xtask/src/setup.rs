@@ -1,4 +1,4 @@
-//! Everything that the build, the lab and the tests need.
+//! Everything that the build, the lab, the tests and the benches need.
 
 use std::{process::Command, sync::Once};
 
@@ -17,6 +17,11 @@ const TOOLS: &[(&str, &str, Need)] = &[
     ("nft", "nftables", Need::Lab),
     ("iperf3", "iperf3", Need::Lab),
     ("ip", "iproute2", Need::Lab),
+    ("nft", "nftables", Need::Bench),
+    ("iperf3", "iperf3", Need::Bench),
+    ("iptables", "iptables", Need::Bench),
+    ("xdp-filter", "xdp-tools", Need::Bench),
+    ("perf", "linux-perf", Need::Bench),
 ];
 
 /// What something is needed for.
@@ -26,6 +31,8 @@ pub enum Need {
     Build,
     /// The lab and the tests, which build too
     Lab,
+    /// The benches, which build too, and the peers that they measure against
+    Bench,
 }
 
 /// Flags of `cargo xtask setup`.
@@ -81,7 +88,7 @@ pub fn ensure(need: Need) -> Result<()> {
 }
 
 fn install(need: Need) -> Result<Vec<Item>> {
-    let wanted = |of: Need| of == Need::Build || need == Need::Lab;
+    let wanted = |of: Need| of == Need::Build || of == need;
     let mut items = Vec::new();
     for &(program, package, of) in TOOLS {
         if !wanted(of) {
