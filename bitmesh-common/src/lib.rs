@@ -9,6 +9,7 @@
 mod cause;
 mod edge;
 mod event;
+mod generator;
 mod key;
 mod observed;
 mod probe;
@@ -21,6 +22,7 @@ pub use edge::{
     own_bit_v4, own_bit_v6,
 };
 pub use event::{EVENT_KINDS, EVENTS_OCTETS, Event, EventKind, NEWCOMERS};
+pub use generator::Generator;
 pub use key::{Mac, StationKey};
 pub use observed::{Observed, ObserverConfig};
 pub use probe::{PROBE_LIMIT, Probe};
@@ -50,3 +52,5 @@ pub const EVENTS_MAP: &str = "EVENTS";
 pub const LOST_MAP: &str = "LOST";
 /// Name of the map with the stations that were told last as new.
 pub const NEWCOMERS_MAP: &str = "NEW";
+/// Name of the map that tells the benchmarks' generator what to send.
+pub const GENERATOR_MAP: &str = "GENERATOR";

@@ -3,8 +3,9 @@
 use crate::StationKey;
 
 /// Slots that a search looks at before it gives up. At a load of one half a station finds no place
-/// in its 16 with probability 2^-16.
-pub const PROBE_LIMIT: u32 = 16;
+/// in its 24 with probability 2^-24: in a table of 2^21 slots, one that fills up refuses a station
+/// before it is half full once in 400 times.
+pub const PROBE_LIMIT: u32 = 24;
 
 /// The sequence of slots in which a station may live, the same on both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The adapters around the rules in `bitmesh-core`: kernel, chain, wallet, store, API, terminal.
 
 pub mod api;
+pub mod bench;
 pub mod chain;
 pub mod cli;
 pub mod config;

@@ -9,7 +9,7 @@ pub mod counters;
 pub mod daemon;
 pub mod edge;
 pub mod flood;
-pub mod frames;
+pub mod napi;
 pub mod netns;
 mod offload;
 pub mod raw;

@@ -15,8 +15,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::TryStreamExt as _;
-use netlink_packet_route::link::LinkAttribute;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::link::{LinkAttribute, LinkXdp},
+};
 use rustix::{
     mount::{UnmountFlags, mount_bind, unmount},
     process::{Signal, set_parent_process_death_signal},
@@ -208,6 +210,55 @@ impl Namespace {
             Ok(handle.route().add(route).execute().await?)
         })
         .with_context(|| format!("a default route by {gateway}"))
+    }
+
+    /// Index and MAC address of an interface.
+    pub fn interface(&self, name: &str) -> Result<(u32, [u8; 6])> {
+        self.netlink(async |handle| {
+            let mut links = handle.link().get().match_name(name).execute();
+            let link = links.try_next().await?.with_context(|| format!("no interface {name}"))?;
+            let mac = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Address(octets) => <[u8; 6]>::try_from(octets.as_slice()).ok(),
+                _ => None,
+            });
+            Ok((link.header.index, mac.with_context(|| format!("{name} has no MAC address"))?))
+        })
+    }
+
+    /// Id of the XDP program on an interface.
+    pub fn xdp_program(&self, name: &str) -> Result<Option<u32>> {
+        self.netlink(async |handle| {
+            let mut links = handle.link().get().match_name(name).execute();
+            let link = links.try_next().await?.with_context(|| format!("no interface {name}"))?;
+            Ok(link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Xdp(details) => details.iter().find_map(|detail| match detail {
+                    LinkXdp::ProgId(id) => Some(*id),
+                    _ => None,
+                }),
+                _ => None,
+            }))
+        })
+    }
+
+    /// Frames that an interface has received, as it counts itself.
+    pub fn received(&self, name: &str) -> Result<u64> {
+        let text = self.run(|| Ok(fs::read_to_string("/proc/thread-self/net/dev")?))?;
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'));
+        let frames = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        frames.with_context(|| format!("no interface {name} in {}", self.name))
+    }
+
+    /// Names neighbours on an interface for good, so that nobody asks for them.
+    pub fn neighbours(&self, interface: &str, entries: &[(IpAddr, [u8; 6])]) -> Result<()> {
+        self.netlink(async |handle| {
+            let index = index_of(&handle, interface).await?;
+            for (address, mac) in entries {
+                let entry = handle.neighbours().add(index, *address).link_layer_address(mac);
+                entry.execute().await?;
+            }
+            Ok(())
+        })
+        .with_context(|| format!("neighbours on {interface}"))
     }
 
     /// Sets a sysctl under `/proc/sys/net`.

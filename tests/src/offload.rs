@@ -34,18 +34,18 @@ pub enum Offload {
 impl Namespace {
     /// Turns offloads of an interface off.
     pub fn offloads_off(&self, interface: &str, offloads: &[Offload]) -> Result<()> {
-        self.offloads(interface, offloads, 0)
+        self.offloads(interface, offloads, false)
     }
 
-    /// Turns them on.
+    /// Turns offloads of an interface on.
     pub fn offloads_on(&self, interface: &str, offloads: &[Offload]) -> Result<()> {
-        self.offloads(interface, offloads, 1)
+        self.offloads(interface, offloads, true)
     }
 
-    fn offloads(&self, interface: &str, offloads: &[Offload], data: u32) -> Result<()> {
+    fn offloads(&self, interface: &str, offloads: &[Offload], on: bool) -> Result<()> {
         self.run(|| {
             for offload in offloads {
-                set(interface, *offload, data)
+                set(interface, *offload, on.into())
                     .with_context(|| format!("{offload:?} of {interface}"))?;
             }
             Ok(())

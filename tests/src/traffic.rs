@@ -131,3 +131,38 @@ pub fn transfer(
 ) -> Result<u64> {
     Transfer::start(namespace, host, direction, mib, mbit)?.finish(Duration::from_mins(1))
 }
+
+/// Bits a second that the receiver got in some seconds of one TCP connection. Client and server
+/// each stay on one of the `cpus`.
+pub fn throughput(
+    namespace: &Namespace,
+    host: &str,
+    direction: Direction,
+    seconds: u32,
+    cpus: [usize; 2],
+) -> Result<f64> {
+    let mut command = namespace.command("iperf3")?;
+    let [client, server] = cpus;
+    command
+        .args([
+            "--client",
+            host,
+            "--port",
+            &PORT.to_string(),
+            "--json",
+            "--connect-timeout",
+            "3000",
+        ])
+        .args(["--time", &seconds.to_string()])
+        .args(["--affinity", &format!("{client},{server}")]);
+    if direction == Direction::Download {
+        command.arg("--reverse");
+    }
+    let output = command.output().context("iperf3; run `cargo xtask setup`")?;
+    let report: Value = serde_json::from_slice(&output.stdout).context("iperf3's report")?;
+    if let Some(error) = report.get("error") {
+        bail!("iperf3: {error}");
+    }
+    let rate = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
+    rate.with_context(|| report.to_string())
+}

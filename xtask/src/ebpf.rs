@@ -1,4 +1,5 @@
-//! The object for the kernel, at `target/ebpf/bpfel-unknown-none/release/bitmesh-ebpf`.
+//! The objects for the kernel, in `target/ebpf/bpfel-unknown-none/release`: `bitmesh-ebpf`, which
+//! the daemon includes, and `bitmesh-ebpf-bench`, which measures it.
 
 use std::env;
 
@@ -13,6 +14,9 @@ use crate::{
 /// Debug information for BTF, which makes maps and programs readable by bpftool.
 const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf";
 
+/// The programs that measure the others, below `target`.
+pub const BENCH_OBJECT: &str = "ebpf/bpfel-unknown-none/release/bitmesh-ebpf-bench";
+
 /// The task.
 pub fn build() -> Result<()> {
     setup::ensure(Need::Build)?;
@@ -24,7 +28,7 @@ pub fn build() -> Result<()> {
     let path = env::join_paths(folder.chain(env::split_paths(&path)))?;
     let mut cargo = compiler.cargo();
     cargo
-        .args(["build", "--package", "bitmesh-ebpf", "--bin", "bitmesh-ebpf", "--release"])
+        .args(["build", "--package", "bitmesh-ebpf", "--bins", "--release"])
         .args(["--target", "bpfel-unknown-none", "--target-dir"])
         .arg(root().join("target/ebpf"))
         .args(compiler.arguments())

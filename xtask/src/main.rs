@@ -3,6 +3,7 @@
 //! It installs what is needed, builds for the kernel and for the machine, and runs. It depends on
 //! none of the project's crates, so that it works before any of them builds.
 
+mod bench;
 mod check;
 mod compiler;
 mod deps;
@@ -28,7 +29,8 @@ use clap::{Parser, Subcommand};
     after_help = "First steps:\n  \
         cargo xtask build-and-load --lab                     see it work, on this machine alone\n  \
         cargo xtask build-and-load --lan eth1 --wan eth0     sell on a real port\n  \
-        cargo xtask test                                     everything that CI runs"
+        cargo xtask test                                     everything that CI runs\n  \
+        cargo xtask bench --quick                            what metering costs, beside peers"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -50,6 +52,8 @@ enum Task {
     /// Everything that CI runs: format, lints, dependency direction, unit and end-to-end tests, and
     /// other kernels
     Test,
+    /// What metering costs, against doing nothing and against peers: table, JSON, chart
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Task::Kernels(args) => kernels::run(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),
         Task::Test => check::run(),
+        Task::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! Everything that the build, the lab and the tests need.
+//! Everything that the build, the lab, the tests and the benches need.
 
 use std::{process::Command, sync::Once};
 
@@ -19,6 +19,10 @@ const TOOLS: &[(&str, &str, Need)] = &[
     ("ip", "iproute2", Need::Lab),
     ("ping", "iputils-ping", Need::Lab),
     ("xz", "xz-utils", Need::Kernels),
+    ("iperf3", "iperf3", Need::Bench),
+    ("iptables", "iptables", Need::Bench),
+    ("xdp-filter", "xdp-tools", Need::Bench),
+    ("perf", "linux-perf", Need::Bench),
 ];
 
 /// What something is needed for.
@@ -32,6 +36,8 @@ pub enum Need {
     Kernels,
     /// Everything that the tests need
     Tests,
+    /// The benches, which build too, and the peers that they measure against
+    Bench,
 }
 
 /// Flags of `cargo xtask setup`.
@@ -87,7 +93,8 @@ pub fn ensure(need: Need) -> Result<()> {
 }
 
 fn install(need: Need) -> Result<Vec<Item>> {
-    let wanted = |of: Need| of == Need::Build || of == need || need == Need::Tests;
+    let tests = need == Need::Tests;
+    let wanted = |of: Need| of == Need::Build || of == need || (tests && of != Need::Bench);
     let mut items = Vec::new();
     for &(program, package, of) in TOOLS {
         if !wanted(of) {

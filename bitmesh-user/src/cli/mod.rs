@@ -1,6 +1,7 @@
 //! What people type and see. It parses, asks a daemon or becomes one, and prints; it decides
 //! nothing about money.
 
+mod bench;
 mod show;
 
 use std::{
@@ -118,6 +119,16 @@ enum Command {
     /// Beside `bitmesh sell`, which starts it: keeps the programs on the ports
     #[command(hide = true)]
     Guard(GuardArgs),
+    /// What metering costs on this machine: a frame, a top-up, a scan
+    #[command(
+        long_about = "Measures our programs against empty ones by the kernel's own test runs, and \
+            what userspace pays for top-ups and scans. Nothing is attached and no frame is sent: \
+            it is safe beside a running provider, whose load will show in the figures. Peers, \
+            forwarding and throughput need a lab: cargo xtask bench.\n\nNeeds root.",
+        after_help = "Examples:\n  bitmesh bench\n  \
+            bitmesh bench --quick --json | jq '.[] | {name, ours, ratio, met}'"
+    )]
+    Bench(bench::BenchArgs),
 }
 
 /// Which daemon, and how to print.
@@ -213,6 +224,7 @@ impl Cli {
                 runtime()?.block_on(runloop::sell(ready))
             }
             Command::Doctor(args) => args.run(),
+            Command::Bench(args) => args.run(),
             command => runtime()?.block_on(command.run()),
         }
     }
@@ -226,7 +238,7 @@ impl Cli {
 impl Command {
     async fn run(self) -> Result<()> {
         match self {
-            Self::Sell(_) | Self::Guard(_) | Self::Doctor(_) => Ok(()),
+            Self::Sell(_) | Self::Guard(_) | Self::Doctor(_) | Self::Bench(_) => Ok(()),
             Self::Buy(args) => Box::pin(runloop::buy(args.resolve()?)).await,
             Self::Status(query) => query.show::<Status>("/v1/status", show::status).await,
             Self::Channels(query) => {

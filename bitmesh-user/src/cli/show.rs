@@ -13,6 +13,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::{
     api::ShareCode,
+    bench::grouped,
     runloop::status::{GuardStatus, ProviderStatus, Status, SubscriberStatus, WalletStatus},
 };
 
@@ -37,19 +38,6 @@ fn facts(rows: &[(&str, String)]) -> String {
 
 fn short(id: impl Display) -> String {
     id.to_string().chars().take(12).collect()
-}
-
-/// `1234567` as `1,234,567`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 fn sat(sat: u64) -> String {
@@ -331,16 +319,4 @@ fn subscriber(status: &SubscriberStatus) -> String {
         ),
     ));
     facts(&rows)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_grouped_for_people() {
-        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
-            assert_eq!(grouped(number), text);
-        }
-    }
 }

@@ -209,6 +209,9 @@ pub enum DataplaneError {
         /// `IPv4` or `IPv6`.
         version: &'static str,
     },
+    /// An event that was expected did not come.
+    #[error("the kernel told of no event; is another process reading this ring buffer?")]
+    NoEvent,
     /// More LAN ports than the programs look at.
     #[error("more than 16 LAN ports: run another instance for the rest")]
     TooManyPorts,
@@ -246,6 +249,17 @@ pub enum DataplaneError {
     ObjectLacks {
         /// The map or program.
         name: &'static str,
+    },
+    /// A program answered something else for a frame that was made to be measured.
+    #[error(
+        "a program answered {found} for a frame that it should answer {wanted} for: nothing was \
+         measured; report this with `bitmesh doctor --json`"
+    )]
+    OtherVerdict {
+        /// The answer of a program that does what it should.
+        wanted: u32,
+        /// The answer that it gave.
+        found: u32,
     },
     /// The object did not load.
     #[error(

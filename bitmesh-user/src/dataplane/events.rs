@@ -1,12 +1,16 @@
 //! What the kernel tells at once, by a ring buffer. A lost event costs latency, never money.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    time::Duration,
+};
 
 use aya::{
     Ebpf,
     maps::{MapData, PerCpuArray, RingBuf},
 };
 use bitmesh_common::{EVENT_KINDS, EVENTS_MAP, Event, EventKind, LOST_MAP, StationKey};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{DataplaneError, object};
 
@@ -49,6 +53,15 @@ impl Events {
                 return Some(event);
             }
         }
+    }
+
+    /// Waits until there are events, at most so long; whether there are.
+    pub fn wait(&self, within: Duration) -> Result<bool, DataplaneError> {
+        let timeout = Timespec::try_from(within).map_err(|_| DataplaneError::NoEvent)?;
+        let mut waited = [PollFd::new(&self.ring, PollFlags::IN)];
+        let ready = poll(&mut waited, Some(&timeout))
+            .map_err(DataplaneError::system("waiting for the kernel's events"))?;
+        Ok(ready > 0)
     }
 
     /// Events of each kind that found no place, since the programs were loaded.

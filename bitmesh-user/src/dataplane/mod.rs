@@ -24,6 +24,7 @@ mod survey;
 mod table;
 mod terms;
 mod watch;
+mod workbench;
 
 use std::{
     io,
@@ -53,6 +54,7 @@ pub use self::{
     survey::{TcProgram, check_together, tc_programs, try_programs},
     terms::Terms,
     watch::{Change, Watch},
+    workbench::{Workbench, frame_cost},
 };
 use self::{
     hooks::Attacher,

@@ -19,9 +19,7 @@ const SLOTS_MAX: u32 = 1 << 24;
 
 /// Loads the object with a table of `slots`, or onto the one that is pinned.
 pub(super) fn load(pins: &Pins, instance: &str, slots: u32) -> Result<Ebpf, DataplaneError> {
-    if !slots.is_power_of_two() || !(SLOTS_MIN..=SLOTS_MAX).contains(&slots) {
-        return Err(DataplaneError::BadTableSize { slots });
-    }
+    check_slots(slots)?;
     check_pinned(pins, instance, STATIONS_MAP, size_of::<StationSlot>(), slots)?;
     check_pinned(pins, instance, EDGE_MAP, size_of::<EdgeConfig>(), 1)?;
     let (stations, edge, stats) =
@@ -33,6 +31,19 @@ pub(super) fn load(pins: &Pins, instance: &str, slots: u32) -> Result<Ebpf, Data
         .map_pin_path(EDGE_MAP, edge)
         .map_pin_path(STATS_MAP, stats)
         .load(OBJECT)?)
+}
+
+/// Loads the object with a table of `slots` that nobody else can see.
+pub(super) fn load_unpinned(slots: u32) -> Result<Ebpf, DataplaneError> {
+    check_slots(slots)?;
+    Ok(EbpfLoader::new().btf(None).map_max_entries(STATIONS_MAP, slots).load(OBJECT)?)
+}
+
+fn check_slots(slots: u32) -> Result<(), DataplaneError> {
+    if slots.is_power_of_two() && (SLOTS_MIN..=SLOTS_MAX).contains(&slots) {
+        return Ok(());
+    }
+    Err(DataplaneError::BadTableSize { slots })
 }
 
 fn check_pinned(

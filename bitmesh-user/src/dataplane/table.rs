@@ -184,9 +184,13 @@ impl Table {
         self.places.get(&key).map(|&slot| self.usage_at(slot))
     }
 
-    /// Every station with what it bought and used, in no order.
+    /// Every station with what it bought and used, in the order of the slots: the fastest way
+    /// through memory.
     pub(super) fn stations(&self) -> impl Iterator<Item = (StationKey, u64, StationUsage)> {
-        self.places.iter().map(|(&key, &slot)| (key, self.bought_at(slot), self.usage_at(slot)))
+        (0..self.slots()).filter_map(|slot| {
+            let key = StationKey::from_raw(self.load(slot, KEY))?;
+            Some((key, self.bought_at(slot), self.usage_at(slot)))
+        })
     }
 
     fn slots(&self) -> u32 {

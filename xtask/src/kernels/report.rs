@@ -39,7 +39,7 @@ pub struct Program {
     translated_octets: Option<u32>,
     jited_octets: u32,
     load_microseconds: u64,
-    nanoseconds_a_frame: Option<u64>,
+    nanoseconds_a_frame: Option<f64>,
 }
 
 /// One exercise, with what was seen or why it failed.
@@ -192,7 +192,7 @@ fn programs(programs: &[Program]) -> Table {
             or_none(program.translated_octets.map(u64::from)),
             program.jited_octets.to_string(),
             (program.load_microseconds / 1_000).to_string(),
-            or_none(program.nanoseconds_a_frame),
+            program.nanoseconds_a_frame.map_or_else(|| "-".to_owned(), |n| format!("{n:.0}")),
         ]);
     }
     for column in table.column_iter_mut().skip(1) {

@@ -8,8 +8,10 @@ use aya::{
     programs::{Program as Loaded, ProgramError, ProgramInfo},
 };
 use bitmesh_common::STATIONS_MAP;
-use bitmesh_tests::frames;
-use bitmesh_user::dataplane::OBJECT;
+use bitmesh_user::{
+    bench::{Scale, frames},
+    dataplane::OBJECT,
+};
 
 use crate::report::{Program, tail};
 
@@ -59,17 +61,19 @@ fn load_one(program: &mut Loaded) -> Result<ProgramInfo, ProgramError> {
 
 /// Times those that meter, and the empty ones beside them.
 pub fn time(programs: &mut [Program]) -> Result<String> {
-    let costs = frames::measure_by(REPEAT, ROUNDS)?;
-    ensure!(!costs.is_empty(), "no program was timed");
-    for cost in &costs {
-        let empty = if cost.program.ends_with("xdp") { "empty_xdp" } else { "empty_tc" };
-        for program in programs.iter_mut() {
-            if program.name == cost.program {
-                program.nanoseconds_a_frame = Some(cost.nanoseconds);
-            } else if program.name == empty {
-                program.nanoseconds_a_frame = Some(cost.empty);
-            }
-        }
+    let scale = Scale { rounds: ROUNDS, frames: REPEAT, stations: 0 };
+    let (_, measures) = frames(scale, Vec::new(), &|_| {})?;
+    let of = |name: &str| measures.iter().find(|measure| measure.name.ends_with(name));
+    let whole = |nanoseconds: Option<f64>| nanoseconds.map(f64::round);
+    let mut timed = 0;
+    for program in programs.iter_mut() {
+        program.nanoseconds_a_frame = match program.name.as_str() {
+            "empty_xdp" => whole(of("upload_xdp, IPv4").and_then(|measure| measure.reference)),
+            "empty_tc" => whole(of("upload_tc, IPv4").and_then(|measure| measure.reference)),
+            name => whole(of(&format!("{name}, IPv4")).and_then(|measure| measure.ours)),
+        };
+        timed += usize::from(program.nanoseconds_a_frame.is_some());
     }
-    Ok(format!("{} of them, medians of {ROUNDS} times {REPEAT} frames", costs.len()))
+    ensure!(timed > 0, "no program was timed");
+    Ok(format!("{timed} of them, medians of {ROUNDS} times {REPEAT} frames"))
 }

@@ -41,7 +41,7 @@ pub struct Program {
     /// How long loading took: verifying and compiling.
     pub load_microseconds: u64,
     /// The mean by `BPF_PROG_TEST_RUN`, of programs that are timed.
-    pub nanoseconds_a_frame: Option<u64>,
+    pub nanoseconds_a_frame: Option<f64>,
 }
 
 /// One exercise.

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use bitcoin::Amount;
-use bitmesh_tests::{frames, world::World};
+use bitmesh_tests::world::World;
+use bitmesh_user::bench::{self, Scale, figure};
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
 use crate::scene::{Freeloader, Scene, Settlement};
@@ -18,7 +19,7 @@ struct Line {
 /// What the play came to.
 pub struct Summary {
     lines: Vec<Line>,
-    facts: Vec<(&'static str, String)>,
+    facts: Vec<(String, String)>,
 }
 
 impl Summary {
@@ -92,13 +93,14 @@ impl Summary {
             line("offer read without paying", u64::from(freeloader.offer), 1, "what must be"),
         ];
         let mut facts = vec![
-            ("fee of the claim", format!("{} sat", settlement.fee.to_sat())),
-            ("octets refused", usage.refused().0.to_string()),
+            ("fee of the claim".to_owned(), format!("{} sat", settlement.fee.to_sat())),
+            ("octets refused".to_owned(), usage.refused().0.to_string()),
         ];
-        for cost in frames::measure()? {
-            let figures =
-                format!("{} ns a frame; an empty program: {} ns", cost.nanoseconds, cost.empty);
-            facts.push((cost.program, figures));
+        for measure in bench::frames(Scale::QUICK, Vec::new(), &|_| {})?.1 {
+            let of =
+                |value: Option<f64>| value.map_or_else(String::new, |v| figure(v, measure.unit));
+            let (ours, empty) = (of(measure.ours), of(measure.reference));
+            facts.push((measure.name, format!("{ours}; an empty program: {empty}")));
         }
         Ok(Self { lines, facts })
     }
@@ -124,7 +126,7 @@ impl Summary {
         }
         println!("\n{table}\n");
         for (what, figure) in &self.facts {
-            println!("   {what:<18} {figure}");
+            println!("   {what:<42} {figure}");
         }
         let good = self.lines.iter().all(|line| line.ours == line.other);
         println!("\n{}", if good { "Every figure agrees." } else { "Some figures DIFFER." });
