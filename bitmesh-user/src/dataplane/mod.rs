@@ -339,6 +339,11 @@ impl Dataplane {
         self.loaded.table.stations()
     }
 
+    /// Reads every station's counters, and returns those that changed since the last time.
+    pub fn changed(&mut self) -> Vec<(StationKey, StationUsage)> {
+        self.loaded.table.changed()
+    }
+
     /// How many stations are in the table.
     pub fn station_count(&self) -> usize {
         self.loaded.table.len()

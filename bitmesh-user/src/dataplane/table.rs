@@ -36,6 +36,17 @@ pub(super) struct Table {
     seed: u64,
     places: HashMap<StationKey, u32>,
     resting: HashMap<u32, Instant>,
+    /// Every station once more, with its counters as they were seen last. In the order of the slots
+    /// while `tidy`: the fastest way through memory.
+    seen: Vec<Seen>,
+    tidy: bool,
+}
+
+struct Seen {
+    slot: u32,
+    key: StationKey,
+    /// Of all counters; they only grow.
+    sum: u64,
 }
 
 impl Table {
@@ -51,8 +62,15 @@ impl Table {
         if !slots.is_power_of_two() {
             return None;
         }
-        let mut table =
-            Self { memory, mask: slots - 1, seed, places: HashMap::new(), resting: HashMap::new() };
+        let mut table = Self {
+            memory,
+            mask: slots - 1,
+            seed,
+            places: HashMap::new(),
+            resting: HashMap::new(),
+            seen: Vec::new(),
+            tidy: true,
+        };
         for slot in 0..slots {
             match table.load(slot, KEY) {
                 StationKey::EMPTY => {}
@@ -61,7 +79,7 @@ impl Table {
                 }
                 raw => {
                     if let Some(key) = StationKey::from_raw(raw) {
-                        table.places.insert(key, slot);
+                        table.place(key, slot);
                     }
                 }
             }
@@ -100,8 +118,15 @@ impl Table {
         self.store(slot, LIMIT, limit(bought, base_up, base_down), Ordering::Relaxed);
         self.store(slot, KEY, key.raw(), Ordering::Release);
         self.resting.remove(&slot);
-        self.places.insert(key, slot);
+        self.place(key, slot);
         Ok(())
+    }
+
+    fn place(&mut self, key: StationKey, slot: u32) {
+        self.places.insert(key, slot);
+        self.tidy &= self.seen.last().is_none_or(|last| last.slot < slot);
+        // Not what the counters say now: a station is seen to change when it is new.
+        self.seen.push(Seen { slot, key, sum: !self.sum(slot) });
     }
 
     /// Takes a station off and returns its totals. A frame that is being handled on another CPU at
@@ -111,6 +136,7 @@ impl Table {
         self.store(slot, LIMIT, 0, Ordering::Relaxed);
         self.store(slot, KEY, StationKey::REMOVED, Ordering::Release);
         self.resting.insert(slot, now);
+        self.tidy = false;
         Some(self.usage_at(slot))
     }
 
@@ -184,12 +210,35 @@ impl Table {
         self.places.get(&key).map(|&slot| self.usage_at(slot))
     }
 
-    /// Every station with what it bought and used, in the order of the slots: the fastest way
-    /// through memory.
+    /// Every station with what it bought and used, in no order.
     pub(super) fn stations(&self) -> impl Iterator<Item = (StationKey, u64, StationUsage)> {
-        (0..self.slots()).filter_map(|slot| {
-            let key = StationKey::from_raw(self.load(slot, KEY))?;
-            Some((key, self.bought_at(slot), self.usage_at(slot)))
+        self.places.iter().map(|(&key, &slot)| (key, self.bought_at(slot), self.usage_at(slot)))
+    }
+
+    /// Reads every station's counters, and returns those that changed since the last time.
+    pub(super) fn changed(&mut self) -> Vec<(StationKey, StationUsage)> {
+        let mut seen = std::mem::take(&mut self.seen);
+        if !std::mem::replace(&mut self.tidy, true) {
+            seen.retain(|seen| self.places.get(&seen.key) == Some(&seen.slot));
+            seen.sort_unstable_by_key(|seen| seen.slot);
+            seen.dedup_by_key(|seen| seen.slot);
+        }
+        let mut changed = Vec::new();
+        for Seen { slot, key, sum } in &mut seen {
+            let now = self.sum(*slot);
+            if now != *sum {
+                *sum = now;
+                changed.push((*key, self.usage_at(*slot)));
+            }
+        }
+        self.seen = seen;
+        changed
+    }
+
+    fn sum(&self, slot: u32) -> u64 {
+        [UP, DOWN].into_iter().fold(0u64, |sum, first| {
+            let octets = self.load(slot, first).wrapping_add(self.load(slot, first + 2));
+            sum.wrapping_add(octets)
         })
     }
 

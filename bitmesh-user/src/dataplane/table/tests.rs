@@ -79,6 +79,7 @@ proptest! {
         let mut table = table(SLOTS);
         let mut now = Instant::now();
         let mut model: HashMap<StationKey, (u64, StationUsage)> = HashMap::new();
+        let mut seen: HashMap<StationKey, StationUsage> = HashMap::new();
         for event in events {
             match event {
                 Event::Insert { station, used: octets, bought } => {
@@ -126,10 +127,20 @@ proptest! {
                     });
                     prop_assert_eq!(passed, expected);
                 }
-                Event::Restart => table = Table::new(table.memory, SEED, now).unwrap(),
+                Event::Restart => {
+                    table = Table::new(table.memory, SEED, now).unwrap();
+                    seen.clear();
+                }
                 Event::Wait => now += QUARANTINE,
             }
             prop_assert_eq!(table.len(), model.len());
+            for (key, usage) in table.changed() {
+                prop_assert_ne!(seen.insert(key, usage), Some(usage), "nothing changed");
+            }
+            seen.retain(|key, _| model.contains_key(key));
+            for (key, (_, usage)) in &model {
+                prop_assert_eq!(seen.get(key), Some(usage), "a change that was not seen");
+            }
             for (key, bought, usage) in table.stations() {
                 prop_assert_eq!(model.get(&key), Some(&(bought, usage)));
             }

@@ -459,11 +459,8 @@ impl<'a> Session<'a> {
     }
 
     fn read_usage(&mut self, out: &mut Batch<ProviderEvent, Action>) {
-        let readings = self
-            .dataplane
-            .stations()
-            .map(|(key, _, used)| (Station::from(key), usage_of(&used)))
-            .collect();
+        let changed = self.dataplane.changed().into_iter();
+        let readings = changed.map(|(key, used)| (Station::from(key), usage_of(&used))).collect();
         self.controller.handle(Input::Usage(readings), out);
     }
 
