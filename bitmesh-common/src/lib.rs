@@ -27,7 +27,9 @@ pub use key::{Mac, StationKey};
 pub use observed::{Observed, ObserverConfig};
 pub use probe::{PROBE_LIMIT, Probe};
 pub use rate::{OCTETS_PER_SECOND_MAX, Pace, Rate, STRIDE_NANOS};
-pub use slot::{BOUND, Base, Counts, EXPIRES, Lease, RATED, STRICT, StationSlot, Usage, credit};
+pub use slot::{
+    BOUND, Base, Counts, EXPIRES, Lease, RATED, SMALLEST_PACKET, STRICT, StationSlot, Usage, credit,
+};
 
 /// Version of everything in this crate that is seen by both sides. It is part of the pins' path:
 /// a controller never takes over a table whose layout it does not know.

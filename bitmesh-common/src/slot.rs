@@ -66,7 +66,8 @@ pub struct Usage {
     pub anchor_octets: u64,
     /// The limit for which low credit was told last.
     pub told_low: u64,
-    /// The limit for which spent credit was told last.
+    /// The limit for which spent credit was told last, or its complement once less than the smallest
+    /// packet is left of it: then no other line has to be read to refuse a frame.
     pub told_spent: u64,
 }
 
@@ -94,6 +95,9 @@ pub struct StationSlot {
     /// Userspace's bookkeeping.
     pub base: Base,
 }
+
+/// Octets of the smallest IP packet: with less credit, nothing passes.
+pub const SMALLEST_PACKET: i64 = 20;
 
 const CACHE_LINE: usize = 64;
 const _: () = assert!(size_of::<StationSlot>() == 4 * CACHE_LINE);

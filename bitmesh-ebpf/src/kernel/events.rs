@@ -2,7 +2,9 @@
 
 use core::ptr::addr_of_mut;
 
-use bitmesh_common::{Cause, Event, EventKind, NEWCOMERS, StationKey, StationSlot};
+use bitmesh_common::{
+    Cause, Event, EventKind, NEWCOMERS, SMALLEST_PACKET, StationKey, StationSlot,
+};
 
 use super::{
     clock, free,
@@ -29,16 +31,21 @@ pub fn low_credit(slot: *mut StationSlot, left: i64, port: u32, direction: Direc
 /// The station's credit or time is over: told once for each limit and direction.
 #[inline(never)]
 pub fn spent(slot: *mut StationSlot, port: u32, direction: Direction) {
+    let left = meter::left(slot);
     // SAFETY: the pointer is to a value of the table; the fields are aligned words.
     unsafe {
         let told = addr_of_mut!((*meter::usage(slot, direction)).told_spent);
         let limit = addr_of_mut!((*slot).lease.limit).read_volatile();
-        if told.read_volatile() == limit {
-            return;
+        let before = told.read_volatile();
+        if left < SMALLEST_PACKET {
+            told.write_volatile(!limit);
+        } else if before != limit {
+            told.write_volatile(limit);
         }
-        told.write_volatile(limit);
-        let key = addr_of_mut!((*slot).lease.key).read_volatile();
-        tell(EventKind::Spent, key, meter::left(slot).cast_unsigned(), port);
+        if before != limit && before != !limit {
+            let key = addr_of_mut!((*slot).lease.key).read_volatile();
+            tell(EventKind::Spent, key, left.cast_unsigned(), port);
+        }
     }
 }
 

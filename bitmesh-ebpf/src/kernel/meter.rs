@@ -77,11 +77,21 @@ fn bill(frame: &Frame, whom: u64, octets: u64, place: Place, edge: &EdgeConfig) 
             return refused_by_terms(slot, refused, place);
         }
     }
+    let usage = usage(slot, place.direction);
+    // SAFETY: as above.
+    let (limit, told) = unsafe {
+        (
+            addr_of_mut!((*slot).lease.limit).read_volatile(),
+            addr_of_mut!((*usage).told_spent).read_volatile(),
+        )
+    };
+    if told == !limit {
+        return refuse_spent(usage, octets);
+    }
     let left = left(slot).wrapping_sub(octets.cast_signed());
     if left < 0 {
         return spent(slot, octets, place.port, place.direction);
     }
-    let usage = usage(slot, place.direction);
     // SAFETY: the pointer is to a value of the table.
     unsafe {
         add(addr_of_mut!((*usage).counts.octets), octets);
@@ -116,13 +126,17 @@ fn refused_by_terms(slot: *mut StationSlot, refused: u32, place: Place) -> Verdi
 
 #[inline(never)]
 fn spent(slot: *mut StationSlot, octets: u64, port: u32, direction: Direction) -> Verdict {
-    let usage = usage(slot, direction);
+    events::spent(slot, port, direction);
+    refuse_spent(usage(slot, direction), octets)
+}
+
+#[inline(always)]
+fn refuse_spent(usage: *mut Usage, octets: u64) -> Verdict {
     // SAFETY: the pointer is to a value of the table.
     unsafe {
         add(addr_of_mut!((*usage).counts.refused_octets), octets);
         add(addr_of_mut!((*usage).counts.refused_frames), 1);
     }
-    events::spent(slot, port, direction);
     refuse(Cause::Spent)
 }
 
