@@ -1,28 +1,12 @@
 //! Why a frame that was not billed passed or was dropped.
 
-macro_rules! causes {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
-        /// Why a frame that was not billed passed or was dropped; the index of its counter.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u32)]
-        pub enum Cause { $($(#[$doc])* $name,)+ }
+use crate::counted::counted;
 
-        impl Cause {
-            /// Every cause, in the order of the counters.
-            pub const ALL: [Self; CAUSES] = [$(Self::$name,)+];
-
-            /// A name for counters: lower case, words joined by `_`.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text,)+ }
-            }
-        }
-
-        /// How many causes there are.
-        pub const CAUSES: usize = [$($text,)+].len();
-    };
-}
-
-causes! {
+counted! {
+    /// Why a frame that was not billed passed or was dropped; the index of its counter.
+    Cause,
+    /// How many causes there are.
+    CAUSES:
     /// Passed: ARP, in either direction.
     Arp = "arp",
     /// Passed: EAP over LAN (IEEE 802.1X).

@@ -1,29 +1,13 @@
 //! What the kernel tells userspace at once. A lost event costs latency, never money: every one of
 //! them can also be seen in the table.
 
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)+) => {
-        /// What happened; the index of its counter of lost events.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u32)]
-        pub enum EventKind { $($(#[$doc])* $name,)+ }
+use crate::counted::counted;
 
-        impl EventKind {
-            /// Every kind, in the order of the counters.
-            pub const ALL: [Self; EVENT_KINDS] = [$(Self::$name,)+];
-
-            /// A name for counters: lower case, words joined by `_`.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text,)+ }
-            }
-        }
-
-        /// How many kinds there are.
-        pub const EVENT_KINDS: usize = [$($text,)+].len();
-    };
-}
-
-kinds! {
+counted! {
+    /// What happened; the index of its counter of lost events.
+    EventKind,
+    /// How many kinds there are.
+    EVENT_KINDS:
     /// A station's credit is below [`crate::Lease::low`].
     LowCredit = "low_credit",
     /// A frame was dropped because the station's credit did not cover it, or its time is over.

@@ -7,6 +7,7 @@
 #![allow(clippy::inline_always, reason = "the verifier follows no call that it need not follow")]
 
 mod cause;
+mod counted;
 mod edge;
 mod event;
 mod generator;

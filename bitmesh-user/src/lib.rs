@@ -11,4 +11,5 @@ pub mod gateway;
 pub mod guard;
 pub mod runloop;
 pub mod store;
+mod terminal;
 pub mod wallet;

@@ -1,8 +1,14 @@
 //! Octets billed are octets on the wire: faults D3 to D6, D10 and D20, and leases that end. Real
 //! packets through the real programs on veth ports, counted by nftables on the far side. As root.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that can't go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test that can't go on fails"
+)]
 
 use std::{
+    collections::HashMap,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -18,7 +24,7 @@ use bitmesh_tests::{
     },
     traffic::{Direction, Server, transfer},
 };
-use bitmesh_user::dataplane::{Cause, Terms, UploadHook};
+use bitmesh_user::dataplane::{Cause, Mac, StationKey, StationUsage, Terms, UploadHook};
 
 const VLAN: u16 = 0x8100;
 const SERVICE_VLAN: u16 = 0x88a8;
@@ -345,5 +351,73 @@ fn a_speed_that_was_sold_is_kept_within_two_percent_in_both_directions() -> Resu
         }
         assert!(edge.cause(Cause::TooFast)? > 1_000);
     }
+    Ok(())
+}
+
+#[test]
+fn stations_that_come_and_go_while_frames_flow_lose_and_invent_nothing() -> Result<()> {
+    const STATIONS: u32 = 64;
+    const FRAME: u64 = 128;
+    const ROUNDS: u32 = 6_000;
+    let topology = Topology::edge()?;
+    count(&topology)?;
+    let mut edge = Edge::open(&topology, |options| {
+        (options.upload_hook, options.table_slots) = (UploadHook::XdpNative, 1 << 21);
+    })?;
+    let gateway = topology.edge.mac(LAN)?;
+    let key = |n: u32| StationKey::new(Mac::from_parts(0x0277, n), 0).unwrap();
+    let frame = |n: u32| {
+        let packet = udp([10, 77, 0, 2], [10, 78, 0, 2], (9, 9), 100);
+        ethernet(gateway, key(n).mac().octets(), &[], IPV4, &packet)
+    };
+    let frames: Vec<_> = (0..STATIONS).map(frame).collect();
+    let done = AtomicBool::new(false);
+    // What a plain map would have: octets bought and used in a station's life.
+    let mut model: HashMap<u32, (u64, StationUsage)> = HashMap::new();
+    let (mut inserts, mut removals) = (0, 0);
+    std::thread::scope(|scope| -> Result<()> {
+        for half in [0, STATIONS / 2] {
+            let raw = Raw::open(&topology.subscriber, UPLINK)?;
+            let (frames, done) = (&frames, &done);
+            scope.spawn(move || {
+                let own = half..half + STATIONS / 2;
+                while !done.load(Ordering::Relaxed) {
+                    own.clone().for_each(|n| raw.send(&frames[n as usize]).unwrap());
+                }
+            });
+        }
+        let mut chance = 0x5eed_u64;
+        for _ in 0..ROUNDS {
+            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let n = u32::try_from(chance >> 40)? % STATIONS;
+            let known = edge.dataplane()?.usage(key(n)).is_some();
+            let (bought, used) = model.entry(n).or_default();
+            *bought += FRAME * (chance >> 33 & 0xf);
+            if !known {
+                // A slot may still rest; then the station stays outside for now.
+                inserts += u32::from(edge.dataplane()?.insert(key(n), *used, *bought).is_ok());
+            } else if (chance >> 37).is_multiple_of(4) {
+                // No frame is in hand any more when the counters are read.
+                edge.dataplane()?.set_limit(key(n), 0)?;
+                std::thread::sleep(Duration::from_micros(200));
+                *used = edge.dataplane()?.remove(key(n)).unwrap();
+                removals += 1;
+            } else {
+                edge.dataplane()?.set_bought(key(n), *bought)?;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        Ok(())
+    })?;
+    std::thread::sleep(Duration::from_millis(300));
+    let mut billed = 0;
+    for (n, (bought, used)) in &model {
+        let now = edge.dataplane()?.usage(key(*n)).unwrap_or(*used);
+        assert!(now.octets() <= bought + FRAME, "station {n} used {now:?} of {bought}");
+        billed += now.up.octets;
+    }
+    assert!(inserts > 100 && removals > 100, "{inserts} inserts, {removals} removals");
+    assert!(billed > 100_000, "{billed} octets");
+    assert_eq!(billed, counters::read(&topology.internet)?.received, "billed and arrived");
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! How the credit of one account is leased out to its stations: the kernel knows stations only.
 //!
-//! All credit is always leased out, the busy stations having most of it, so that a payment serves
-//! as much as it can between two looks at the counters. What one station holds and another needs is
+//! All credit is always leased out: to each what it is likely to need, and where that is more than
+//! there is, the same to all who need more. So a payment serves as much as it can between two looks
+//! at the counters, and a station that begins is not crowded out by one that is busy. What one station holds and another needs is
 //! reclaimed: its limit is lowered, its counter is read after that, and only what is then left is
 //! given on. At any time the limits that the kernel may honour add up to no more than what was
 //! bought, whatever order readings come in: a late one changes nothing, a counter only grows.
@@ -24,6 +25,9 @@ const CRUMB_OCTETS: u64 = 4 << 10;
 const FLOOR_OCTETS: u64 = 64 << 10;
 /// Most that refused octets count as a wish, for each look at the counters: a flood gets no more.
 const WISH_OCTETS: u64 = 64 << 10;
+/// How many times what it used lately a station may need until the next look: a connection that
+/// begins doubles with each round trip, and one that is refused rests for longer than a look.
+const HEADROOM: u64 = 4;
 /// Of what a station used, what still counts at the next look: the rest is of no use to a guess.
 const MEMORY_DIVISOR: u64 = 4;
 
@@ -275,19 +279,31 @@ impl Leases {
         if credit / of(busy) < CRUMB_OCTETS && taking.len() > 1 {
             return self.crumbs(credit);
         }
-        // First a little for everyone, more for who is busy; the rest by what each used lately.
         let idle_floor = FLOOR_OCTETS.min(credit / (8 * all));
         let busy_floor = FLOOR_OCTETS.min(credit / (2 * of(busy)));
-        let floor = |holding: &Holding| if holding.demand() > 0 { busy_floor } else { idle_floor };
-        let floors: u64 = taking.iter().map(|(_, holding)| floor(holding)).sum();
-        let weight = |holding: &Holding| if busy > 0 { holding.demand() } else { 1 };
-        let mut share = Share::of(
-            credit.saturating_sub(floors),
-            taking.iter().map(|(_, holding)| weight(holding)),
-        );
-        taking
+        let need = |holding: &Holding| match holding.demand() {
+            0 => idle_floor,
+            demand => busy_floor.saturating_add(demand.saturating_mul(HEADROOM)),
+        };
+        let mut needs: Vec<_> =
+            taking.iter().map(|(station, holding)| (**station, need(holding).max(1))).collect();
+        let sum = needs.iter().fold(0u64, |sum, (_, need)| sum.saturating_add(*need));
+        if let Some(more) = credit.checked_sub(sum) {
+            let mut share = Share::of(more, needs.iter().map(|(_, need)| *need));
+            return needs.into_iter().map(|(s, need)| (s, need + share.next(need))).collect();
+        }
+        // Not enough: who needs little gets it, the others the same each (max-min fairness).
+        needs.sort_by_key(|(_, need)| *need);
+        let mut left = credit;
+        let waiting = (1..=all).rev();
+        needs
             .into_iter()
-            .map(|(station, holding)| (*station, floor(holding) + share.next(weight(holding))))
+            .zip(waiting)
+            .map(|((station, need), waiting)| {
+                let target = need.min(left / waiting);
+                left -= target;
+                (station, target)
+            })
             .collect()
     }
 

@@ -1,16 +1,21 @@
 //! Measures as a table for a terminal.
 
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, Color};
 
 use super::Measure;
+use crate::terminal;
 
 /// Columns: what, ours, reference, ratio with its spread, target, whether it is met.
 pub fn table(measures: &[Measure]) -> String {
-    let mut table = Table::new();
-    table
-        .load_preset(presets::UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(["measure", "ours", "against", "theirs", "ratio (min..max)", "target", ""]);
+    let mut table = terminal::table(&[
+        "measure",
+        "ours",
+        "against",
+        "theirs",
+        "ratio (min..max)",
+        "target",
+        "",
+    ]);
     for column in [1, 3, 4, 5] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);

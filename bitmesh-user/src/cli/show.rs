@@ -15,16 +15,8 @@ use crate::{
     api::ShareCode,
     bench::grouped,
     runloop::status::{GuardStatus, ProviderStatus, Status, SubscriberStatus, WalletStatus},
+    terminal::table,
 };
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_preset(presets::UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(header);
-    table
-}
 
 /// Two columns without lines between them.
 fn facts(rows: &[(&str, String)]) -> String {

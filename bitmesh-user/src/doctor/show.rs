@@ -1,8 +1,7 @@
 //! The report as tables for a terminal.
 
-use comfy_table::{ContentArrangement, Table, presets};
-
 use super::finding::{Finding, Level, Report};
+use crate::terminal::table;
 
 /// Checks, then ports with their hooks, then the sum.
 pub(super) fn report(report: &Report) -> String {
@@ -34,15 +33,6 @@ pub(super) fn report(report: &Report) -> String {
         return format!("{checks}\n\n{sum}");
     }
     format!("{checks}\n\n{ports}\n\n{sum}")
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_preset(presets::UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(header);
-    table
 }
 
 fn symbol(level: Level) -> &'static str {

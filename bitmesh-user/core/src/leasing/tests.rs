@@ -386,7 +386,30 @@ fn the_busy_one_has_nearly_all_and_the_idle_one_enough_to_begin() {
         assert!(leases.held(station(1)) > Octets(12_500_000), "{:?}", leases.held(station(1)));
         assert!(leases.held(station(2)) >= Octets(FLOOR_OCTETS), "{:?}", leases.held(station(2)));
     }
-    assert_eq!(leases.held(station(2)), Octets(FLOOR_OCTETS));
+    assert!(leases.held(station(2)) < Octets(2 * FLOOR_OCTETS), "{:?}", leases.held(station(2)));
+}
+
+#[test]
+fn who_begins_beside_a_busy_one_is_not_crowded_out() {
+    let mut leases = Leases::default();
+    for n in [1, 2, 3] {
+        leases.join(station(n), Octets(0), Octets(0), Octets(0));
+    }
+    // The first could use all there is, the second a fifth of that; the third is idle.
+    leases.read(station(1), Octets(1_000_000), Octets(0));
+    leases.read(station(2), Octets(200_000), Octets(0));
+    let credit = 900_000;
+    let targets = leases.targets(credit);
+    assert_eq!(targets.values().sum::<u64>(), credit);
+    let of = |n| targets[&station(n)];
+    assert!(of(1) == of(2) || of(1) == of(2) + 1, "{targets:?}");
+    assert!(of(3) > 0 && of(3) <= FLOOR_OCTETS, "{targets:?}");
+    // With enough for both, each has room to grow fourfold, and the rest goes by need.
+    let targets = leases.targets(9_000_000);
+    assert_eq!(targets.values().sum::<u64>(), 9_000_000);
+    let of = |n| targets[&station(n)];
+    assert!(of(2) > HEADROOM * 200_000 && of(1) > HEADROOM * 1_000_000, "{targets:?}");
+    assert!(of(1) > of(2) && of(2) > of(3), "{targets:?}");
 }
 
 #[test]

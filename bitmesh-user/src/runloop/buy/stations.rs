@@ -1,6 +1,8 @@
 //! Whose credit it is: this machine's, under whatever MAC it has now, and that of others that it
 //! shares with.
 
+use std::time::Instant;
+
 use anyhow::{Context as _, Result, anyhow};
 use axum::http::StatusCode;
 use bitmesh_core::{
@@ -142,6 +144,8 @@ impl Session {
                     return failed("store", error.to_string(), "free some disk space");
                 }
                 self.membership.sharing = true;
+                // What others use is asked for from now on, and not at the end of a longer rest.
+                self.account_due = Instant::now();
                 self.signed(id, None, false, Some(expires_at))
             }
             ShareChange::Remove(station) => self.signed(id, Some(station), true, None),

@@ -1,6 +1,7 @@
 //! The provider's loop: what comes in is handed to the controller in batches; what comes out is
 //! stored, then done.
 
+mod act;
 mod answer;
 mod claim;
 mod edge;
@@ -19,31 +20,29 @@ use bitcoin::FeeRate;
 use bitmesh_core::{
     bitcoin,
     channel::{Batch, ProviderChannel, ProviderEvent},
-    controller::{Action, Answer, Controller, DueClaim, Input, Refusal, RequestId, StationsAsk},
-    ledger::{Counts, Usage},
+    controller::{Action, Controller, DueClaim, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
-    station::Station,
-    units::Octets,
 };
 use tokio::{
     sync::{mpsc, oneshot},
     task::{AbortHandle, JoinSet},
     time::{Interval, MissedTickBehavior, interval},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 pub use self::start::{Ready, prepare};
 use self::{
-    edge::{edge_addresses, make_room, reconcile, usage_of},
+    act::Done,
+    edge::{edge_addresses, reconcile},
     guarding::Guarding,
     told::Told,
 };
 use super::{Foundation, now, stop_signal};
 use crate::{
-    api::{ApiError, Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin, value},
+    api::{Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin},
     chain::ChainEvent,
     config::{NodeLogin, SellConfig},
-    dataplane::{self, Dataplane, DataplaneError, StationKey, StationUsage},
+    dataplane::{self, Dataplane},
     gateway::{Gateway, Interface},
     guard::Guard,
     store::{StoreError, StoreRole},
@@ -110,15 +109,6 @@ pub fn detach(instance: Option<&str>) -> Result<()> {
 /// What tasks that had to wait hand back to the loop.
 enum Internal {
     FeeRate(Vec<DueClaim>, FeeRate),
-}
-
-/// What came of the actions of a batch.
-#[derive(Default)]
-struct Done {
-    /// Stations that the kernel has no room for.
-    refused: BTreeSet<Station>,
-    /// Stations whose limits were lowered.
-    reclaimed: Vec<Station>,
 }
 
 struct Session<'a> {
@@ -299,95 +289,6 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Limits were lowered: what was used until then is read, of all that share the credit.
-    fn tell_reclaimed(&mut self, stations: Vec<Station>) -> Batch<ProviderEvent, Action> {
-        let mut out = Batch::default();
-        if !stations.is_empty() {
-            let company: BTreeSet<_> =
-                stations.iter().flat_map(|station| self.controller.company(*station)).collect();
-            let readings = company.into_iter().filter_map(|station| {
-                Some((station, usage_of(&self.dataplane.usage(station.key())?)))
-            });
-            let readings = readings.collect();
-            self.controller.handle(Input::Reclaimed { stations, readings }, &mut out);
-        }
-        out
-    }
-
-    fn perform(&mut self, action: Action, done: &mut Done) {
-        match action {
-            Action::Reclaim { station, limit } => {
-                // One that is not in the table holds nothing.
-                if let Err(error) = self.dataplane.set_limit(station.key(), limit.0) {
-                    debug!("{station} had no lease to reclaim: {error}");
-                }
-                done.reclaimed.push(station);
-            }
-            Action::Grant { station, limit, usage, low } => {
-                let key = station.key();
-                let granted = self.grant(station, limit, usage);
-                if let Err(error) = granted.and_then(|()| self.dataplane.set_low(key, low.0)) {
-                    warn!("{station} can't use what it bought yet: {error}");
-                    done.refused.insert(station);
-                    let failed = Input::GrantFailed(station);
-                    let mut none = Batch::default();
-                    self.controller.handle(failed, &mut none);
-                    debug_assert!(none.entries().is_empty(), "a failed grant stores nothing");
-                }
-            }
-            Action::Reply(request, answer) => {
-                let Some(reply) = self.pending.remove(&request) else { return };
-                let answer = match answer {
-                    Ok(Answer::Payment(paid)) if done.refused.contains(&paid.account.station) => {
-                        Err(Refusal::TableFull.into())
-                    }
-                    Ok(Answer::Payment(paid)) => Ok(value(paid)),
-                    Ok(Answer::Channel(report)) => Ok(value(report)),
-                    Ok(Answer::Account(report)) => Ok(value(report)),
-                    Err(refusal) => Err(ApiError::from(refusal)),
-                };
-                // Who asked may have gone; what was stored stays.
-                let _ = reply.send(answer);
-            }
-            Action::Claim(due) => {
-                let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
-                self.tasks.spawn(async move {
-                    let rate = super::fee_rate(source.as_ref()).await;
-                    let _ = internal.send(Internal::FeeRate(due, rate)).await;
-                });
-            }
-            Action::Broadcast(tx) => {
-                let source = self.foundation.source.clone();
-                self.tasks.spawn(async move { super::broadcast(source.as_ref(), tx).await });
-            }
-        }
-    }
-
-    fn grant(
-        &mut self,
-        station: Station,
-        limit: Octets,
-        usage: Usage,
-    ) -> Result<(), DataplaneError> {
-        let key = station.key();
-        if self.dataplane.usage(key).is_some() {
-            return self.dataplane.set_bought(key, limit.0);
-        }
-        let counts = |counts: Counts| dataplane::Counts {
-            octets: counts.octets.0,
-            frames: counts.frames,
-            refused_octets: counts.refused_octets.0,
-            refused_frames: counts.refused_frames,
-        };
-        let used = StationUsage { up: counts(usage.up), down: counts(usage.down) };
-        let inserted = self.dataplane.insert(key, used, limit.0);
-        if matches!(inserted, Err(DataplaneError::TableFull { .. })) {
-            self.crowded = true;
-        }
-        inserted?;
-        self.dataplane.set_terms(key, &self.config.terms_of(self.told.port(key)))
-    }
-
     fn take(&mut self, envelope: Envelope, out: &mut Batch<ProviderEvent, Action>) {
         let request = RequestId(self.next_request);
         let input = match envelope.ask {
@@ -438,30 +339,6 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Has stations that spent all leave the full table. Their slots can be used after a rest; the
-    /// grants that found no place are tried again at the next checkpoint.
-    fn make_room(&mut self, out: &mut Batch<ProviderEvent, Action>) {
-        let left = make_room(&self.controller, self.dataplane);
-        if left.is_empty() {
-            return warn!("the station table is full of stations with credit: --table-slots");
-        }
-        info!("the station table was full; {} that had spent all left it", left.len());
-        self.controller.handle(Input::Usage(left), out);
-    }
-
-    fn read_one(&mut self, key: StationKey, out: &mut Batch<ProviderEvent, Action>) {
-        if let Some(used) = self.dataplane.usage(key) {
-            let reading = Input::Reading(Station::from(key), usage_of(&used));
-            self.controller.handle(reading, out);
-        }
-    }
-
-    fn read_usage(&mut self, out: &mut Batch<ProviderEvent, Action>) {
-        let changed = self.dataplane.changed().into_iter();
-        let readings = changed.map(|(key, used)| (Station::from(key), usage_of(&used))).collect();
-        self.controller.handle(Input::Usage(readings), out);
     }
 
     async fn read_addresses(&mut self) {

@@ -1,0 +1,287 @@
+//! Settings: flags, and a TOML file with the same names. A flag wins over the file.
+
+mod buy;
+mod sell;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use bitcoin::Network;
+use bitmesh_core::bitcoin;
+use clap::Args;
+use figment::{
+    Figment,
+    providers::{Format as _, Serialized, Toml},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::guard::{self, Cookies};
+
+pub use self::{
+    buy::{BuyArgs, BuyConfig},
+    sell::{BindArg, SellArgs, SellConfig, UploadHookArg},
+};
+
+/// Port of the payment API unless another is set.
+pub const API_PORT: u16 = 8_434;
+/// Longest name of an instance.
+const INSTANCE_MAX: usize = 32;
+
+/// Where data and the Bitcoin node are; the same for both roles.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CommonArgs {
+    /// TOML file with the same names as these flags, underscores for dashes
+    #[arg(long, value_name = "FILE", global = false)]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Where keys, channels and the ledger are kept
+    /// [default: /var/lib/bitmesh/sell or /var/lib/bitmesh/buy]
+    #[arg(long, value_name = "DIR", env = "BITMESH_DATA_DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// Chain that channels are funded on: bitcoin, signet, testnet4 or regtest [default: bitcoin]
+    #[arg(long, env = "BITMESH_NETWORK")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// RPC address of your Bitcoin Core or Knots node
+    /// [default: <http://127.0.0.1> and the network's port]
+    #[arg(long, value_name = "URL", env = "BITMESH_NODE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The node's cookie file [default: ~/.bitcoin, in the network's folder]
+    #[arg(long, value_name = "FILE", env = "BITMESH_NODE_COOKIE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_cookie: Option<PathBuf>,
+    /// User for the node, instead of the cookie
+    #[arg(long, value_name = "NAME", env = "BITMESH_NODE_USER", requires = "node_password")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_user: Option<String>,
+    /// Password for the node; better in the environment than on the command line
+    #[arg(long, value_name = "PASSWORD", env = "BITMESH_NODE_PASSWORD", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_password: Option<String>,
+}
+
+/// How to log in to the node.
+#[derive(Clone)]
+pub enum NodeLogin {
+    /// With the file that the node writes at each start.
+    Cookie(PathBuf),
+    /// With the same file, read by the guard: the daemon may not.
+    Guarded {
+        /// The file.
+        path: PathBuf,
+        /// Who reads it.
+        cookies: Cookies,
+    },
+    /// With a name and a password.
+    Password {
+        /// The name.
+        user: String,
+        /// The password.
+        password: String,
+    },
+}
+
+/// What both roles know once flags and file are read.
+#[derive(Clone)]
+pub struct Common {
+    /// Exists, and only its owner can enter.
+    pub data_dir: PathBuf,
+    /// The chain.
+    pub network: Network,
+    /// The node's RPC.
+    pub node: String,
+    /// The way in.
+    pub node_login: NodeLogin,
+}
+
+impl CommonArgs {
+    fn resolve(self, role: &str) -> Result<Common> {
+        let network = self.network.unwrap_or(Network::Bitcoin);
+        let data_dir = self.data_dir.unwrap_or_else(|| default_data_dir(role));
+        make_private(&data_dir)?;
+        let (port, folder) = match network {
+            Network::Bitcoin => (8_332, ""),
+            Network::Testnet => (18_332, "testnet3"),
+            Network::Testnet4 => (48_332, "testnet4"),
+            Network::Signet => (38_332, "signet"),
+            Network::Regtest => (18_443, "regtest"),
+        };
+        let node = self.node.unwrap_or_else(|| format!("http://127.0.0.1:{port}"));
+        let node_login = match (self.node_user, self.node_password) {
+            (Some(user), Some(password)) => NodeLogin::Password { user, password },
+            (Some(_), None) => {
+                bail!("a node_user needs a node_password; set BITMESH_NODE_PASSWORD")
+            }
+            _ => NodeLogin::Cookie(
+                self.node_cookie
+                    .unwrap_or_else(|| home().join(".bitcoin").join(folder).join(".cookie")),
+            ),
+        };
+        Ok(Common { data_dir, network, node, node_login })
+    }
+}
+
+/// A name that can be a folder's.
+fn instance(named: Option<String>, default: &str) -> Result<String> {
+    let name = named.unwrap_or_else(|| default.into());
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > INSTANCE_MAX || !name.chars().all(plain) {
+        bail!("--instance takes 1 to {INSTANCE_MAX} letters, digits, - and _");
+    }
+    Ok(name)
+}
+
+/// The file below, the flags above.
+fn merge<T: Serialize + DeserializeOwned>(file: Option<&Path>, flags: T) -> Result<T> {
+    let mut figment = Figment::new();
+    if let Some(path) = file {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("reading {}: does it exist?", path.display()))?;
+        check_names(&text).with_context(|| path.display().to_string())?;
+        figment = figment.merge(Toml::string(&text));
+    }
+    figment
+        .merge(Serialized::defaults(flags))
+        .extract()
+        .context("the configuration: every name is a flag of the same command, with _ for -")
+}
+
+/// A name that no flag has is a mistake: serde can't refuse it behind `flatten`.
+fn check_names(text: &str) -> Result<()> {
+    let table: toml::Table = text.parse()?;
+    for name in table.keys() {
+        let known = KNOWN.contains(&name.as_str());
+        if !known {
+            bail!("there is no setting {name}; `--help` lists them, with - for _");
+        }
+    }
+    Ok(())
+}
+
+const KNOWN: &[&str] = &[
+    "api_port",
+    "bind",
+    "budget",
+    "capacity",
+    "capacity_max",
+    "capacity_min",
+    "confirmations",
+    "data_dir",
+    "instance",
+    "isolate",
+    "lan",
+    "lifetime",
+    "network",
+    "node",
+    "node_cookie",
+    "node_password",
+    "node_user",
+    "price",
+    "price_max",
+    "provider",
+    "service_vlan",
+    "speed_down",
+    "speed_up",
+    "table_slots",
+    "tick_max",
+    "upload_hook",
+    "user",
+    "wan",
+];
+
+fn home() -> PathBuf {
+    std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from)
+}
+
+/// Where a role keeps its data unless told otherwise: the system's place for root, the user's else.
+pub fn default_data_dir(role: &str) -> PathBuf {
+    let base = if rustix::process::geteuid().is_root() {
+        PathBuf::from("/var/lib")
+    } else {
+        std::env::var_os("XDG_DATA_HOME").map_or_else(|| home().join(".local/share"), PathBuf::from)
+    };
+    base.join("bitmesh").join(role)
+}
+
+fn make_private(directory: &Path) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    guard::check_directory(directory).context("--data-dir")?;
+    // Those above it are only passed through, by whoever the daemon becomes.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(directory)
+        .with_context(|| format!("making {}; choose another --data-dir", directory.display()))?;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("{} belongs to somebody else", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use bitmesh_core::pricing::Schedule;
+
+    use super::*;
+
+    fn sell(directory: &Path, toml: &str, flags: SellArgs) -> Result<SellConfig> {
+        let file = directory.join("bitmesh.toml");
+        std::fs::write(&file, toml).unwrap();
+        let data_dir = flags.common.data_dir.clone().or(Some(directory.join("data")));
+        let common = CommonArgs { config: Some(file), data_dir, ..flags.common };
+        SellArgs { common, ..flags }.resolve()
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let directory = tempfile::tempdir().unwrap();
+        let flags = SellArgs { price: Some(7), ..SellArgs::default() };
+        let toml = "lan = [\"eth1\"]\nprice = 5\nconfirmations = 3\nnetwork = \"regtest\"\n";
+        let config = sell(directory.path(), toml, flags).unwrap();
+        assert_eq!(config.schedule, Schedule::flat(7));
+        assert_eq!(config.terms.confirmations, 3);
+        assert_eq!(config.lan, ["eth1"]);
+        assert_eq!(config.api_port, API_PORT);
+        assert_eq!(config.common.node, "http://127.0.0.1:18443");
+        let mode = std::fs::metadata(config.common.data_dir).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_configuration_is_said() {
+        let directory = tempfile::tempdir().unwrap();
+        for (toml, told) in [
+            ("", "--lan is missing"),
+            ("lan = [\"a\"]\nwan = \"a\"\n", "same port"),
+            ("lan = [\"a\"]\nprice = 0\n", "--price"),
+            ("lan = [\"a\"]\nprcie = 1\n", "no setting prcie"),
+            ("lan = 5\n", "lan"),
+            ("lan = [\"a\"", "bitmesh.toml"),
+            ("lan = [\"a\"]\ninstance = \"../x\"\n", "--instance"),
+            ("lan = [\"a\"]\nnetwork = \"moon\"\n", "moon"),
+            ("lan = [\"a\"]\nnode_user = \"x\"\n", "node_password"),
+        ] {
+            let error = sell(directory.path(), toml, SellArgs::default()).err().unwrap();
+            let error = format!("{error:#}");
+            assert!(error.contains(told), "{toml:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_name_in_the_list_is_a_flag() {
+        let flags = |command: clap::Command| -> Vec<String> {
+            command.get_arguments().map(|arg| arg.get_id().to_string()).collect()
+        };
+        let sell = flags(SellArgs::augment_args(clap::Command::new("sell")));
+        let buy = flags(BuyArgs::augment_args(clap::Command::new("buy")));
+        for name in KNOWN {
+            assert!(sell.iter().chain(&buy).any(|flag| flag == name), "{name}");
+        }
+        for flag in sell.iter().chain(&buy) {
+            let listed = KNOWN.contains(&flag.as_str());
+            assert!(listed || flag == "config" || flag == "detach", "{flag}");
+        }
+    }
+}

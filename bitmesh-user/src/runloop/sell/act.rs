@@ -1,0 +1,150 @@
+//! What the controller decided, done: limits raised and lowered, answers sent, transactions handed
+//! on; and what the kernel counted, read.
+
+use std::collections::BTreeSet;
+
+use bitmesh_core::{
+    channel::{Batch, ProviderEvent},
+    controller::{Action, Answer, Input, Refusal},
+    ledger::{Counts, Usage},
+    station::Station,
+    units::Octets,
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    super::{broadcast, fee_rate},
+    Internal, Session,
+    edge::{make_room, usage_of},
+};
+use crate::{
+    api::{ApiError, value},
+    dataplane::{self, DataplaneError, StationKey, StationUsage},
+};
+
+/// What came of the actions of a batch.
+#[derive(Default)]
+pub(super) struct Done {
+    /// Stations that the kernel has no room for.
+    refused: BTreeSet<Station>,
+    /// Stations whose limits were lowered.
+    pub(super) reclaimed: Vec<Station>,
+}
+
+impl Session<'_> {
+    /// Limits were lowered: what was used until then is read, of all that share the credit.
+    pub(super) fn tell_reclaimed(
+        &mut self,
+        stations: Vec<Station>,
+    ) -> Batch<ProviderEvent, Action> {
+        let mut out = Batch::default();
+        if !stations.is_empty() {
+            let company: BTreeSet<_> =
+                stations.iter().flat_map(|station| self.controller.company(*station)).collect();
+            let readings = company.into_iter().filter_map(|station| {
+                Some((station, usage_of(&self.dataplane.usage(station.key())?)))
+            });
+            let readings = readings.collect();
+            self.controller.handle(Input::Reclaimed { stations, readings }, &mut out);
+        }
+        out
+    }
+
+    pub(super) fn perform(&mut self, action: Action, done: &mut Done) {
+        match action {
+            Action::Reclaim { station, limit } => {
+                // One that is not in the table holds nothing.
+                if let Err(error) = self.dataplane.set_limit(station.key(), limit.0) {
+                    debug!("{station} had no lease to reclaim: {error}");
+                }
+                done.reclaimed.push(station);
+            }
+            Action::Grant { station, limit, usage, low } => {
+                let key = station.key();
+                let granted = self.grant(station, limit, usage);
+                if let Err(error) = granted.and_then(|()| self.dataplane.set_low(key, low.0)) {
+                    warn!("{station} can't use what it bought yet: {error}");
+                    done.refused.insert(station);
+                    let failed = Input::GrantFailed(station);
+                    let mut none = Batch::default();
+                    self.controller.handle(failed, &mut none);
+                    debug_assert!(none.entries().is_empty(), "a failed grant stores nothing");
+                }
+            }
+            Action::Reply(request, answer) => {
+                let Some(reply) = self.pending.remove(&request) else { return };
+                let answer = match answer {
+                    Ok(Answer::Payment(paid)) if done.refused.contains(&paid.account.station) => {
+                        Err(Refusal::TableFull.into())
+                    }
+                    Ok(Answer::Payment(paid)) => Ok(value(paid)),
+                    Ok(Answer::Channel(report)) => Ok(value(report)),
+                    Ok(Answer::Account(report)) => Ok(value(report)),
+                    Err(refusal) => Err(ApiError::from(refusal)),
+                };
+                // Who asked may have gone; what was stored stays.
+                let _ = reply.send(answer);
+            }
+            Action::Claim(due) => {
+                let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
+                self.tasks.spawn(async move {
+                    let rate = fee_rate(source.as_ref()).await;
+                    let _ = internal.send(Internal::FeeRate(due, rate)).await;
+                });
+            }
+            Action::Broadcast(tx) => {
+                let source = self.foundation.source.clone();
+                self.tasks.spawn(async move { broadcast(source.as_ref(), tx).await });
+            }
+        }
+    }
+
+    fn grant(
+        &mut self,
+        station: Station,
+        limit: Octets,
+        usage: Usage,
+    ) -> Result<(), DataplaneError> {
+        let key = station.key();
+        if self.dataplane.usage(key).is_some() {
+            return self.dataplane.set_bought(key, limit.0);
+        }
+        let counts = |counts: Counts| dataplane::Counts {
+            octets: counts.octets.0,
+            frames: counts.frames,
+            refused_octets: counts.refused_octets.0,
+            refused_frames: counts.refused_frames,
+        };
+        let used = StationUsage { up: counts(usage.up), down: counts(usage.down) };
+        let inserted = self.dataplane.insert(key, used, limit.0);
+        if matches!(inserted, Err(DataplaneError::TableFull { .. })) {
+            self.crowded = true;
+        }
+        inserted?;
+        self.dataplane.set_terms(key, &self.config.terms_of(self.told.port(key)))
+    }
+
+    /// Has stations that spent all leave the full table. Their slots can be used after a rest; the
+    /// grants that found no place are tried again at the next checkpoint.
+    pub(super) fn make_room(&mut self, out: &mut Batch<ProviderEvent, Action>) {
+        let left = make_room(&self.controller, self.dataplane);
+        if left.is_empty() {
+            return warn!("the station table is full of stations with credit: --table-slots");
+        }
+        info!("the station table was full; {} that had spent all left it", left.len());
+        self.controller.handle(Input::Usage(left), out);
+    }
+
+    pub(super) fn read_one(&mut self, key: StationKey, out: &mut Batch<ProviderEvent, Action>) {
+        if let Some(used) = self.dataplane.usage(key) {
+            let reading = Input::Reading(Station::from(key), usage_of(&used));
+            self.controller.handle(reading, out);
+        }
+    }
+
+    pub(super) fn read_usage(&mut self, out: &mut Batch<ProviderEvent, Action>) {
+        let changed = self.dataplane.changed().into_iter();
+        let readings = changed.map(|(key, used)| (Station::from(key), usage_of(&used))).collect();
+        self.controller.handle(Input::Usage(readings), out);
+    }
+}
