@@ -31,6 +31,8 @@ counted! {
     HeaderChain = "header_chain",
     /// Dropped: a source MAC that no station can have.
     BadSource = "bad_source",
+    /// Dropped: from outside, with the edge's own address as its source.
+    Spoofed = "spoofed",
     /// Dropped: a router advertisement or redirect from a station.
     RogueRouter = "rogue_router",
     /// Dropped: multicast or broadcast that is not a service of the edge.

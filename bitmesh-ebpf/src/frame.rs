@@ -9,6 +9,8 @@ use crate::{
 
 const ETHERTYPE_OFFSET: u32 = 12;
 const HEADER: u32 = 14;
+/// Payload of the shortest frame (IEEE 802.3).
+const PAYLOAD_MIN: u32 = 46;
 const TAG: u32 = 4;
 /// Tags that a frame may have: a customer's inside a service provider's (IEEE 802.1ad).
 const TAGS: u32 = 2;
@@ -42,9 +44,15 @@ pub struct Frame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Address resolution (RFC 826).
-    Arp,
+    Arp {
+        /// Octets behind the Ethernet header, padding included.
+        octets: u32,
+    },
     /// EAP over LAN (IEEE 802.1X).
-    Eapol,
+    Eapol {
+        /// Octets behind the Ethernet header, padding included.
+        octets: u32,
+    },
     /// IPv4 or IPv6.
     Ip(Network),
 }
@@ -97,8 +105,8 @@ impl Frame {
         let content = match ethertype {
             ETHERTYPE_IPV4 => Content::Ip(network::ipv4(packet, offset)?),
             ETHERTYPE_IPV6 => Content::Ip(network::ipv6(packet, offset)?),
-            ETHERTYPE_ARP => Content::Arp,
-            ETHERTYPE_EAPOL => Content::Eapol,
+            ETHERTYPE_ARP => Content::Arp { octets: payload(packet) },
+            ETHERTYPE_EAPOL => Content::Eapol { octets: payload(packet) },
             _ if is_tag(ethertype) => return Err(Cause::Vlan),
             _ => return Err(Cause::NotIp),
         };
@@ -134,6 +142,12 @@ impl Tags {
             _ => Err(Cause::Vlan),
         }
     }
+}
+
+/// Octets of a frame's payload, as many as the shortest Ethernet frame has at least.
+#[inline(always)]
+fn payload(packet: &impl Packet) -> u32 {
+    packet.frame_len().saturating_sub(HEADER).max(PAYLOAD_MIN)
 }
 
 #[inline(always)]

@@ -41,14 +41,21 @@ pub fn upload(frame: &Frame, edge: &EdgeConfig) -> Step {
         return Step::Drop(Cause::BadSource);
     }
     let ip = match &frame.content {
-        Content::Arp => return Step::Pass(Cause::Arp),
-        Content::Eapol => return Step::Pass(Cause::Eapol),
+        Content::Arp { .. } => return Step::Pass(Cause::Arp),
+        Content::Eapol { .. } => return Step::Pass(Cause::Eapol),
         Content::Ip(ip) => ip,
     };
     if let Transport::Icmpv6 { kind, on_link } = ip.transport {
         match kind {
             ROUTER_ADVERTISEMENT | REDIRECT => return Step::Drop(Cause::RogueRouter),
-            ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT if on_link => {
+            // To anyone beyond the link it would be forwarded: a hop limit of 255 only says that it
+            // was not yet.
+            ROUTER_SOLICITATION | NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT
+                if on_link
+                    && (ip.destination.is_group()
+                        || ip.destination.is_link_local()
+                        || is_edge(ip.destination, edge)) =>
+            {
                 return Step::Pass(Cause::Neighbour);
             }
             _ => {}
@@ -78,8 +85,8 @@ pub fn download(frame: &Frame, from: u32, edge: &EdgeConfig) -> Step {
         return Step::Drop(Cause::Isolated);
     }
     let ip = match &frame.content {
-        Content::Arp => return Step::Pass(Cause::Arp),
-        Content::Eapol => return Step::Pass(Cause::Eapol),
+        Content::Arp { .. } => return Step::Pass(Cause::Arp),
+        Content::Eapol { .. } => return Step::Pass(Cause::Eapol),
         Content::Ip(ip) => ip,
     };
     if let Transport::Icmpv6 { kind, on_link: true } = ip.transport {
@@ -97,6 +104,10 @@ pub fn download(frame: &Frame, from: u32, edge: &EdgeConfig) -> Step {
     }
     let group = frame.destination.is_group() || ip.destination.is_group();
     if is_edge(ip.source, edge) {
+        // What came in by a port is not the edge's. Billed, it would not be in the subscriber's count.
+        if from != 0 {
+            return Step::Drop(Cause::Spoofed);
+        }
         return if is_service_reply(ip, edge) {
             Step::Pass(Cause::Service)
         } else if group {

@@ -103,7 +103,7 @@ fn a_tag_beside_the_frame_and_one_inside_are_two() {
     let mut octets = std::vec![2; 12];
     octets.extend([0x81, 0x00, 0x00, 0x2a, 0x08, 0x06]);
     let inside = parse(&Octets::new(&octets)).unwrap();
-    assert_eq!((inside.vlan, inside.content), (42, Content::Arp));
+    assert_eq!((inside.vlan, inside.content), (42, Content::Arp { octets: 46 }));
     let both = Octets { tag: TAG_PRESENT, ..Octets::new(&octets) };
     assert_eq!(parse(&both), Err(Cause::Vlan));
 }
@@ -138,6 +138,38 @@ fn frames_from_lan_to_lan_drop_where_stations_are_kept_apart() {
     for elsewhere in [0, 4] {
         assert_eq!(download(&frame, elsewhere, &edge), Step::Pass(Cause::Arp));
     }
+}
+
+#[test]
+fn nobody_sends_with_the_edges_address_or_finds_neighbours_beyond_the_link() {
+    let icmpv6 = |from: [u8; 16], to: [u8; 16]| {
+        let mut octets = std::vec![2; 12];
+        octets.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 24, 58, 255]);
+        octets.extend([&from[..], &to, &[135, 0], &[0; 22]].concat());
+        octets
+    };
+    let address = |first: u16, last: u8| {
+        let [high, low] = first.to_be_bytes();
+        let mut address = [0; 16];
+        (address[0], address[1], address[15]) = (high, low, last);
+        address
+    };
+    let (edge, own) = (edge(), address(0xfd64, 1));
+    let sent = |to| {
+        let octets = icmpv6(address(0xfd64, 9), to);
+        upload(&parse(&Octets::new(&octets)).unwrap(), &edge)
+    };
+    let neighbour = Step::Pass(Cause::Neighbour);
+    assert_eq!(sent(own), neighbour);
+    assert_eq!(sent(address(0xfe80, 7)), neighbour);
+    assert_eq!(sent(address(0xff02, 1)), neighbour);
+    assert_eq!(sent(address(0x2001, 7)), Step::Bill(64));
+
+    let mut echo = icmpv6(own, address(0xfd64, 9));
+    (echo[21], echo[54]) = (64, 1);
+    let echo = parse(&Octets::new(&echo)).unwrap();
+    assert_eq!(download(&echo, 0, &edge), Step::ForPayers);
+    assert_eq!(download(&echo, 4, &edge), Step::Drop(Cause::Spoofed));
 }
 
 #[test]

@@ -19,8 +19,8 @@ use bitmesh_tests::{
     edge::{Edge, PLENTY, station, station_on, udp_socket},
     raw::{Raw, ethernet, udp},
     topology::{
-        EDGE_OWN, INTERNET_V4, INTERNET_V6, LAN, Offload, SUBSCRIBER_V4, SUBSCRIBER_V6, Topology,
-        UPLINK, WAN,
+        EDGE_OWN, FREELOADER_LAN, INTERNET_V4, INTERNET_V6, LAN, Offload, SUBSCRIBER_V4,
+        SUBSCRIBER_V6, Topology, UPLINK, WAN,
     },
     traffic::{Direction, Server, transfer},
 };
@@ -182,6 +182,39 @@ fn d6_what_offloads_merge_and_split_is_billed_as_on_the_wire() -> Result<()> {
     let usage = edge.usage(payer)?;
     let merged = |counts: bitmesh_user::dataplane::Counts| counts.octets / counts.frames > 2_000;
     assert!(merged(usage.up) && merged(usage.down), "nothing was merged: {usage:?}");
+    Ok(())
+}
+
+#[test]
+fn a_transparent_bridge_bills_what_it_passes_and_passes_nothing_unpaid() -> Result<()> {
+    let topology = Topology::edge()?;
+    topology.edge.bridge("br0", &[LAN, FREELOADER_LAN, WAN])?;
+    // Stations and the internet host are neighbours: the edge routes nothing.
+    topology.subscriber.address(UPLINK, "10.78.0.5", 24)?;
+    topology.freeloader.address(UPLINK, "10.78.0.6", 24)?;
+    let _server = Server::start(&topology.internet)?;
+    let unpaid = udp_socket(&topology.internet, "0.0.0.0:9")?;
+    unpaid.set_read_timeout(Some(Duration::from_millis(300)))?;
+    count(&topology)?;
+    for hook in BOTH {
+        let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
+        let payer = station(&topology.subscriber)?;
+        edge.allow(payer, PLENTY)?;
+        let sent = counters::read(&topology.internet)?.received;
+        let received = counters::read(&topology.subscriber)?.received;
+        transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 8, 400)?;
+        transfer(&topology.subscriber, INTERNET_V4, Direction::Upload, 8, 400)?;
+        let usage = edge.usage(payer)?;
+        let arrived = counters::read(&topology.internet)?.received - sent;
+        assert_eq!(usage.up.octets, arrived, "uploads, {hook:?}");
+        let arrived = counters::read(&topology.subscriber)?.received - received;
+        assert_eq!(usage.down.octets, arrived, "downloads, {hook:?}");
+        assert!(usage.up.octets > 8 << 20 && usage.down.octets > 8 << 20, "{usage:?}");
+
+        let freeloader = udp_socket(&topology.freeloader, "10.78.0.6:0")?;
+        freeloader.send_to(&[0; 100], (INTERNET_V4, 9))?;
+        assert!(unpaid.recv(&mut [0; 200]).is_err(), "unpaid octets passed, {hook:?}");
+    }
     Ok(())
 }
 

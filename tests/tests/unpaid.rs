@@ -23,8 +23,8 @@ use bitmesh_tests::{
     traffic::{Direction, Server, Transfer},
 };
 use bitmesh_user::dataplane::{
-    Budget, Cause, DataplaneError, EventKind, Free, Mac, StationKey, StationUsage, Terms,
-    UploadHook,
+    Budget, Cause, Dataplane, DataplaneError, EventKind, Free, Mac, StationKey, StationUsage,
+    Terms, UploadHook,
 };
 
 const IPV4: u16 = 0x0800;
@@ -231,6 +231,68 @@ fn d9_tunnels_through_the_unpaid_path_get_the_budget_of_the_edges_resolver_and_n
 }
 
 #[test]
+fn d9_strangers_that_spend_every_budget_leave_a_payer_its_own() -> Result<()> {
+    const STRANGERS: u32 = 60_000;
+    const QUERIES: usize = 200;
+    let topology = Topology::edge()?;
+    let (_dns, _api) = services(&topology)?;
+    for hook in BOTH {
+        let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
+        edge.allow(station(&topology.subscriber)?, PLENTY)?;
+        let raw = Raw::open(&topology.freeloader, UPLINK)?;
+        let gateway = topology.edge.mac(FREELOADER_LAN)?;
+        let query = udp([10, 77, 1, 2], [10, 77, 1, 1], (9, 53), 1_400);
+        let mut frame = ethernet(gateway, [0; 6], &[], IPV4, &query);
+        for n in 0..STRANGERS {
+            let [a, b, c, d] = n.to_be_bytes();
+            frame[6..12].copy_from_slice(&[0x0a, 0x66, a, b, c, d]);
+            raw.send(&frame)?;
+        }
+        assert!(edge.cause(Cause::FreeSpent)? > u64::from(STRANGERS) / 2, "{hook:?}");
+        let dns = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
+        dns.set_read_timeout(Some(Duration::from_millis(500)))?;
+        // More than a stranger's DNS in a minute.
+        let mut answered = 0;
+        for _ in 0..QUERIES {
+            answered += usize::from(asks(&dns, "10.77.0.1", 1_200)?);
+        }
+        assert!(answered >= QUERIES - 2, "{answered} of {QUERIES}, {hook:?}");
+        assert!(reaches_api(&topology.subscriber, "10.77.0.1")?, "{hook:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_station_bound_to_a_port_that_is_gone_is_free_to_come_by_its_successor() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut edge = Edge::open(&topology, |_| {})?;
+    let payer = station(&topology.freeloader)?;
+    edge.allow(payer, PLENTY)?;
+    let old = topology.edge.index(FREELOADER_LAN)?;
+    let terms = Terms { port: Some(old), strict: true, up: Some(1_000_000), ..Terms::default() };
+    edge.dataplane()?.set_terms(payer, &terms)?;
+    assert_eq!(edge.dataplane()?.bound(payer).0, Some(old));
+    // No controller runs while the port is replaced.
+    let mac = topology.freeloader.mac(UPLINK)?;
+    drop(edge.dataplane.take());
+    topology.edge.delete(FREELOADER_LAN)?;
+    topology.internet.connect("spare", &topology.chain, "spare")?;
+    topology.freeloader.connect(UPLINK, &topology.edge, FREELOADER_LAN)?;
+    topology.freeloader.set_mac(UPLINK, mac)?;
+    assert_ne!(topology.edge.index(FREELOADER_LAN)?, 0);
+    let options = edge.options.clone();
+    edge.dataplane = Some(topology.edge.run(|| Ok(Dataplane::open(&options)?))?);
+    let now = topology.edge.index(FREELOADER_LAN)?;
+    let bound = edge.dataplane()?.bound(payer).0;
+    assert!(bound.is_none() || bound == Some(now), "bound to {bound:?}, the port is {now}");
+    let packet = udp([10, 77, 1, 2], [10, 78, 0, 2], (9, 9), 100);
+    let frame = ethernet(topology.edge.mac(FREELOADER_LAN)?, mac, &[], IPV4, &packet);
+    Raw::open(&topology.freeloader, UPLINK)?.send(&frame)?;
+    assert_eq!(edge.usage(payer)?.up.frames, 1);
+    Ok(())
+}
+
+#[test]
 fn d11_station_to_station_is_paid_by_both_or_not_at_all() -> Result<()> {
     let topology = Topology::edge()?;
     topology.edge.bridge("br0", &[LAN, FREELOADER_LAN])?;
@@ -317,7 +379,7 @@ fn d18_events_that_nobody_reads_are_counted_as_lost_and_cost_no_octet() -> Resul
     let mut told = edge.dataplane()?.take_events().context("events")?;
     let payer = station(&topology.subscriber)?;
     edge.allow(payer, 0)?;
-    let terms = Terms { low: 1 << 30, ..Terms::default() };
+    let terms = Terms { low: Some(1 << 30), ..Terms::default() };
     edge.dataplane()?.set_terms(payer, &terms)?;
     let socket = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
     // A new limit each time, which is low again, and told again.

@@ -18,7 +18,7 @@ pub fn low_credit(slot: *mut StationSlot, left: i64, port: u32, direction: Direc
     // SAFETY: the pointer is to a value of the table; the fields are aligned words.
     unsafe {
         let told = addr_of_mut!((*meter::usage(slot, direction)).told_low);
-        let limit = addr_of_mut!((*slot).lease.limit).read_volatile();
+        let limit = meter::limit(slot);
         if told.read_volatile() == limit {
             return;
         }
@@ -31,11 +31,12 @@ pub fn low_credit(slot: *mut StationSlot, left: i64, port: u32, direction: Direc
 /// The station's credit or time is over: told once for each limit and direction.
 #[inline(never)]
 pub fn spent(slot: *mut StationSlot, port: u32, direction: Direction) {
-    let left = meter::left(slot);
+    // One reading of the limit for both: what is told of it has to be true of it.
+    let limit = meter::limit(slot);
+    let left = meter::left_under(slot, limit);
     // SAFETY: the pointer is to a value of the table; the fields are aligned words.
     unsafe {
         let told = addr_of_mut!((*meter::usage(slot, direction)).told_spent);
-        let limit = addr_of_mut!((*slot).lease.limit).read_volatile();
         let before = told.read_volatile();
         if left < SMALLEST_PACKET {
             told.write_volatile(!limit);
@@ -75,10 +76,12 @@ pub fn announce(whom: u64, port: u32) {
     let Some(last) = NEW.get_ptr_mut(place) else { return };
     // SAFETY: the pointer is to a value of the map, an aligned word.
     unsafe {
-        if last.read_volatile() == whom || !free::may_tell(edge) {
+        // On another port it is told again.
+        let seen = whom ^ u64::from(port) << 32;
+        if last.read_volatile() == seen || !free::may_tell(edge) {
             return;
         }
-        last.write_volatile(whom);
+        last.write_volatile(seen);
     }
     if StationKey::from_raw(whom).is_some() {
         tell(EventKind::NewStation, whom, 0, port);

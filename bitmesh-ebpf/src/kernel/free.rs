@@ -23,18 +23,23 @@ const STATIONS_AT: u32 = GROUPS_AT + PORTS_MASK + 1;
 const STATIONS_MASK: u32 = (1 << 14) - 1;
 /// Where those of stations' DNS begin.
 const DNS_AT: u32 = STATIONS_AT + STATIONS_MASK + 1;
+/// Where those of stations in the table begin: strangers, who share by hash too, can't spend them.
+const KNOWN_AT: u32 = DNS_AT + STATIONS_MASK + 1;
+/// Where those of their DNS begin.
+const KNOWN_DNS_AT: u32 = KNOWN_AT + STATIONS_MASK + 1;
 
 /// Entries of the map.
-pub const SPENDINGS: u32 = DNS_AT + STATIONS_MASK + 1;
+pub const SPENDINGS: u32 = KNOWN_DNS_AT + STATIONS_MASK + 1;
 
-/// What a frame without an IP header counts.
-const NOT_IP_OCTETS: u32 = 46;
 const PORT_DNS: u16 = 53;
 
 /// Octets that a free frame takes out of its budgets, and whether it is DNS.
 #[inline(always)]
 pub fn weight(content: &Content) -> (u32, bool) {
-    let Content::Ip(ip) = content else { return (NOT_IP_OCTETS, false) };
+    let ip = match content {
+        Content::Arp { octets } | Content::Eapol { octets } => return (*octets, false),
+        Content::Ip(ip) => ip,
+    };
     let dns = match ip.transport {
         Transport::Udp { source, destination } | Transport::Tcp { source, destination } => {
             source == PORT_DNS || destination == PORT_DNS
@@ -44,27 +49,38 @@ pub fn weight(content: &Content) -> (u32, bool) {
     (ip.octets, dns)
 }
 
-/// Lets a free frame pass if the budgets that it counts against hold it. Who is in the table counts
-/// only against its own: a flood of strangers does not keep a payer from paying.
+/// Lets a free frame pass if the budgets that it counts against hold it. Who is in the table has its
+/// own, as large as a port's: the more it uses, the more often it pays.
 #[inline(never)]
 pub fn pass(whom: u64, octets: u32, dns: bool, cause: Cause, place: Place) -> Verdict {
     let Some(edge) = edge() else { return refuse(Cause::NotReady) };
     let now = clock();
     let octets = u64::from(octets);
     let free = &edge.free;
+    let port = place.port & PORTS_MASK;
     if place.direction == Direction::Down && is_group(whom) {
-        return verdict(take(GROUPS_AT + (place.port & PORTS_MASK), free.port, now, octets), cause);
-    }
-    let known = meter::find(whom, edge).is_some();
-    if !known && place.direction == Direction::Up {
-        events::announce(whom, place.port);
+        // What the box itself says to all is not a copy of what a station said.
+        let passes = place.from == 0 || take(GROUPS_AT + port, free.port, now, octets);
+        return verdict(passes, cause);
     }
     let own = Probe::of_bits(whom, edge.hash_seed).next(STATIONS_MASK);
-    let passes = take(STATIONS_AT + own, free.station, now, octets)
-        && (!dns || take(DNS_AT + own, free.dns, now, octets))
-        && (known
-            || (take(PORTS_AT + (place.port & PORTS_MASK), free.port, now, octets)
-                && take(TOTAL, free.total, now, octets)));
+    let passes = match meter::find(whom, edge) {
+        Some(slot) => {
+            take(KNOWN_AT + own, free.port, now, octets)
+                && (!dns
+                    || meter::left(slot) > 0
+                    || take(KNOWN_DNS_AT + own, free.dns, now, octets))
+        }
+        None => {
+            if place.direction == Direction::Up {
+                events::announce(whom, place.port);
+            }
+            take(STATIONS_AT + own, free.station, now, octets)
+                && (!dns || take(DNS_AT + own, free.dns, now, octets))
+                && take(PORTS_AT + port, free.port, now, octets)
+                && take(TOTAL, free.total, now, octets)
+        }
+    };
     verdict(passes, cause)
 }
 

@@ -78,17 +78,13 @@ fn bill(frame: &Frame, whom: u64, octets: u64, place: Place, edge: &EdgeConfig) 
         }
     }
     let usage = usage(slot, place.direction);
+    let limit = limit(slot);
     // SAFETY: as above.
-    let (limit, told) = unsafe {
-        (
-            addr_of_mut!((*slot).lease.limit).read_volatile(),
-            addr_of_mut!((*usage).told_spent).read_volatile(),
-        )
-    };
+    let told = unsafe { addr_of_mut!((*usage).told_spent).read_volatile() };
     if told == !limit {
         return refuse_spent(usage, octets);
     }
-    let left = left(slot).wrapping_sub(octets.cast_signed());
+    let left = left_under(slot, limit).wrapping_sub(octets.cast_signed());
     if left < 0 {
         return spent(slot, octets, place.port, place.direction);
     }
@@ -167,9 +163,21 @@ pub fn usage(slot: *mut StationSlot, direction: Direction) -> *mut Usage {
 /// pass: the overshoot stays in the counters and the next payment covers it.
 #[inline(always)]
 pub fn left(slot: *mut StationSlot) -> i64 {
+    left_under(slot, limit(slot))
+}
+
+/// The station's limit at this moment.
+#[inline(always)]
+pub fn limit(slot: *mut StationSlot) -> u64 {
+    // SAFETY: the pointer is to a value of the table; the field is an aligned word.
+    unsafe { addr_of_mut!((*slot).lease.limit).read_volatile() }
+}
+
+/// Octets that are left under a limit that was read before.
+#[inline(always)]
+pub fn left_under(slot: *mut StationSlot, limit: u64) -> i64 {
     // SAFETY: the pointer is to a value of the table; the fields are aligned words.
     unsafe {
-        let limit = addr_of_mut!((*slot).lease.limit).read_volatile();
         let up = addr_of_mut!((*slot).up.counts.octets).read_volatile();
         let down = addr_of_mut!((*slot).down.counts.octets).read_volatile();
         credit(limit, up, down)

@@ -14,6 +14,8 @@ pub use client::{ClientError, Provider};
 pub use public::router;
 pub use server::{ServeError, listen_on, serve_lan};
 
+use std::net::IpAddr;
+
 use axum::{
     Json,
     http::StatusCode,
@@ -34,13 +36,22 @@ use tokio::sync::{mpsc, oneshot};
 /// Requests that wait for the runloop; more are answered 503.
 pub const MAILBOX_REQUESTS: usize = 1_024;
 
+/// Where a station asks from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// Index of the interface that answers it: of its port, or of the bridge above that.
+    pub interface: u32,
+    /// Its address.
+    pub address: IpAddr,
+}
+
 /// What somebody wants of the runloop.
 #[derive(Clone, Debug)]
 pub enum Ask {
     /// The signed offer.
     Offer,
-    /// A channel.
-    Open(Station, OpenRequest),
+    /// A channel, for a station that asks from there.
+    Open(Station, Origin, OpenRequest),
     /// How a channel stands.
     Channel(ChannelId),
     /// A payment, and who sends it, where the neighbour table knows.

@@ -12,11 +12,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::{ApiError, Ask, Envelope, ask};
+use super::{ApiError, Ask, Envelope, Origin, ask};
 
-/// Who is at the other end of a connection, as the neighbour table has it.
+/// Who is at the other end of a connection: the station as the neighbour table has it, and where it
+/// asks from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) Option<Station>);
+pub(super) struct Peer(pub(super) Option<Station>, pub(super) Origin);
 
 type Mailbox = State<mpsc::Sender<Envelope>>;
 type Answer = Result<Json<Value>, ApiError>;
@@ -56,7 +57,7 @@ async fn open(
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let station = station(peer)?;
-    ask(&mailbox, Ask::Open(station, json(body)?)).await
+    ask(&mailbox, Ask::Open(station, peer.1, json(body)?)).await
 }
 
 async fn channel(State(mailbox): Mailbox, Path(id): Path<String>) -> Answer {
@@ -66,7 +67,7 @@ async fn channel(State(mailbox): Mailbox, Path(id): Path<String>) -> Answer {
 async fn pay(
     State(mailbox): Mailbox,
     Path(id): Path<String>,
-    Extension(Peer(station)): Extension<Peer>,
+    Extension(Peer(station, _)): Extension<Peer>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     ask(&mailbox, Ask::Pay(channel_id(&id)?, json(body)?, station)).await
@@ -111,7 +112,7 @@ async fn not_allowed(method: Method) -> ApiError {
     )
 }
 
-fn station(Peer(station): Peer) -> Result<Station, ApiError> {
+fn station(Peer(station, _): Peer) -> Result<Station, ApiError> {
     station.ok_or_else(|| {
         ApiError::new(
             StatusCode::FORBIDDEN,

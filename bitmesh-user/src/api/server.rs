@@ -19,7 +19,10 @@ use tower::ServiceExt as _;
 use tower_http::timeout::TimeoutLayer;
 use tracing::debug;
 
-use super::public::{Peer, is_binding};
+use super::{
+    Origin,
+    public::{Peer, is_binding},
+};
 use crate::gateway::{Gateway, Interface};
 
 /// Connections that one address may have open.
@@ -107,7 +110,9 @@ struct Far {
 
 impl Far {
     async fn peer(&self) -> Peer {
-        Peer(self.gateway.station(self.interface, self.address).await.ok().flatten())
+        let station = self.gateway.station(self.interface, self.address).await;
+        let from = Origin { interface: self.interface, address: self.address };
+        Peer(station.ok().flatten(), from)
     }
 }
 

@@ -13,7 +13,9 @@ async fn send(method: &str, path: &str, body: Body, station: bool) -> (StatusCod
     mailbox.try_send(Envelope { ask: Ask::Offer, reply: oneshot::channel().0 }).unwrap();
     let mut request = Request::builder().method(method).uri(path).body(body).unwrap();
     let station = station.then(|| "02:00:00:00:00:01".parse().unwrap());
-    request.extensions_mut().insert(Peer(station));
+    request
+        .extensions_mut()
+        .insert(Peer(station, Origin { interface: 3, address: [10, 0, 0, 2].into() }));
     let answer = router(mailbox).oneshot(request).await.unwrap();
     let status = answer.status();
     let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();

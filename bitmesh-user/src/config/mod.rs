@@ -250,12 +250,31 @@ mod tests {
     }
 
     #[test]
+    fn a_station_is_bound_as_far_as_was_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (port, ipv4) = (Some(3), Some([10, 0, 0, 2].into()));
+        for (bind, expected) in [
+            ("port", (port, None, false)),
+            ("strict", (port, None, true)),
+            ("address", (port, ipv4, true)),
+            ("none", (None, None, false)),
+        ] {
+            let toml = format!("lan = [\"eth1\"]\nbind = \"{bind}\"\nspeed_down = 8\n");
+            let config = sell(directory.path(), &toml, SellArgs::default()).unwrap();
+            let terms = config.terms_of(port, ipv4);
+            assert_eq!((terms.port, terms.ipv4, terms.strict), expected, "{bind}");
+            assert_eq!((terms.up, terms.down), (None, Some(1_000_000)));
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_a_configuration_is_said() {
         let directory = tempfile::tempdir().unwrap();
         for (toml, told) in [
             ("", "--lan is missing"),
             ("lan = [\"a\"]\nwan = \"a\"\n", "same port"),
             ("lan = [\"a\"]\nprice = 0\n", "--price"),
+            ("lan = [\"a\"]\nspeed_up = 0\n", "--speed-up"),
             ("lan = [\"a\"]\nprcie = 1\n", "no setting prcie"),
             ("lan = 5\n", "lan"),
             ("lan = [\"a\"", "bitmesh.toml"),

@@ -1,5 +1,7 @@
 //! Settings of a provider.
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context as _, Result, bail};
 use bitcoin::Amount;
 use bitmesh_core::{
@@ -59,6 +61,8 @@ pub enum BindArg {
     Port,
     /// Its port; frames with its MAC from another port drop
     Strict,
+    /// Its port and the IPv4 address that it opened its channel from; others with its MAC drop
+    Address,
     /// Nothing: a station may roam between ports
     None,
 }
@@ -228,13 +232,15 @@ impl SellArgs {
 }
 
 impl SellConfig {
-    /// Terms of a station's lease, first seen on a port.
-    pub fn terms_of(&self, port: Option<u32>) -> dataplane::Terms {
+    /// Terms of a station's lease: the port that it was first seen on, the address that it opened a
+    /// channel from.
+    pub fn terms_of(&self, port: Option<u32>, ipv4: Option<Ipv4Addr>) -> dataplane::Terms {
         dataplane::Terms {
             up: self.speed_up,
             down: self.speed_down,
             port: port.filter(|_| self.bind != BindArg::None),
-            strict: self.bind == BindArg::Strict,
+            ipv4: ipv4.filter(|_| self.bind == BindArg::Address),
+            strict: matches!(self.bind, BindArg::Strict | BindArg::Address),
             ..dataplane::Terms::default()
         }
     }

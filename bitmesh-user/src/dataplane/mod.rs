@@ -27,8 +27,9 @@ mod watch;
 mod workbench;
 
 use std::{
+    collections::BTreeSet,
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, OwnedFd},
     time::Instant,
 };
@@ -270,8 +271,15 @@ impl Dataplane {
 
     /// Takes note of other interfaces under the ports' names. Stations that are bound to a port
     /// which is gone are not bound any more.
-    pub fn set_ports(&mut self, lan: &[String]) -> Result<(), DataplaneError> {
-        let ports: Vec<Port> = lan.iter().filter_map(|name| Port::find(name).ok()).collect();
+    pub fn set_ports(&mut self, lan: &BTreeSet<String>) -> Result<(), DataplaneError> {
+        let mut ports = Vec::new();
+        for name in lan {
+            match Port::find(name) {
+                Ok(port) => ports.push(port),
+                Err(DataplaneError::NoInterface { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         let mut config = self.loaded.edge.read()?;
         add_ports(&mut config, &ports)?;
         self.loaded.edge.write(&config)?;
@@ -319,9 +327,9 @@ impl Dataplane {
         self.loaded.table.set_low(key, octets)
     }
 
-    /// The index of the port that a station is bound to.
-    pub fn port(&self, key: StationKey) -> Option<u32> {
-        self.loaded.table.port(key)
+    /// The index of the port, and the address, that a station is bound to.
+    pub fn bound(&self, key: StationKey) -> (Option<u32>, Option<Ipv4Addr>) {
+        self.loaded.table.bound(key)
     }
 
     /// What the kernel tells at once; `None` after the first call.
@@ -412,7 +420,8 @@ fn load(
     edge.write(&config)?;
     // Held until the programs are loaded: they refer to maps by descriptor until then.
     let stations = object::take_map(&mut object, STATIONS_MAP)?;
-    let table = open_table(&stations, slots, &config)?;
+    let mut table = open_table(&stations, slots, &config)?;
+    table.unbind(|index| ports.iter().any(|port| port.index == index));
     let stats = PerCpuArray::try_from(object::take_map(&mut object, STATS_MAP)?)?;
     let events = Some(Events::of(&mut object)?);
 

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     mem::offset_of,
+    net::Ipv4Addr,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use super::{DataplaneError, StationUsage, Terms, memory::Memory};
 
 /// How long a slot rests after its station was removed. A program that found the slot just before
 /// still counts into it; programs run for microseconds.
-const QUARANTINE: Duration = Duration::from_secs(1);
+const QUARANTINE: Duration = Duration::from_millis(500);
 
 /// Octets that a station can have bought over its life: the kernel compares credit as a signed
 /// number, and this leaves both halves of the range to spare.
@@ -114,6 +115,7 @@ impl Table {
         let base_down = difference(used.down, self.counts(slot, DOWN));
         self.store_counts(slot, BASE_UP, base_up);
         self.store_counts(slot, BASE_DOWN, base_down);
+        self.store(slot, LOW, 0, Ordering::Relaxed);
         self.store_terms(slot, &Terms::default(), now);
         self.store(slot, LIMIT, limit(bought, base_up, base_down), Ordering::Relaxed);
         self.store(slot, KEY, key.raw(), Ordering::Release);
@@ -165,6 +167,9 @@ impl Table {
         now: Instant,
     ) -> Result<(), DataplaneError> {
         let slot = *self.places.get(&key).ok_or(DataplaneError::NotThere { key })?;
+        if let Some(low) = terms.low {
+            self.store(slot, LOW, low, Ordering::Relaxed);
+        }
         self.store_terms(slot, terms, now);
         Ok(())
     }
@@ -187,10 +192,11 @@ impl Table {
         }
     }
 
-    /// The port that a station is bound to.
-    pub(super) fn port(&self, key: StationKey) -> Option<u32> {
-        let slot = *self.places.get(&key)?;
-        Terms::port_of(|word| self.load(slot, word))
+    /// The port and the address that a station is bound to.
+    pub(super) fn bound(&self, key: StationKey) -> (Option<u32>, Option<Ipv4Addr>) {
+        let Some(&slot) = self.places.get(&key) else { return (None, None) };
+        let load = |word| self.load(slot, word);
+        (Terms::port_of(load), Terms::ipv4_of(load))
     }
 
     /// Sets what a station may use in its life to `octets`, which may be less than before. A frame

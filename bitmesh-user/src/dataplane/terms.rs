@@ -17,8 +17,8 @@ pub struct Terms {
     pub up: Option<u64>,
     /// Fastest download, in octets per second.
     pub down: Option<u64>,
-    /// Octets of credit below which the kernel tells, once for each limit.
-    pub low: u64,
+    /// Octets of credit below which the kernel tells, once for each limit; `None` leaves it as it is.
+    pub low: Option<u64>,
     /// Index of the port that the station has to send from.
     pub port: Option<u32>,
     /// The IPv4 address that the station has to send from.
@@ -33,9 +33,8 @@ const BURST: Duration = Duration::from_millis(50);
 /// Least burst, in octets: two packets of the largest size that a port is given to segment.
 const BURST_MIN_OCTETS: u64 = 128 << 10;
 
-/// Words of a lease from its low mark on, each with its place in the slot.
-pub(super) const WORDS: usize = 6;
-const LOW: usize = offset_of!(Lease, low) / 8;
+/// Words of a lease that terms are in, each with its place in the slot.
+pub(super) const WORDS: usize = 5;
 const EXPIRY: usize = offset_of!(Lease, expiry) / 8;
 const UP_RATE: usize = offset_of!(Lease, up_rate) / 8;
 const DOWN_RATE: usize = offset_of!(Lease, down_rate) / 8;
@@ -62,7 +61,6 @@ impl Terms {
             u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)
         });
         [
-            (LOW, self.low),
             (EXPIRY, expiry),
             (UP_RATE, up.map_or(0, Rate::raw)),
             (DOWN_RATE, down.map_or(0, Rate::raw)),
@@ -74,6 +72,12 @@ impl Terms {
     /// The word of a lease that binds to a port, without the port: other terms stay.
     pub(super) fn without_port(load: impl Fn(usize) -> u64) -> (usize, u64) {
         (PORT_AND_FLAGS, load(PORT_AND_FLAGS) & !u64::from(u32::MAX))
+    }
+
+    /// The IPv4 address that a lease's words bind to.
+    pub(super) fn ipv4_of(load: impl Fn(usize) -> u64) -> Option<Ipv4Addr> {
+        let [.., a, b, c, d] = load(BURST_AND_IPV4).to_le_bytes();
+        Some(u32::from_le_bytes([a, b, c, d])).filter(|ipv4| *ipv4 != 0).map(Ipv4Addr::from_bits)
     }
 
     /// The port that a lease's words bind to.
@@ -122,7 +126,9 @@ mod tests {
         assert_eq!(flags(&Terms { down: Some(1), ..Terms::default() }), RATED);
         assert_eq!(flags(&Terms { port: Some(3), ..Terms::default() }), BOUND);
         let ipv4 = Some(Ipv4Addr::new(10, 0, 0, 2));
-        assert_eq!(flags(&Terms { ipv4, strict: true, ..Terms::default() }), BOUND | STRICT);
+        let bound = Terms { ipv4, strict: true, ..Terms::default() };
+        assert_eq!(flags(&bound), BOUND | STRICT);
+        assert_eq!(Terms::ipv4_of(|at| word(&bound, at)), ipv4);
     }
 
     #[test]

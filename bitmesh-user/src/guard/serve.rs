@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, Read as _, stdin, stdout},
-    os::{fd::AsFd as _, unix::net::UnixStream as StdStream},
+    os::{
+        fd::AsFd as _,
+        unix::{fs::OpenOptionsExt as _, net::UnixStream as StdStream},
+    },
     path::Path,
     time::Duration,
 };
@@ -13,6 +16,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixStream, unix::OwnedWriteHalf},
     signal::unix::{SignalKind, signal},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::debug;
@@ -27,6 +31,8 @@ const PASS_INTERVAL: Duration = Duration::from_millis(100);
 const PASS_PAUSE: Duration = Duration::from_millis(10);
 /// Least time between two looks at the rules, which take a process each.
 const RULES_PAUSE: Duration = Duration::from_millis(200);
+/// Lines that wait for the daemon to read them.
+const OUTBOX_LINES: usize = 64;
 /// Longest cookie that is handed on, in octets.
 const COOKIE_MAX_OCTETS: u64 = 512;
 
@@ -51,14 +57,15 @@ async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<
     ];
     socket.set_nonblocking(true)?;
     let socket = UnixStream::from_std(socket).context("a guard is started by `bitmesh sell`")?;
-    let (mut requests, mut answers) = socket.into_split();
+    let (mut requests, answers) = socket.into_split();
+    let answers = outbox(answers);
     let (mut links, mut rules) = (Bell::of_links()?, Bell::of_rules()?);
     let mut tick = interval(PASS_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     let changes = watch.pass(true);
-    say(&mut answers, &Said::Ready).await?;
-    tell(&mut answers, changes).await?;
+    say(&answers, &Said::Ready)?;
+    tell(&answers, changes)?;
     let mut request = [0];
     let mut on_trial = args.is_new;
     let (mut rules_changed, mut rules_next) = (false, Instant::now());
@@ -78,7 +85,7 @@ async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<
                 }
                 let cookie = args.node_cookie.as_deref();
                 let said = read_cookie(cookie).unwrap_or_else(|e| Said::NoCookie(e.to_string()));
-                say(&mut answers, &said).await?;
+                say(&answers, &said)?;
                 continue;
             }
             rung = links.rung() => rung?,
@@ -95,27 +102,48 @@ async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<
             (rules_changed, rules_next) = (false, Instant::now() + RULES_PAUSE);
         }
         debug!(?changes, "a pass took {:?}", started.elapsed());
-        tell(&mut answers, changes).await?;
+        tell(&answers, changes)?;
         sleep_until(started + PASS_PAUSE).await;
     }
 }
 
-async fn tell(answers: &mut OwnedWriteHalf, changes: Vec<Change>) -> Result<()> {
-    for change in changes {
-        say(answers, &Said::Change(change)).await?;
-    }
-    Ok(())
+/// Lines for the daemon, written by a task of their own: whether it reads them or not, the ports are
+/// looked after.
+fn outbox(mut answers: OwnedWriteHalf) -> mpsc::Sender<String> {
+    let (lines, mut waiting) = mpsc::channel::<String>(OUTBOX_LINES);
+    tokio::spawn(async move {
+        while let Some(line) = waiting.recv().await {
+            if answers.write_all(line.as_bytes()).await.is_err() {
+                break;
+            }
+        }
+    });
+    lines
 }
 
-async fn say(answers: &mut OwnedWriteHalf, said: &Said) -> Result<()> {
+fn tell(answers: &mpsc::Sender<String>, changes: Vec<Change>) -> Result<()> {
+    changes.into_iter().try_for_each(|change| say(answers, &Said::Change(change)))
+}
+
+/// A daemon that doesn't read misses what there is no place for.
+fn say(answers: &mpsc::Sender<String>, said: &Said) -> Result<()> {
     let mut line = serde_json::to_string(said)?;
     line.push('\n');
-    Ok(answers.write_all(line.as_bytes()).await?)
+    if answers.try_send(line).is_err() {
+        debug!("the daemon does not read, and misses something");
+    }
+    Ok(())
 }
 
 fn read_cookie(path: Option<&Path>) -> io::Result<Said> {
     let path = path.ok_or(io::ErrorKind::NotFound)?;
     let mut text = String::new();
-    File::open(path)?.take(COOKIE_MAX_OCTETS).read_to_string(&mut text)?;
+    // The folder is another user's: no link to elsewhere, and nothing that keeps the guard waiting.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("the node's cookie is no regular file"));
+    }
+    file.take(COOKIE_MAX_OCTETS).read_to_string(&mut text)?;
     Ok(Said::Cookie(text.trim().to_owned()))
 }

@@ -18,7 +18,7 @@ use super::{
     edge::{make_room, usage_of},
 };
 use crate::{
-    api::{ApiError, value},
+    api::{ApiError, Origin, value},
     dataplane::{self, DataplaneError, StationKey, StationUsage},
 };
 
@@ -121,7 +121,36 @@ impl Session<'_> {
             self.crowded = true;
         }
         inserted?;
-        self.dataplane.set_terms(key, &self.config.terms_of(self.told.port(key)))
+        let terms = self.config.terms_of(self.told.port(key), self.told.ipv4(key));
+        self.dataplane.set_terms(key, &terms)
+    }
+
+    /// A station opens a channel: from now on it is bound to where it does.
+    pub(super) fn opens(&mut self, key: StationKey, from: Origin) {
+        // Where stations are behind a bridge, it answers them for all its ports.
+        let ports = self.guarding.ports();
+        let is_port =
+            self.lan.iter().any(|lan| lan.index == from.interface && ports.contains(&lan.name));
+        self.told.opens(key, is_port.then_some(from.interface), from.address);
+        if self.dataplane.usage(key).is_some() {
+            let terms = self.config.terms_of(self.told.port(key), self.told.ipv4(key));
+            if let Err(error) = self.dataplane.set_terms(key, &terms) {
+                warn!("{} is bound to where it was: {error}", Station::from(key));
+            }
+        }
+    }
+
+    /// Gives every station in the table the terms of today's settings. Each stays bound to the port
+    /// and the address that it was.
+    pub(super) fn renew_terms(&mut self) {
+        let keys: Vec<_> = self.dataplane.stations().map(|(key, ..)| key).collect();
+        for key in keys {
+            let (port, ipv4) = self.dataplane.bound(key);
+            let terms = self.config.terms_of(port, ipv4);
+            if let Err(error) = self.dataplane.set_terms(key, &terms) {
+                warn!("{} keeps its earlier terms: {error}", Station::from(key));
+            }
+        }
     }
 
     /// Has stations that spent all leave the full table. Their slots can be used after a rest; the

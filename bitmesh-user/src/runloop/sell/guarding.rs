@@ -1,6 +1,6 @@
 //! What the guard tells, and what follows from it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use anyhow::Result;
 use tracing::{error, info, warn};
@@ -52,6 +52,11 @@ impl Guarding {
 
     pub(super) fn hooks(&self) -> &[Hook] {
         &self.hooks
+    }
+
+    /// Names of the interfaces that are metered, as they are called now.
+    pub(super) fn ports(&self) -> BTreeSet<String> {
+        self.hooks.iter().map(|hook| hook.interface.clone()).collect()
     }
 
     pub(super) fn status(&self) -> GuardStatus {
@@ -117,7 +122,10 @@ impl Session<'_> {
     pub(super) async fn changed(&mut self, change: Change) {
         self.guarding.note(&change);
         match change {
-            Change::Gone { index, .. } => self.leave(index),
+            Change::Gone { index, .. } => {
+                self.told.gone(index);
+                self.leave(index);
+            }
             Change::Renamed { interface, index, .. } => {
                 for lan in self.lan.iter_mut().filter(|lan| lan.index == index) {
                     lan.name.clone_from(&interface);
@@ -131,7 +139,7 @@ impl Session<'_> {
             }
             Change::Restored { .. } | Change::BeltRestored | Change::Failed { .. } => return,
         }
-        if let Err(error) = self.dataplane.set_ports(&self.config.lan) {
+        if let Err(error) = self.dataplane.set_ports(&self.guarding.ports()) {
             warn!("the programs don't know the new port yet: {error}");
         }
         self.read_addresses().await;

@@ -190,6 +190,7 @@ impl<'a> Session<'a> {
             mailbox,
             tasks,
         };
+        session.renew_terms();
         for interface in lan {
             session.serve(interface)?;
         }
@@ -292,7 +293,8 @@ impl<'a> Session<'a> {
     fn take(&mut self, envelope: Envelope, out: &mut Batch<ProviderEvent, Action>) {
         let request = RequestId(self.next_request);
         let input = match envelope.ask {
-            Ask::Open(station, open) => {
+            Ask::Open(station, from, open) => {
+                self.opens(station.key(), from);
                 let key_index = self.controller.next_key_index();
                 let provider_key =
                     self.foundation.wallet.channel_public_key(Role::Provider, key_index);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use anyhow::{Context as _, Result};
@@ -25,6 +25,7 @@ pub(super) struct Told {
     events: AsyncFd<Events>,
     counts: BTreeMap<EventKind, u64>,
     ports: HashMap<StationKey, u32>,
+    addresses: HashMap<StationKey, Ipv4Addr>,
     moved: VecDeque<MovedStation>,
 }
 
@@ -33,8 +34,13 @@ impl Told {
         // SAFETY: the ring buffer keeps one descriptor open for as long as it lives.
         let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) }
             .context("waiting for the kernel's events")?;
-        let (counts, ports, moved) = (BTreeMap::new(), HashMap::new(), VecDeque::new());
-        Ok(Self { events, counts, ports, moved })
+        Ok(Self {
+            events,
+            counts: BTreeMap::new(),
+            ports: HashMap::new(),
+            addresses: HashMap::new(),
+            moved: VecDeque::new(),
+        })
     }
 
     /// Waits until there are events, and takes some. Nothing is lost when it is not waited for.
@@ -78,7 +84,11 @@ impl Told {
         let address = u32::try_from(event.value).ok().filter(|bits| *bits != 0);
         let seen =
             MovedStation { station, port: event.port, ipv4: address.map(Ipv4Addr::from_bits) };
-        if !self.moved.contains(&seen) {
+        let known =
+            |moved: &&mut MovedStation| (moved.station, moved.port) == (seen.station, seen.port);
+        if let Some(known) = self.moved.iter_mut().find(known) {
+            known.ipv4 = seen.ipv4;
+        } else {
             warn!(
                 "{station} sends from port {} and not from where it bought: it moved, or another \
                  device uses its MAC address; `--bind strict` drops such frames",
@@ -91,7 +101,31 @@ impl Told {
         }
     }
 
-    /// The port that a station was first seen on.
+    /// Remembers where a station opens a channel from: its address and, where stations are not
+    /// behind a bridge, its port.
+    pub(super) fn opens(&mut self, station: StationKey, port: Option<u32>, address: IpAddr) {
+        if self.addresses.len() >= NEWCOMERS_MAX {
+            self.addresses.clear();
+        }
+        if let Some(port) = port {
+            self.ports.insert(station, port);
+        }
+        if let IpAddr::V4(address) = address {
+            self.addresses.insert(station, address);
+        }
+    }
+
+    /// Forgets stations on a port that is gone.
+    pub(super) fn gone(&mut self, port: u32) {
+        self.ports.retain(|_, known| *known != port);
+    }
+
+    /// The IPv4 address that a station last opened a channel from.
+    pub(super) fn ipv4(&self, station: StationKey) -> Option<Ipv4Addr> {
+        self.addresses.get(&station).copied()
+    }
+
+    /// The port that a station was seen on last, before it bought.
     pub(super) fn port(&self, station: StationKey) -> Option<u32> {
         self.ports.get(&station).copied()
     }
