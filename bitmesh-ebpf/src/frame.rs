@@ -38,21 +38,19 @@ pub struct Frame {
     pub vlan: u16,
     /// What the frame carries.
     pub content: Content,
+    /// Octets that it takes out of a budget where it is free: of IP, those that would be billed; else
+    /// those behind the Ethernet header, padding included. Beside `content` and not in it: Linux 6.1
+    /// lets no program touch the part of an enum that is not set.
+    pub weight: u32,
 }
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Address resolution (RFC 826).
-    Arp {
-        /// Octets behind the Ethernet header, padding included.
-        octets: u32,
-    },
+    Arp,
     /// EAP over LAN (IEEE 802.1X).
-    Eapol {
-        /// Octets behind the Ethernet header, padding included.
-        octets: u32,
-    },
+    Eapol,
     /// IPv4 or IPv6.
     Ip(Network),
 }
@@ -76,6 +74,7 @@ impl Frame {
             destination: Mac::from_parts(head.u16::<0>(), head.u32::<2>()),
             source: Mac::from_parts(head.u16::<6>(), head.u32::<8>()),
             vlan: 0,
+            weight: network.octets,
             content: Content::Ip(network),
         })
     }
@@ -105,12 +104,16 @@ impl Frame {
         let content = match ethertype {
             ETHERTYPE_IPV4 => Content::Ip(network::ipv4(packet, offset)?),
             ETHERTYPE_IPV6 => Content::Ip(network::ipv6(packet, offset)?),
-            ETHERTYPE_ARP => Content::Arp { octets: payload(packet) },
-            ETHERTYPE_EAPOL => Content::Eapol { octets: payload(packet) },
+            ETHERTYPE_ARP => Content::Arp,
+            ETHERTYPE_EAPOL => Content::Eapol,
             _ if is_tag(ethertype) => return Err(Cause::Vlan),
             _ => return Err(Cause::NotIp),
         };
-        Ok(Self { destination, source, vlan, content })
+        let weight = match &content {
+            Content::Ip(ip) => ip.octets,
+            Content::Arp | Content::Eapol => payload(packet),
+        };
+        Ok(Self { destination, source, vlan, content, weight })
     }
 }
 

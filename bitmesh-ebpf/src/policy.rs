@@ -41,8 +41,8 @@ pub fn upload(frame: &Frame, edge: &EdgeConfig) -> Step {
         return Step::Drop(Cause::BadSource);
     }
     let ip = match &frame.content {
-        Content::Arp { .. } => return Step::Pass(Cause::Arp),
-        Content::Eapol { .. } => return Step::Pass(Cause::Eapol),
+        Content::Arp => return Step::Pass(Cause::Arp),
+        Content::Eapol => return Step::Pass(Cause::Eapol),
         Content::Ip(ip) => ip,
     };
     if let Transport::Icmpv6 { kind, on_link } = ip.transport {
@@ -85,8 +85,8 @@ pub fn download(frame: &Frame, from: u32, edge: &EdgeConfig) -> Step {
         return Step::Drop(Cause::Isolated);
     }
     let ip = match &frame.content {
-        Content::Arp { .. } => return Step::Pass(Cause::Arp),
-        Content::Eapol { .. } => return Step::Pass(Cause::Eapol),
+        Content::Arp => return Step::Pass(Cause::Arp),
+        Content::Eapol => return Step::Pass(Cause::Eapol),
         Content::Ip(ip) => ip,
     };
     if let Transport::Icmpv6 { kind, on_link: true } = ip.transport {

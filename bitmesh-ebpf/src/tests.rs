@@ -103,7 +103,7 @@ fn a_tag_beside_the_frame_and_one_inside_are_two() {
     let mut octets = std::vec![2; 12];
     octets.extend([0x81, 0x00, 0x00, 0x2a, 0x08, 0x06]);
     let inside = parse(&Octets::new(&octets)).unwrap();
-    assert_eq!((inside.vlan, inside.content), (42, Content::Arp { octets: 46 }));
+    assert_eq!((inside.vlan, inside.content, inside.weight), (42, Content::Arp, 46));
     let both = Octets { tag: TAG_PRESENT, ..Octets::new(&octets) };
     assert_eq!(parse(&both), Err(Cause::Vlan));
 }

@@ -33,20 +33,16 @@ pub const SPENDINGS: u32 = KNOWN_DNS_AT + STATIONS_MASK + 1;
 
 const PORT_DNS: u16 = 53;
 
-/// Octets that a free frame takes out of its budgets, and whether it is DNS.
+/// Whether a frame is DNS.
 #[inline(always)]
-pub fn weight(content: &Content) -> (u32, bool) {
-    let ip = match content {
-        Content::Arp { octets } | Content::Eapol { octets } => return (*octets, false),
-        Content::Ip(ip) => ip,
-    };
-    let dns = match ip.transport {
+pub fn is_dns(content: &Content) -> bool {
+    let Content::Ip(ip) = content else { return false };
+    match ip.transport {
         Transport::Udp { source, destination } | Transport::Tcp { source, destination } => {
             source == PORT_DNS || destination == PORT_DNS
         }
         _ => false,
-    };
-    (ip.octets, dns)
+    }
 }
 
 /// Lets a free frame pass if the budgets that it counts against hold it. Who is in the table has its

@@ -50,8 +50,7 @@ pub fn meter(frame: &Frame, place: Place, edge: &EdgeConfig) -> Verdict {
     match step {
         Step::Bill(octets) => bill(frame, whom, octets.into(), place, edge),
         Step::Pass(cause) => {
-            let (octets, dns) = free::weight(&frame.content);
-            free::pass(whom, octets, dns, cause, place)
+            free::pass(whom, frame.weight, free::is_dns(&frame.content), cause, place)
         }
         Step::ForPayers => for_payers(whom, edge),
         Step::Drop(cause) => refuse(cause),
