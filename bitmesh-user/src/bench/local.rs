@@ -162,7 +162,7 @@ pub fn events(scale: Scale, before: &dyn Fn(&str)) -> Result<(Group, Vec<Measure
     let station = station(0)?;
     bench.borrow_mut().insert(station, 0)?;
     let frame = tcp4(EDGE, STATION);
-    let name = "a frame that leaves little, to the thread that waits";
+    let name = "to the thread that waits";
     let run = || {
         let mut bench = bench.borrow_mut();
         let mut took = Vec::with_capacity(EVENTS);
