@@ -8,7 +8,10 @@ use anyhow::{Context as _, Result};
 use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, apply_ruleset_raw, get_current_ruleset_raw};
 use serde_json::{Value, json};
 
-use crate::netns::Namespace;
+use crate::{
+    netns::Namespace,
+    topology::{EDGE_OWN, Topology, UPLINK},
+};
 
 const TABLE: &str = "bitmesh_lab";
 
@@ -47,6 +50,13 @@ pub fn start(namespace: &Namespace, interface: &str, without: &[&str]) -> Result
         let applied = apply_ruleset_raw(&ruleset, DEFAULT_NFT, DEFAULT_ARGS);
         applied.map(drop).context("nft takes the counters")
     })
+}
+
+/// Starts to count where a subscriber's downloads and uploads arrive: at itself and at the internet
+/// host. Traffic with the edge is left out.
+pub fn start_far_sides(topology: &Topology) -> Result<()> {
+    start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
+    start(&topology.internet, UPLINK, &EDGE_OWN)
 }
 
 /// Neighbour discovery goes no further than the edge: link-local, multicast and, while an address

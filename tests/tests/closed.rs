@@ -24,10 +24,7 @@ use bitmesh_tests::{
     regtest::{PASSWORD, USER},
     sabotage::{detach_link, interface_index, of_threads, pins_of, recreate_with_index, run},
     sweep::own_name,
-    topology::{
-        EDGE_FREELOADER_V4, EDGE_OWN, FREELOADER_LAN, INTERNET_V4, LAN, NODE_FOR_EDGE, Topology,
-        UPLINK,
-    },
+    topology::{EDGE_FREELOADER_V4, FREELOADER_LAN, INTERNET_V4, LAN, NODE_FOR_EDGE, Topology},
     traffic::{Direction, Server, Transfer, transfer},
     world::{Trade, World},
 };
@@ -93,8 +90,7 @@ fn d16_flaps_and_new_names_lose_no_count() -> Result<()> {
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let _server = Server::start(&topology.internet)?;
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
-    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
     let mib = || transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 2, 100);
     mib()?;
@@ -310,8 +306,7 @@ fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Resul
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let _server = Server::start(&topology.internet)?;
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
-    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
     let program = pins_of(&world).join("program_download_tc");
     let mut programs = vec![ProgramInfo::from_pin(&program)?.id()];

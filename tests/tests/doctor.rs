@@ -25,9 +25,7 @@ use bitmesh_tests::{
     daemon::bitmesh,
     netns::Namespace,
     sweep::{own_name, sweep},
-    topology::{
-        EDGE_OWN, EDGE_V4, EDGE_V6, FREELOADER_LAN, INTERNET_V4, LAN, Topology, UPLINK, WAN,
-    },
+    topology::{EDGE_V4, EDGE_V6, FREELOADER_LAN, INTERNET_V4, LAN, Topology, WAN},
     traffic::{Direction, Server, transfer},
     world::{Trade, World},
 };
@@ -378,8 +376,7 @@ fn a_station_behind_a_port_of_a_bridge_pays_for_exactly_what_it_gets() -> Result
     topology.edge.address(BRIDGE, EDGE_V6, 64)?;
     let mut world = World::new(&topology, &Trade::default())?;
     let _server = Server::start(&topology.internet)?;
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
-    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    counters::start_far_sides(&topology)?;
     world.open_channel(Amount::from_sat(200_000))?;
     transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 4, 200)?;
     transfer(&topology.subscriber, INTERNET_V4, Direction::Upload, 4, 200)?;

@@ -19,8 +19,8 @@ use bitmesh_tests::{
     edge::{Edge, PLENTY, station, station_on, udp_socket},
     raw::{Raw, ethernet, udp},
     topology::{
-        EDGE_OWN, FREELOADER_LAN, INTERNET_V4, INTERNET_V6, LAN, Offload, SUBSCRIBER_V4,
-        SUBSCRIBER_V6, Topology, UPLINK, WAN,
+        FREELOADER_LAN, INTERNET_V4, INTERNET_V6, LAN, Offload, SUBSCRIBER_V4, SUBSCRIBER_V6,
+        Topology, UPLINK, WAN,
     },
     traffic::{Direction, Server, transfer},
 };
@@ -41,11 +41,6 @@ fn agree(topology: &Topology, edge: &Edge) -> Result<()> {
     assert_eq!(usage.down.octets, arrived, "downloads");
     assert!(usage.up.octets > 0 && usage.down.octets > 0);
     Ok(())
-}
-
-fn count(topology: &Topology) -> Result<()> {
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
-    counters::start(&topology.internet, UPLINK, &EDGE_OWN)
 }
 
 #[test]
@@ -86,7 +81,7 @@ fn d3_tagged_frames_are_charged_to_the_station_on_that_vlan_and_unexpected_tags_
 fn d4_fragments_are_counted_and_garbage_is_counted_or_dropped() -> Result<()> {
     const FRAMES: u64 = 20_000;
     let topology = Topology::edge()?;
-    count(&topology)?;
+    counters::start_far_sides(&topology)?;
     for hook in BOTH {
         let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
         let payer = station(&topology.subscriber)?;
@@ -142,7 +137,7 @@ fn d5_jumbo_frames_count_in_full_length_in_several_buffers() -> Result<()> {
     ] {
         namespace.set_mtu(port, 9_000)?;
     }
-    count(&topology)?;
+    counters::start_far_sides(&topology)?;
     for hook in BOTH {
         let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
         let payer = station(&topology.subscriber)?;
@@ -165,7 +160,7 @@ fn d6_what_offloads_merge_and_split_is_billed_as_on_the_wire() -> Result<()> {
     let topology = Topology::edge()?;
     topology.subscriber.offloads_on(UPLINK, &[Offload::Gso, Offload::Tso])?;
     topology.edge.offloads_off(WAN, &[Offload::Tso, Offload::Gso])?;
-    count(&topology)?;
+    counters::start_far_sides(&topology)?;
     let _server = Server::start(&topology.internet)?;
     let mut edge = Edge::open(&topology, |options| options.upload_hook = UploadHook::Tc)?;
     let payer = station(&topology.subscriber)?;
@@ -195,7 +190,7 @@ fn a_transparent_bridge_bills_what_it_passes_and_passes_nothing_unpaid() -> Resu
     let _server = Server::start(&topology.internet)?;
     let unpaid = udp_socket(&topology.internet, "0.0.0.0:9")?;
     unpaid.set_read_timeout(Some(Duration::from_millis(300)))?;
-    count(&topology)?;
+    counters::start_far_sides(&topology)?;
     for hook in BOTH {
         let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
         let payer = station(&topology.subscriber)?;
@@ -221,7 +216,7 @@ fn a_transparent_bridge_bills_what_it_passes_and_passes_nothing_unpaid() -> Resu
 #[test]
 fn d10_ipv6_is_billed_as_ipv4_is() -> Result<()> {
     let topology = Topology::edge()?;
-    count(&topology)?;
+    counters::start_far_sides(&topology)?;
     let _server = Server::start(&topology.internet)?;
     for hook in BOTH {
         let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
@@ -267,7 +262,7 @@ fn d20_top_ups_that_race_the_meter_lose_and_invent_nothing() -> Result<()> {
     const STEP: u64 = 700;
     const STEPS: u64 = 40_000;
     let topology = Topology::edge()?;
-    count(&topology)?;
+    counters::start_far_sides(&topology)?;
     let mut edge = Edge::open(&topology, |options| options.upload_hook = UploadHook::XdpNative)?;
     let payer = station(&topology.subscriber)?;
     edge.allow(payer, 0)?;
@@ -393,7 +388,7 @@ fn stations_that_come_and_go_while_frames_flow_lose_and_invent_nothing() -> Resu
     const FRAME: u64 = 128;
     const ROUNDS: u32 = 6_000;
     let topology = Topology::edge()?;
-    count(&topology)?;
+    counters::start_far_sides(&topology)?;
     let mut edge = Edge::open(&topology, |options| {
         (options.upload_hook, options.table_slots) = (UploadHook::XdpNative, 1 << 21);
     })?;

@@ -49,8 +49,7 @@ fn p13_d14_kill_9_of_either_side_in_mid_download_loses_nothing() -> Result<()> {
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let _server = Server::start(&topology.internet)?;
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
-    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
 
     let half = |world: &World<'_>, from: u64| {
@@ -88,8 +87,7 @@ fn p13_kill_9_at_many_moments_forgets_no_payment_and_no_octet() -> Result<()> {
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let _server = Server::start(&topology.internet)?;
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
-    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
     let running = Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 36, 200)?;
     let mut acknowledged = Octets(0);
@@ -113,8 +111,7 @@ fn p14_on_a_full_disk_nothing_is_acknowledged_and_all_goes_on_when_there_is_spac
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let _server = Server::start(&topology.internet)?;
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
-    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
     world.provider.stop()?;
     let disk = SmallDisk::over(world.provider.directory())?;

@@ -16,9 +16,7 @@ use bitmesh_core::{
 use bitmesh_tests::{
     counters,
     daemon::eventually,
-    topology::{
-        EDGE_FREELOADER_V4, EDGE_OWN, INTERNET_V4, INTERNET_V6, SUBSCRIBER_V4, Topology, UPLINK,
-    },
+    topology::{EDGE_FREELOADER_V4, INTERNET_V4, INTERNET_V6, SUBSCRIBER_V4, Topology},
     traffic::{Direction, Server, Transfer, transfer},
     world::{Trade, World},
 };
@@ -34,8 +32,7 @@ fn exact_to_the_octet(sell: &[&str]) -> Result<()> {
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade { sell, ..Trade::default() })?;
     let _server = Server::start(&topology.internet)?;
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
-    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
     for (host, direction) in [
         (INTERNET_V4, Direction::Download),
@@ -73,8 +70,7 @@ fn a_spent_budget_cuts_off_to_the_octet_and_the_claim_pays_to_the_satoshi() -> R
     let trade = Trade { price: DEAR, budget: 2_000, ..Trade::default() };
     let mut world = World::new(&topology, &trade)?;
     let _server = Server::start(&topology.internet)?;
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
-    counters::start(&topology.internet, UPLINK, &EDGE_OWN)?;
+    counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
 
     let mut download =

@@ -82,13 +82,7 @@ impl Port {
     /// The interface called `name` in this thread's network namespace.
     pub fn find(name: &str) -> Result<Self, DataplaneError> {
         let links = links()?;
-        let link = links
-            .iter()
-            .find(|link| link.name == name)
-            .ok_or_else(|| DataplaneError::NoInterface { interface: name.to_owned() })?;
-        if !link.ethernet {
-            return Err(DataplaneError::NotEthernet { interface: name.to_owned() });
-        }
+        let link = named(&links, name)?;
         Ok(link.with_details(&links))
     }
 
@@ -96,6 +90,23 @@ impl Port {
     pub fn all() -> Result<Vec<Self>, DataplaneError> {
         let links = links()?;
         Ok(links.iter().filter(|link| link.ethernet).map(|l| l.with_details(&links)).collect())
+    }
+}
+
+/// The index of the interface that [`Port::find`] finds, without asking what it can do.
+pub(super) fn index_of(name: &str) -> Result<u32, DataplaneError> {
+    Ok(named(&links()?, name)?.index)
+}
+
+fn named<'a>(links: &'a [Link], name: &str) -> Result<&'a Link, DataplaneError> {
+    let link = links
+        .iter()
+        .find(|link| link.name == name)
+        .ok_or_else(|| DataplaneError::NoInterface { interface: name.to_owned() })?;
+    if link.ethernet {
+        Ok(link)
+    } else {
+        Err(DataplaneError::NotEthernet { interface: name.to_owned() })
     }
 }
 

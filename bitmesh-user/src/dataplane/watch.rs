@@ -145,9 +145,8 @@ impl Watch {
         self.follow(changes)?;
         let mut failed = None;
         for name in self.named.clone() {
-            match Port::find(&name) {
-                Ok(port) if self.watched.iter().all(|known| known.index != port.index) => {
-                    let index = port.index;
+            match ports::index_of(&name) {
+                Ok(index) if self.watched.iter().all(|known| known.index != index) => {
                     let new = Watched { index, called: name, metered: false, grouped: false };
                     self.watched.push(new);
                 }
