@@ -214,6 +214,8 @@ impl Buyer {
                 station: None,
                 account: None,
                 funding: channel.funding().map(|funding| funding.outpoint),
+                offered: None,
+                payable: channel.params().payable(),
                 paid: channel.paid(),
                 commitments: channel.commitments(),
                 bought_octets: channel.bought(),

@@ -17,7 +17,7 @@ use std::{
 };
 
 use bitcoin::{
-    Amount, Block, FeeRate, Network, Transaction,
+    Amount, Block, FeeRate, Network, Script, ScriptBuf, Transaction,
     secp256k1::{PublicKey, Secp256k1, VerifyOnly},
 };
 
@@ -29,7 +29,7 @@ use crate::{
     account::{Accounts, Ahead},
     channel::{
         Batch, Book, ChannelId, ChannelParams, Entry, InvalidEvent, PaymentError, ProviderChannel,
-        ProviderEvent,
+        ProviderEvent, Versioned,
     },
     ledger::Usage,
     offer::{OfferId, SignedOffer},
@@ -183,6 +183,7 @@ pub struct Controller {
     secp: Secp256k1<VerifyOnly>,
     network: Network,
     edge_addresses: Vec<IpAddr>,
+    payout: ScriptBuf,
     book: Book<ProviderChannel>,
     accounts: Accounts,
     by_station: BTreeMap<Station, BTreeSet<ChannelId>>,
@@ -202,6 +203,7 @@ impl Controller {
             secp: Secp256k1::verification_only(),
             network,
             edge_addresses,
+            payout: ScriptBuf::new(),
             book: Book::default(),
             accounts: Accounts::default(),
             by_station: BTreeMap::new(),
@@ -302,6 +304,7 @@ impl Controller {
         now: u64,
         out: &mut Out,
     ) -> Result<Answer, Refusal> {
+        Versioned { version: open.version }.check().map_err(Refusal::Version)?;
         if !self.synced {
             return Err(Refusal::ChainLost);
         }
@@ -320,6 +323,7 @@ impl Controller {
             return Err(Refusal::Expiry { min: shortest, max: longest });
         }
         let params = ChannelParams {
+            version: open.version,
             network: self.network,
             offer: open.offer,
             subscriber: open.subscriber,
@@ -330,6 +334,7 @@ impl Controller {
             schedule: offer.offer.schedule.clone(),
             confirmations: terms.confirmations,
             tick_max: terms.tick_max,
+            unconfirmed_max: terms.unconfirmed_of(open.capacity),
         };
         params.validate().map_err(Refusal::Params)?;
         self.check_caps(station)?;
@@ -459,6 +464,16 @@ impl Controller {
     /// The box has other addresses now.
     pub fn set_edge_addresses(&mut self, edge_addresses: Vec<IpAddr>) {
         self.edge_addresses = edge_addresses;
+    }
+
+    /// The wallet wants what is earned at this script from now on.
+    pub fn set_payout(&mut self, payout: ScriptBuf) {
+        self.payout = payout;
+    }
+
+    /// Where what is earned goes.
+    pub fn payout(&self) -> &Script {
+        &self.payout
     }
 
     /// What all stations used, in their lives.

@@ -371,6 +371,7 @@ impl<'a> Session<'a> {
             provider: self.foundation.wallet.node_public_key(),
             issued_at,
             valid_until: issued_at + OFFER_SECONDS,
+            height: self.controller.book().tip(),
             schedule: self.config.schedule.clone(),
             terms: self.config.terms,
         };
