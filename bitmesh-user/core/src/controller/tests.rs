@@ -18,6 +18,7 @@ use crate::{
     units::Msat,
 };
 
+mod close;
 mod stations;
 
 const NOW: u64 = 15_000;
@@ -244,9 +245,17 @@ fn a_close_asks_for_the_claim_and_it_is_bumped_until_it_is_in_a_block() {
     let mut provider = Provider::new();
     let channel = provider.opened();
     provider.pay(&channel, 5_000);
-    let close = CloseRequest { signature: sign(SUBSCRIBER, close_digest(&channel.channel)) };
+    let close = CloseRequest {
+        signature: sign(SUBSCRIBER, close_digest(&channel.channel)),
+        proposal: None,
+    };
     let request = RequestId(3);
-    let actions = provider.put(Input::Close { request, channel: channel.channel, close });
+    let actions = provider.put(Input::Close {
+        request,
+        channel: channel.channel,
+        close,
+        own: CloseOwn::default(),
+    });
     let [Action::Reply(_, Ok(_)), Action::Claim(due)] = actions.as_slice() else {
         panic!("{actions:?}");
     };

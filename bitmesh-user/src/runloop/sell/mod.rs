@@ -311,7 +311,10 @@ impl<'a> Session<'a> {
             Ask::ChangeStations(channel, peer, change) => {
                 Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
-            Ask::Close(channel, close) => Input::Close { request, channel, close },
+            Ask::Close(channel, close) => {
+                let own = self.own_for_close(&channel, &close);
+                Input::Close { request, channel, close, own }
+            }
             ask => {
                 self.questions.push(Envelope { ask, reply: envelope.reply });
                 return;
