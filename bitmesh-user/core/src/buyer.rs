@@ -207,7 +207,7 @@ impl Buyer {
 
     /// A block on the tip.
     pub fn connect(&mut self, height: u32, block: &Block, out: &mut Out) {
-        self.book.connect(height, block, out);
+        self.book.connect(height, block.block_hash(), &block.txdata, out);
     }
 
     /// The tip left the chain.
@@ -255,6 +255,8 @@ impl Buyer {
                 station: None,
                 account: None,
                 funding: channel.funding().map(|funding| funding.outpoint),
+                offered: None,
+                payable: channel.params().payable(),
                 paid: channel.paid(),
                 commitments: channel.commitments(),
                 bought_octets: channel.bought(),

@@ -25,6 +25,9 @@ pub const BODY_MAX_OCTETS: usize = 16 * 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenRequest {
+    /// [`PROTOCOL_VERSION`](crate::channel::PROTOCOL_VERSION). Read it alone first
+    /// ([`Versioned`](crate::channel::Versioned)): another version has other fields.
+    pub version: u16,
     /// The offer that the subscriber accepts.
     pub offer: OfferId,
     /// Its key for this channel.
@@ -36,6 +39,16 @@ pub struct OpenRequest {
     pub expiry_height: u32,
     /// Where the remainder goes at the close.
     pub remainder_script: ScriptBuf,
+}
+
+/// `POST /v1/channels/{id}/funding`: the signed funding, for a subscriber that has no other way to
+/// the network, or that wants its payments to count before it is in a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FundingRequest {
+    /// In consensus encoding, hexadecimal.
+    #[serde(with = "With::<Hex>")]
+    pub tx: Transaction,
 }
 
 /// Answer to `POST /v1/channels` and `GET /v1/channels/{id}`, and what `bitmesh channels` lists.
@@ -60,6 +73,13 @@ pub struct ChannelReport {
     pub account: Option<AccountId>,
     /// The confirmed funding.
     pub funding: Option<OutPoint>,
+    /// The funding that was presented and taken, while no block holds one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered: Option<OutPoint>,
+    /// Most that payments may come to at this moment: before the funding is confirmed, the terms'
+    /// `unconfirmed_max_sat` once one was taken.
+    #[serde(rename = "payable_sat", default, with = "bitcoin::amount::serde::as_sat")]
+    pub payable: Amount,
     /// Sum of all payments.
     #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]
     pub paid: Amount,

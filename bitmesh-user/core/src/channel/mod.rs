@@ -18,8 +18,10 @@ mod subscriber;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod version;
 
 use bitcoin::{Amount, EcdsaSighashType};
+use serde::{Deserialize, Serialize};
 
 pub use binding::{
     BINDINGS_PER_CHANNEL_MAX, Binding, BindingError, Nonce, STATIONS_PER_ACCOUNT_MAX,
@@ -39,8 +41,7 @@ pub use spend::{
 pub use subscriber::{
     AGREED_WINDOW_BLOCKS, PayError, SubscriberChannel, SubscriberEvent, funding_outpoint,
 };
-
-use serde::{Deserialize, Serialize};
+pub use version::{PROTOCOL_VERSION, VersionError, Versioned};
 
 /// The part of the capacity that is never paid away, in satoshi: it keeps the remainder output at
 /// or above the dust limit of every segwit script (330 sat for P2WSH and P2TR, Bitcoin Core's

@@ -18,7 +18,7 @@ use std::{
 };
 
 use bitcoin::{
-    Amount, Block, FeeRate, Network, Transaction,
+    Amount, Block, FeeRate, Network, Script, ScriptBuf, Transaction,
     secp256k1::{PublicKey, Secp256k1, VerifyOnly},
 };
 
@@ -31,7 +31,7 @@ use crate::{
     account::{Accounts, Ahead},
     channel::{
         Batch, Book, ChannelId, ChannelParams, Entry, InvalidEvent, PaymentError, ProviderChannel,
-        ProviderEvent,
+        ProviderEvent, Versioned,
     },
     ledger::Usage,
     offer::{OfferId, SignedOffer},
@@ -187,6 +187,7 @@ pub struct Controller {
     secp: Secp256k1<VerifyOnly>,
     network: Network,
     edge_addresses: Vec<IpAddr>,
+    payout: ScriptBuf,
     book: Book<ProviderChannel>,
     accounts: Accounts,
     by_station: BTreeMap<Station, BTreeSet<ChannelId>>,
@@ -206,6 +207,7 @@ impl Controller {
             secp: Secp256k1::verification_only(),
             network,
             edge_addresses,
+            payout: ScriptBuf::new(),
             book: Book::default(),
             accounts: Accounts::default(),
             by_station: BTreeMap::new(),
@@ -272,7 +274,7 @@ impl Controller {
             }
             Input::BlockConnected { height, block } => {
                 let from = out.entries().len();
-                self.book.connect(height, &block, out);
+                self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
                 self.closes_due(out);
                 self.claim_due(out);
@@ -308,6 +310,7 @@ impl Controller {
         now: u64,
         out: &mut Out,
     ) -> Result<Answer, Refusal> {
+        Versioned { version: open.version }.check().map_err(Refusal::Version)?;
         if !self.synced {
             return Err(Refusal::ChainLost);
         }
@@ -326,6 +329,7 @@ impl Controller {
             return Err(Refusal::Expiry { min: shortest, max: longest });
         }
         let params = ChannelParams {
+            version: open.version,
             network: self.network,
             offer: open.offer,
             subscriber: open.subscriber,
@@ -336,6 +340,7 @@ impl Controller {
             schedule: offer.offer.schedule.clone(),
             confirmations: terms.confirmations,
             tick_max: terms.tick_max,
+            unconfirmed_max: terms.unconfirmed_of(open.capacity),
         };
         params.validate().map_err(Refusal::Params)?;
         self.check_caps(station)?;
@@ -449,6 +454,16 @@ impl Controller {
     /// The box has other addresses now.
     pub fn set_edge_addresses(&mut self, edge_addresses: Vec<IpAddr>) {
         self.edge_addresses = edge_addresses;
+    }
+
+    /// The wallet wants what is earned at this script from now on.
+    pub fn set_payout(&mut self, payout: ScriptBuf) {
+        self.payout = payout;
+    }
+
+    /// Where what is earned goes.
+    pub fn payout(&self) -> &Script {
+        &self.payout
     }
 
     /// What all stations used, in their lives.

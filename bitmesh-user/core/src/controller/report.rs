@@ -5,7 +5,7 @@ use bitcoin::{Address, Amount};
 use super::Controller;
 use crate::{
     account::AccountId,
-    channel::{BindingError, ChannelId, CloseError, ParamsError, PaymentError},
+    channel::{BindingError, ChannelId, CloseError, ParamsError, PaymentError, VersionError},
     ledger::Usage,
     station::Station,
     units::Octets,
@@ -75,6 +75,8 @@ impl Controller {
             station: Some(channel.station()),
             account: self.accounts.of_channel(id),
             funding: channel.funding().map(|funding| funding.outpoint),
+            offered: None,
+            payable: channel.params().payable(),
             paid: channel.paid(),
             commitments: channel.commitments(),
             bought_octets: channel.bought(),
@@ -96,6 +98,9 @@ impl Controller {
 /// Why a request was not granted. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// Of another protocol.
+    #[error("{0}")]
+    Version(VersionError),
     /// No chain source: fundings can't be seen.
     #[error("this provider does not see the chain at the moment and opens no channels")]
     ChainLost,
@@ -161,7 +166,7 @@ impl Refusal {
         match self {
             Self::ChainLost | Self::TableFull | Self::Moving => 503,
             Self::UnknownOffer | Self::UnknownChannel => 404,
-            Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => 422,
+            Self::Version(_) | Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => 422,
             Self::TooManyUnfunded | Self::TooManyChannels => 429,
             Self::Exists(_) => 409,
             Self::Stations(error) => match error {
@@ -192,6 +197,7 @@ impl Refusal {
     /// For programs.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Version(_) => "version",
             Self::ChainLost => "chain-lost",
             Self::UnknownOffer => "unknown-offer",
             Self::Capacity { .. } => "capacity",
@@ -237,6 +243,9 @@ impl Refusal {
 
     fn advice(&self) -> String {
         match self {
+            Self::Version(_) => {
+                "take the version of BitMesh that this edge runs, or have it updated".into()
+            }
             Self::ChainLost => "try again in a minute; existing credit stays good".into(),
             Self::UnknownOffer => "get /v1/offer and open on that".into(),
             Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => {

@@ -10,7 +10,7 @@ use bitcoin::{
 use super::*;
 use crate::{
     channel::{
-        ChannelStatus, Durable, close_digest,
+        ChannelStatus, Durable, PROTOCOL_VERSION, close_digest,
         testing::{self, PROVIDER, SUBSCRIBER, public_key, secp, secret_key, sign},
     },
     ledger::Counts,
@@ -71,6 +71,7 @@ impl Provider {
 
     fn request(&self, key: u8) -> OpenRequest {
         OpenRequest {
+            version: PROTOCOL_VERSION,
             offer: self.controller.offer().unwrap().offer.id(),
             subscriber: public_key(key),
             capacity: Amount::from_sat(100_000),
@@ -158,6 +159,15 @@ fn a_replayed_journal_gives_the_same_provider() {
     };
     assert_eq!((*limit, *from), (Octets(3 << 20), usage));
     assert_eq!(again.account(station(1)), provider.controller.account(station(1)));
+}
+
+#[test]
+fn an_opening_of_another_version_is_refused_with_both_versions() {
+    let mut provider = Provider::new();
+    let open = OpenRequest { version: 2, ..provider.request(SUBSCRIBER) };
+    let refused = provider.open(1, open, NOW).map(|_| ());
+    let versions = crate::channel::VersionError { theirs: 2, ours: PROTOCOL_VERSION };
+    assert_eq!(refused, Err(Refusal::Version(versions)));
 }
 
 #[test]

@@ -198,8 +198,7 @@ impl<'a> Session<'a> {
     }
 
     async fn run(mut self) -> Result<()> {
-        let tips = self.controller.book().tips().collect();
-        let mut chain = self.foundation.follow(tips);
+        let mut chain = self.foundation.follow(self.controller.book());
         let mut usage = every(USAGE_INTERVAL);
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
         let mut addresses = every(ADDRESSES_INTERVAL);
@@ -274,14 +273,14 @@ impl<'a> Session<'a> {
 
     /// Stores what was decided, then lets it happen.
     async fn settle(&mut self, out: Batch<ProviderEvent, Action>) -> Result<()> {
-        let mut actions = self.foundation.commit(out).await?;
+        let mut actions = self.foundation.commit(out, self.controller.book()).await?;
         while !actions.is_empty() {
             let mut done = Done::default();
             for action in actions {
                 self.perform(action, &mut done);
             }
             let more = self.tell_reclaimed(done.reclaimed);
-            actions = self.foundation.commit(more).await?;
+            actions = self.foundation.commit(more, self.controller.book()).await?;
         }
         for envelope in std::mem::take(&mut self.questions) {
             let reply = self.answer(&envelope.ask);
@@ -374,6 +373,7 @@ impl<'a> Session<'a> {
             provider: self.foundation.wallet.node_public_key(),
             issued_at,
             valid_until: issued_at + OFFER_SECONDS,
+            height: self.controller.book().tip(),
             schedule: self.config.schedule.clone(),
             terms: self.config.terms,
         };
