@@ -8,12 +8,12 @@ use bitcoin::{
     consensus::encode::{deserialize_hex, serialize_hex},
 };
 use bitmesh_core::bitcoin;
-use reqwest::{Client, StatusCode, Url, redirect};
+use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Answer, Broadcast, ChainError, ChainSource};
-use crate::config::NodeLogin;
+use crate::{config::NodeLogin, http};
 
 /// Time that the node has to answer.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -77,12 +77,8 @@ impl NodeRpc {
         if parsed.scheme() != "http" {
             return Err(wrong("it starts with something else than http://".into()));
         }
-        let http = Client::builder()
-            .timeout(DEADLINE)
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .build()
-            .map_err(|error| wrong(error.to_string()))?;
+        let http = http::plain().timeout(DEADLINE).build();
+        let http = http.map_err(|error| wrong(error.to_string()))?;
         Ok(Self { http, url, login, network })
     }
 
