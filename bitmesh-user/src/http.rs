@@ -5,6 +5,15 @@ use std::sync::Once;
 use reqwest::{Client, ClientBuilder, redirect};
 use rustls::crypto::ring;
 
+/// What a failed request failed of, without the layers above it.
+pub fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
 /// For `http://` alone: it trusts nobody's certificate, and so needs not read whom to trust.
 pub fn plain() -> ClientBuilder {
     builder().tls_certs_only([])
