@@ -23,7 +23,7 @@ use bitmesh_tests::{
     topology::{EDGE_V4, LAN, Topology},
     world::{Trade, World},
 };
-use bitmesh_user::dataplane;
+use bitmesh_user::{dataplane, http};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -164,7 +164,7 @@ fn send(
     body: Option<&Value>,
 ) -> Result<(StatusCode, Value)> {
     topology.subscriber.block_on(async || {
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build()?;
+        let client = http::plain().timeout(Duration::from_secs(20)).build()?;
         let mut request = client.request(method.clone(), format!("{}{path}", World::api()));
         if let Some(body) = body {
             request = request.json(body);
