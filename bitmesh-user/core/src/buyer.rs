@@ -166,7 +166,7 @@ impl Buyer {
 
     /// A block on the tip.
     pub fn connect(&mut self, height: u32, block: &Block, out: &mut Out) {
-        self.book.connect(height, block, out);
+        self.book.connect(height, block.block_hash(), &block.txdata, out);
     }
 
     /// The tip left the chain.

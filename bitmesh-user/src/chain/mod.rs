@@ -4,14 +4,16 @@
 mod follower;
 mod rpc;
 mod verify;
+mod watched;
 
 use std::{future::Future, pin::Pin};
 
 use bitcoin::{Block, BlockHash, FeeRate, Network, Transaction, block::Header};
 use bitmesh_core::bitcoin;
 
-pub use follower::{ChainEvent, follow};
+pub use follower::{ChainEvent, Events, follow};
 pub use rpc::NodeRpc;
+pub use watched::Watched;
 
 /// An answer on its way from a source.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ChainError>> + Send + 'a>>;
@@ -30,6 +32,10 @@ pub trait ChainSource: Send + Sync {
     fn header(&self, hash: BlockHash) -> Answer<'_, Header>;
     /// A block by its hash. Not checked yet.
     fn block(&self, hash: BlockHash) -> Answer<'_, Block>;
+    /// Its filters, if it can tell what a block concerns without the block.
+    fn filters(&self) -> Option<&dyn Filters> {
+        None
+    }
     /// What to pay miners to be in a block within `blocks`.
     fn fee_rate(&self, blocks: u16) -> Answer<'_, FeeRate>;
     /// Hands a transaction to the network.
@@ -37,6 +43,13 @@ pub trait ChainSource: Send + Sync {
         &'a self,
         tx: &'a Transaction,
     ) -> Pin<Box<dyn Future<Output = Broadcast> + Send + 'a>>;
+}
+
+/// Tells what a block may concern (BIP 158).
+pub trait Filters: Send + Sync {
+    /// Whether a block pays to a script in `watched`, or spends what was paid to one. It may err
+    /// in saying yes, never in saying no.
+    fn may_concern<'a>(&'a self, hash: BlockHash, watched: &'a Watched) -> Answer<'a, bool>;
 }
 
 /// What became of a transaction. Accepted is not confirmed: watch the blocks.

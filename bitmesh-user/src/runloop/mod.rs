@@ -19,17 +19,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use axum::http::StatusCode;
-use bitcoin::{BlockHash, FeeRate, Network, Transaction, secp256k1::Secp256k1};
+use bitcoin::{FeeRate, Network, Transaction, secp256k1::Secp256k1};
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, Entry},
+    channel::{Batch, Book, Entry, Machine},
     offer::SignedOffer,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 pub use buy::buy;
@@ -41,7 +38,7 @@ use self::{
 };
 use crate::{
     api::{ApiError, Provider},
-    chain::{Broadcast, ChainEvent, ChainSource, NodeRpc, follow},
+    chain::{Broadcast, ChainEvent, ChainSource, Events, NodeRpc, Watched, follow},
     config::{API_PORT, Common},
     gateway::Gateway,
     store::{Store, StoreError, StoreRole},
@@ -66,6 +63,8 @@ struct Foundation {
     store: Store,
     wallet: Wallet,
     source: Arc<dyn ChainSource>,
+    watched: Watched,
+    channels_watched: usize,
 }
 
 impl Foundation {
@@ -101,12 +100,21 @@ impl Foundation {
             }
             Wallet::load(seed.words(), common.network, &changes)?
         };
-        Ok((Self { data_dir: common.data_dir.clone(), store, wallet, source }, entries))
+        let watched = Watched::default();
+        watched.add(wallet.scripts());
+        let data_dir = common.data_dir.clone();
+        Ok((Self { data_dir, store, wallet, source, watched, channels_watched: 0 }, entries))
     }
 
-    /// Follows the chain from the blocks that were seen last.
-    fn follow(&self, tips: Vec<(u32, BlockHash)>) -> mpsc::Receiver<ChainEvent> {
-        follow(self.source.clone(), tips, CHAIN_INTERVAL)
+    /// Follows the chain from the blocks that a book's channels saw last.
+    fn follow<M: Machine>(&mut self, book: &Book<M>) -> Events {
+        self.watch(book);
+        follow(self.source.clone(), self.watched.clone(), book.tips().collect(), CHAIN_INTERVAL)
+    }
+
+    fn watch<M: Machine>(&mut self, book: &Book<M>) {
+        self.channels_watched = book.scripts().len();
+        self.watched.add(book.scripts());
     }
 
     /// Shows the wallet what happened on chain; stored with the next commit.
@@ -117,10 +125,21 @@ impl Foundation {
         Ok(())
     }
 
-    /// Makes a batch durable, with what the wallet has to remember, and gives out its actions.
-    async fn commit<E: Serialize, A>(&mut self, out: Batch<E, A>) -> Result<Vec<A>> {
+    /// Makes a batch durable, with what the wallet has to remember, and gives out its actions. The
+    /// chain is watched for what is new by then: nobody else knows of it yet.
+    async fn commit<M: Machine<Event: Serialize>, A>(
+        &mut self,
+        out: Batch<M::Event, A>,
+        book: &Book<M>,
+    ) -> Result<Vec<A>> {
         let wallet = self.wallet.take_changes()?;
         let durable = self.store.commit(out.entries(), wallet.as_deref()).await?;
+        if wallet.is_some() {
+            self.watched.add(self.wallet.scripts());
+        }
+        if book.scripts().len() > self.channels_watched {
+            self.watch(book);
+        }
         Ok(out.release(&durable))
     }
 

@@ -183,7 +183,13 @@ impl Wallet {
         WalletBalance { confirmed: balance.confirmed, pending }
     }
 
-    /// Follows a block. One at a height that was seen before replaces that and all above it.
+    /// Every script that a block may concern the wallet by, those looked ahead for included.
+    pub fn scripts(&self) -> impl Iterator<Item = &ScriptBuf> {
+        self.inner.spk_index().inner().all_spks().values()
+    }
+
+    /// Follows a block. One at a height that was seen before replaces that and all above it. Of one
+    /// that can't concern [`Self::scripts`] the header is enough.
     pub fn connect_block(&mut self, block: &Block, height: u32) -> Result<(), WalletError> {
         self.inner.apply_block(block, height).map_err(|_| WalletError::Block(height))
     }

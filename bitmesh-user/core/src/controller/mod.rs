@@ -267,7 +267,7 @@ impl Controller {
             }
             Input::BlockConnected { height, block } => {
                 let from = out.entries().len();
-                self.book.connect(height, &block, out);
+                self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
                 self.claim_due(out);
             }

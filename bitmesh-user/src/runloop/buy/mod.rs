@@ -188,8 +188,7 @@ impl Session {
     }
 
     async fn run(&mut self) -> Result<()> {
-        let tips = self.buyer.book().tips().collect();
-        let mut chain = self.foundation.follow(tips);
+        let mut chain = self.foundation.follow(self.buyer.book());
         let mut count = interval(COUNT_INTERVAL);
         count.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stop = stop_signal()?;
@@ -218,7 +217,7 @@ impl Session {
     }
 
     async fn settle(&mut self, out: Batch<SubscriberEvent, Action>) -> Result<()> {
-        for action in self.foundation.commit(out).await? {
+        for action in self.foundation.commit(out, self.buyer.book()).await? {
             match action {
                 Action::Broadcast(tx) => self.broadcast(tx),
                 Action::Pay(channel, paid, signature) if Some(channel) == self.active => {

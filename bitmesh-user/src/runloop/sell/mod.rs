@@ -200,8 +200,7 @@ impl<'a> Session<'a> {
     }
 
     async fn run(mut self) -> Result<()> {
-        let tips = self.controller.book().tips().collect();
-        let mut chain = self.foundation.follow(tips);
+        let mut chain = self.foundation.follow(self.controller.book());
         let mut usage = every(USAGE_INTERVAL);
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
         let mut addresses = every(ADDRESSES_INTERVAL);
@@ -276,14 +275,14 @@ impl<'a> Session<'a> {
 
     /// Stores what was decided, then lets it happen.
     async fn settle(&mut self, out: Batch<ProviderEvent, Action>) -> Result<()> {
-        let mut actions = self.foundation.commit(out).await?;
+        let mut actions = self.foundation.commit(out, self.controller.book()).await?;
         while !actions.is_empty() {
             let mut done = Done::default();
             for action in actions {
                 self.perform(action, &mut done);
             }
             let more = self.tell_reclaimed(done.reclaimed);
-            actions = self.foundation.commit(more).await?;
+            actions = self.foundation.commit(more, self.controller.book()).await?;
         }
         for envelope in std::mem::take(&mut self.questions) {
             let reply = self.answer(&envelope.ask);
