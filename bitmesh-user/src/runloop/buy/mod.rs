@@ -28,7 +28,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::stations::Membership;
-use super::{Foundation, provider_url, status::Phase, stop_signal};
+use super::{Foundation, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
     api::{ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
     chain::ChainEvent,
@@ -119,8 +119,10 @@ struct Session {
 
 impl Session {
     async fn start(config: BuyConfig) -> Result<Self> {
+        let mut seed = unlock(&config.common)?;
         let (mut foundation, entries) =
-            Foundation::open::<SubscriberEvent>(&config.common, StoreRole::Subscriber).await?;
+            Foundation::open::<SubscriberEvent>(&config.common, StoreRole::Subscriber, &mut seed)
+                .await?;
         let mut buyer = Buyer::new(config.common.network);
         for entry in &entries {
             buyer.replay(entry)?;

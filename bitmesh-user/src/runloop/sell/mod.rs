@@ -46,7 +46,7 @@ use crate::{
     gateway::{Gateway, Interface},
     guard::Guard,
     store::{StoreError, StoreRole},
-    wallet::Role,
+    wallet::{Role, Seed},
 };
 
 /// Requests that are stored in one transaction at most.
@@ -66,7 +66,7 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// Sells until it is told to stop.
 pub async fn sell(ready: Ready) -> Result<()> {
-    let Ready { mut config, mut dataplane, guard } = ready;
+    let Ready { mut config, mut dataplane, guard, mut seed } = ready;
     let mut guarding = Guarding::new(Guard::new(guard)?, dataplane.hooks());
     if let NodeLogin::Cookie(path) = config.common.node_login {
         config.common.node_login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
@@ -75,8 +75,9 @@ pub async fn sell(ready: Ready) -> Result<()> {
     let mut told = Told::new(events)?;
     let mut ran = false;
     loop {
-        let failure = match Session::start(&config, &mut dataplane, &mut guarding, &mut told).await
-        {
+        let started =
+            Session::start(&config, &mut seed, &mut dataplane, &mut guarding, &mut told).await;
+        let failure = match started {
             Ok(session) => {
                 ran = true;
                 session.guarding.selling().await;
@@ -139,12 +140,13 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     async fn start(
         config: &SellConfig,
+        seed: &mut Seed,
         dataplane: &'a mut Dataplane,
         guarding: &'a mut Guarding,
         told: &'a mut Told,
     ) -> Result<Self> {
         let (foundation, entries) =
-            Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider).await?;
+            Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider, seed).await?;
         let gateway = Gateway::open()?;
         let mut lan = Vec::new();
         for name in &config.lan {
