@@ -6,6 +6,8 @@ use bitcoin::{
     Amount, Network, PublicKey, ScriptBuf,
     hashes::{Hash, HashEngine, sha256},
     locktime::absolute,
+    opcodes::all::{OP_CHECKSIG, OP_CHECKSIGVERIFY, OP_CLTV, OP_ENDIF, OP_IFDUP, OP_NOTIF},
+    script::Builder,
     secp256k1,
 };
 use miniscript::Descriptor;
@@ -112,12 +114,23 @@ impl ChannelParams {
 
     /// The script that the funding pays.
     pub fn funding_script(&self) -> ScriptBuf {
-        self.descriptor().script_pubkey()
+        self.witness_script().to_p2wsh()
     }
 
-    /// The script that signatures commit to (BIP143's scriptCode).
+    /// The script that signatures commit to (BIP143's scriptCode): what [`Self::descriptor`]
+    /// compiles to, without compiling it for each payment.
     pub fn witness_script(&self) -> ScriptBuf {
-        self.descriptor().explicit_script().expect("wsh has a witness script")
+        Builder::new()
+            .push_slice(self.subscriber.serialize())
+            .push_opcode(OP_CHECKSIGVERIFY)
+            .push_slice(self.provider.serialize())
+            .push_opcode(OP_CHECKSIG)
+            .push_opcode(OP_IFDUP)
+            .push_opcode(OP_NOTIF)
+            .push_int(self.expiry_height.into())
+            .push_opcode(OP_CLTV)
+            .push_opcode(OP_ENDIF)
+            .into_script()
     }
 
     /// The channel's name: the same at both ends, before and after it is funded.
@@ -202,6 +215,8 @@ hex_id!(ChannelId, "an id is 64 hexadecimal digits");
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::{super::testing, *};
 
     #[test]
@@ -214,6 +229,25 @@ mod tests {
             params.subscriber, params.provider
         );
         assert_eq!(asm, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn the_script_is_what_the_descriptor_compiles_to(
+            subscriber in 1..u8::MAX, provider in 1..u8::MAX, expiry in 1u32..500_000_000,
+            small in 1u32..70_000, choose: bool,
+        ) {
+            prop_assume!(subscriber != provider);
+            let params = ChannelParams {
+                subscriber: testing::public_key(subscriber),
+                provider: testing::public_key(provider),
+                expiry_height: if choose { small } else { expiry },
+                ..testing::params()
+            };
+            let descriptor = params.descriptor();
+            prop_assert_eq!(params.witness_script(), descriptor.explicit_script().unwrap());
+            prop_assert_eq!(params.funding_script(), descriptor.script_pubkey());
+        }
     }
 
     #[test]
