@@ -379,8 +379,10 @@ impl ProviderChannel {
     pub fn claim_due(&self, tip: u32) -> Option<ClaimInput> {
         let best = self.best?;
         let funding = self.course.outpoint()?;
-        let waiting =
-            self.claim.as_ref().is_some_and(|claim| tip < claim.height + CLAIM_BUMP_BLOCKS);
+        let waiting = self
+            .claim
+            .as_ref()
+            .is_some_and(|claim| tip < claim.height.saturating_add(CLAIM_BUMP_BLOCKS));
         if waiting || self.awaits_close(tip) || self.status(tip) != ChannelStatus::Closing {
             return None;
         }

@@ -226,7 +226,7 @@ impl Controller {
         match entry {
             Entry::Channel { channel, event } => {
                 if let ProviderEvent::Opened { key_index, .. } = event {
-                    self.next_key_index = self.next_key_index.max(key_index + 1);
+                    self.next_key_index = self.next_key_index.max(key_index.saturating_add(1));
                 }
                 self.follow(channel, event)?;
             }
