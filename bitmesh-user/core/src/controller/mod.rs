@@ -5,6 +5,7 @@
 //! the payment is durable, and after a failed commit it is thrown away and replayed, never reused.
 
 mod claim;
+mod close;
 mod report;
 mod stations;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use bitcoin::{
 };
 
 pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
+pub use close::{CloseNeeds, CloseOwn};
 pub use report::Refusal;
 pub use stations::StationsAsk;
 
@@ -88,6 +90,8 @@ pub enum Input {
         channel: ChannelId,
         /// Signed.
         close: CloseRequest,
+        /// What [`Controller::close_needs`] asked the wallet for.
+        own: CloseOwn,
     },
     /// A block on the tip.
     BlockConnected {
@@ -235,7 +239,7 @@ impl Controller {
         match entry {
             Entry::Channel { channel, event } => {
                 if let ProviderEvent::Opened { key_index, .. } = event {
-                    self.next_key_index = self.next_key_index.max(key_index + 1);
+                    self.next_key_index = self.next_key_index.max(key_index.saturating_add(1));
                 }
                 self.follow(channel, event)?;
             }
@@ -260,6 +264,7 @@ impl Controller {
                 out.act(Action::Broadcast(claim.tx.clone()));
             }
         }
+        self.closes_due(&mut out);
         out
     }
 
@@ -275,8 +280,8 @@ impl Controller {
                 let answer = self.pay(&channel, &payment, station, out);
                 out.act(Action::Reply(request, answer));
             }
-            Input::Close { request, channel, close } => {
-                let answer = self.close(&channel, &close, out);
+            Input::Close { request, channel, close, own } => {
+                let answer = self.close(&channel, &close, &own, out);
                 out.act(Action::Reply(request, answer));
                 self.plan_claims(out);
             }
@@ -284,6 +289,7 @@ impl Controller {
                 let from = out.entries().len();
                 self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
+                self.closes_due(out);
                 self.broadcast_claims(out);
             }
             Input::BlockDisconnected { height } => self.book.disconnect(height, out),
@@ -415,22 +421,6 @@ impl Controller {
     fn refused_payment(&self, id: &ChannelId, error: PaymentError) -> Refusal {
         let best = self.book.get(id).map_or(Amount::ZERO, ProviderChannel::paid);
         Refusal::Payment { error, best }
-    }
-
-    fn close(
-        &mut self,
-        id: &ChannelId,
-        close: &CloseRequest,
-        out: &mut Out,
-    ) -> Result<Answer, Refusal> {
-        let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
-        let event = channel
-            .close(&self.secp, &close.signature)
-            .map_err(|error| self.refused_payment(id, error))?;
-        if let Some(event) = event {
-            self.record(*id, event, out);
-        }
-        self.channel(id).map(|report| Answer::Channel(Box::new(report)))
     }
 
     fn record(&mut self, channel: ChannelId, event: ProviderEvent, out: &mut Out) {

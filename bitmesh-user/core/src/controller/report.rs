@@ -5,11 +5,11 @@ use bitcoin::{Address, Amount};
 use super::Controller;
 use crate::{
     account::AccountId,
-    channel::{BindingError, ChannelId, ParamsError, PaymentError, Uneconomic, VersionError},
+    channel::{BindingError, ChannelId, CloseError, ParamsError, PaymentError, Uneconomic, VersionError},
     ledger::Usage,
     station::Station,
     units::Octets,
-    wire::{AccountReport, ChannelReport, ErrorBody},
+    wire::{AccountReport, ChannelReport, ClosedByBoth, ErrorBody},
 };
 
 impl Controller {
@@ -64,6 +64,8 @@ impl Controller {
         let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
         let params = channel.params().clone();
         let address = Address::from_script(channel.funding_script(), self.network);
+        let claim = channel.claim().map(|claim| (&claim.tx, claim.fee));
+        let close = channel.closed_by_both().map(|close| (&close.tx, close.fee));
         Ok(ChannelReport {
             channel: *id,
             status: channel.status(self.book.tip()),
@@ -78,8 +80,10 @@ impl Controller {
             paid: channel.paid(),
             commitments: channel.commitments(),
             bought_octets: channel.bought(),
-            closing_txid: channel.claim().map(|claim| claim.tx.compute_txid()),
-            closing_fee_sat: channel.claim().map(|claim| claim.fee.to_sat()),
+            closing_txid: claim.or(close).map(|(tx, _)| tx.compute_txid()),
+            closing_fee_sat: claim.or(close).map(|(_, fee)| fee.to_sat()),
+            payout_script: channel.payout_script().cloned(),
+            closed_by_both: close.map(|(tx, _)| ClosedByBoth { tx: tx.clone() }),
             settled_txid: channel.spent().map(|spent| spent.txid),
             dispute: None,
         })
@@ -145,6 +149,9 @@ pub enum Refusal {
         /// What has been paid.
         best: Amount,
     },
+    /// A close that is not signed.
+    #[error("{0}")]
+    Close(CloseError),
     /// An account's stations stay as they are.
     #[error("{0}")]
     Stations(BindingError),
@@ -172,6 +179,13 @@ impl Refusal {
                 BindingError::Expired => 410,
                 BindingError::TooManyChanges | BindingError::TooManyStations => 429,
                 BindingError::NotBound => 404,
+            },
+            Self::Close(error) => match error {
+                CloseError::Unfunded => 425,
+                CloseError::Settled => 410,
+                CloseError::NoPayoutScript | CloseError::Underpaid { .. } => 409,
+                CloseError::Signature => 403,
+                _ => 422,
             },
             Self::Payment { error, .. } => match error {
                 PaymentError::Unfunded | PaymentError::Unconfirmed { .. } => 425,
@@ -208,6 +222,17 @@ impl Refusal {
                 BindingError::OtherStation { .. } => "other-station",
                 BindingError::TooManyStations => "too-many-stations",
                 BindingError::NotBound => "not-bound",
+            },
+            Self::Close(error) => match error {
+                CloseError::Unfunded => "unfunded",
+                CloseError::Settled => "settled",
+                CloseError::NoPayoutScript => "no-payout-script",
+                CloseError::PayoutScript => "payout-script",
+                CloseError::Underpaid { .. } => "stale-payment",
+                CloseError::Overpaid { .. } => "payment-too-large",
+                CloseError::FeeTooLow { .. } => "fee-too-low",
+                CloseError::FeeTooHigh { .. } => "fee-too-high",
+                CloseError::Signature => "wrong-signature",
             },
             Self::Payment { error, .. } => match error {
                 PaymentError::Unfunded => "unfunded",
@@ -254,6 +279,7 @@ impl Refusal {
                 }
             }
             .into(),
+            Self::Close(_) => "propose another one, or wait for the claim".into(),
             Self::Payment { error: PaymentError::Signature, .. } => {
                 "sign with the key that the channel was opened with".into()
             }

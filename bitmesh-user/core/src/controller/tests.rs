@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod claim;
+mod close;
 mod stations;
 
 const NOW: u64 = 15_000;
@@ -258,9 +259,17 @@ fn a_close_asks_for_the_claim_at_once() {
     let mut provider = Provider::new();
     let channel = provider.opened();
     provider.pay(&channel, 5_000);
-    let close = CloseRequest { signature: sign(SUBSCRIBER, close_digest(&channel.channel)) };
+    let close = CloseRequest {
+        signature: sign(SUBSCRIBER, close_digest(&channel.channel)),
+        proposal: None,
+    };
     let request = RequestId(3);
-    let actions = provider.put(Input::Close { request, channel: channel.channel, close });
+    let actions = provider.put(Input::Close {
+        request,
+        channel: channel.channel,
+        close,
+        own: CloseOwn::default(),
+    });
     let [Action::Reply(_, Ok(_)), Action::Claim(planned)] = actions.as_slice() else {
         panic!("{actions:?}");
     };

@@ -3,8 +3,9 @@
 use bitcoin::Transaction;
 use bitmesh_core::{
     bitcoin,
-    channel::{FeeEstimates, NORMAL_TARGET_BLOCKS, URGENT_TARGET_BLOCKS},
-    controller::{Input, PlannedClaim},
+    channel::{ChannelId, FeeEstimates, NORMAL_TARGET_BLOCKS, URGENT_TARGET_BLOCKS},
+    controller::{CloseOwn, Input, PlannedClaim},
+    wire::CloseRequest,
 };
 use tracing::{debug, info, warn};
 
@@ -39,6 +40,18 @@ impl Session<'_> {
                 Input::Fees(estimates)
             }
             Internal::Refused(tx) => Input::Refused { txid: tx.compute_txid() },
+        }
+    }
+
+    /// What the wallet adds to a wish to close: where the payout goes, and a signature.
+    pub(super) fn own_for_close(&mut self, channel: &ChannelId, close: &CloseRequest) -> CloseOwn {
+        let needs = self.controller.close_needs(channel, close);
+        let wallet = &mut self.foundation.wallet;
+        CloseOwn {
+            payout_script: needs.payout_script.then(|| wallet.remainder_script()),
+            signature: needs
+                .signature
+                .map(|(index, message)| wallet.sign_channel(Role::Provider, index, message)),
         }
     }
 
