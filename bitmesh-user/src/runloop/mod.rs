@@ -182,21 +182,22 @@ async fn fee_rate(source: &dyn ChainSource) -> FeeRate {
 }
 
 /// Hands a transaction to the network; while the node does not answer, again and again.
-async fn broadcast(source: &dyn ChainSource, tx: Transaction) {
+async fn broadcast(source: &dyn ChainSource, tx: &Transaction) -> Broadcast {
     let txid = tx.compute_txid();
-    for _ in 0..BROADCAST_TRIES {
-        match source.broadcast(&tx).await {
-            Broadcast::Accepted => return info!("broadcast {txid}"),
-            Broadcast::Known => return,
-            Broadcast::Rejected { reason } => {
-                return warn!("the network does not take {txid}: {reason}");
-            }
-            Broadcast::Unreachable { reason } => {
-                warn!("{txid} is not broadcast yet: {reason}");
-                tokio::time::sleep(BROADCAST_PAUSE).await;
-            }
-        }
+    let mut outcome = source.broadcast(tx).await;
+    for _ in 1..BROADCAST_TRIES {
+        let Broadcast::Unreachable { reason } = &outcome else { break };
+        warn!("{txid} is not broadcast yet: {reason}");
+        tokio::time::sleep(BROADCAST_PAUSE).await;
+        outcome = source.broadcast(tx).await;
     }
+    match &outcome {
+        Broadcast::Accepted => info!("broadcast {txid}"),
+        Broadcast::Known => {}
+        Broadcast::Rejected { reason } => warn!("the network does not take {txid}: {reason}"),
+        Broadcast::Unreachable { reason } => warn!("{txid} was not broadcast: {reason}"),
+    }
+    outcome
 }
 
 /// Ends when the process is asked to stop.

@@ -228,7 +228,7 @@ impl Session {
 
     fn broadcast(&mut self, tx: bitcoin::Transaction) {
         let source = self.foundation.source.clone();
-        self.tasks.spawn(async move { super::broadcast(source.as_ref(), tx).await });
+        self.tasks.spawn(async move { drop(super::broadcast(source.as_ref(), &tx).await) });
     }
 
     /// One step of whatever comes next. Runs every [`COUNT_INTERVAL`].
