@@ -4,6 +4,7 @@
 //! It signs what it is given and spends only what it is told to. It never talks to anyone; blocks
 //! are shown to it, its changes are handed out to be stored.
 
+mod bump;
 mod keys;
 mod passphrase;
 pub mod seed;
@@ -17,6 +18,7 @@ use bdk_wallet::{
     bitcoin::{
         Address, Amount, Block, BlockHash, FeeRate, Network, ScriptBuf, Transaction,
         bip32::Fingerprint,
+        psbt::Psbt,
         secp256k1::{Message, PublicKey, XOnlyPublicKey, ecdsa, schnorr},
     },
     chain::{BlockId, Merge as _},
@@ -206,12 +208,17 @@ impl Wallet {
         let mut builder = self.inner.build_tx();
         builder.add_recipient(script, value).exclude_unconfirmed();
         builder.fee_rate(by_whole_vbytes(fee_rate));
-        let mut psbt = builder.finish().map_err(|error| match error {
+        let psbt = builder.finish().map_err(|error| match error {
             CreateTxError::CoinSelection(short) => {
                 WalletError::Insufficient { needed: short.needed, available: short.available }
             }
             error => WalletError::Create(error.to_string()),
         })?;
+        self.sign(psbt, now)
+    }
+
+    /// Signs it, and counts its inputs as spent.
+    fn sign(&mut self, mut psbt: Psbt, now: u64) -> Result<Transaction, WalletError> {
         let refused = |what: String| WalletError::Create(what);
         self.keys.sign_psbt(&mut psbt).map_err(refused)?;
         psbt.finalize_mut(self.inner.secp_ctx())
