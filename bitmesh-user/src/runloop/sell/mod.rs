@@ -37,7 +37,7 @@ use self::{
     guarding::Guarding,
     told::Told,
 };
-use super::{Foundation, now, stop_signal};
+use super::{Foundation, now, stop_signal, wallet::Answering};
 use crate::{
     api::{Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin},
     chain::ChainEvent,
@@ -127,6 +127,8 @@ struct Session<'a> {
     /// Envelopes whose answer the controller owes, and questions to be answered after the commit.
     pending: HashMap<RequestId, oneshot::Sender<Reply>>,
     questions: Vec<Envelope>,
+    /// The same, of the wallet.
+    answering: Vec<(Answering, oneshot::Sender<Reply>)>,
     next_request: u64,
     /// Whether somebody who paid found no place in the kernel's table.
     crowded: bool,
@@ -184,6 +186,7 @@ impl<'a> Session<'a> {
             edge_addresses,
             pending: HashMap::new(),
             questions: Vec::new(),
+            answering: Vec::new(),
             next_request: 0,
             crowded: false,
             internal,
@@ -284,6 +287,11 @@ impl<'a> Session<'a> {
             let more = self.tell_reclaimed(done.reclaimed);
             actions = self.foundation.commit(more, self.controller.book()).await?;
         }
+        for (answering, reply) in std::mem::take(&mut self.answering) {
+            self.tasks.spawn(async move {
+                let _ = reply.send(answering.await);
+            });
+        }
         for envelope in std::mem::take(&mut self.questions) {
             let reply = self.answer(&envelope.ask);
             let _ = envelope.reply.send(reply);
@@ -313,6 +321,12 @@ impl<'a> Session<'a> {
                 Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
             Ask::Close(channel, close) => Input::Close { request, channel, close },
+            Ask::OfWallet(ask) => {
+                let channels: Vec<_> = self.controller.channels().collect();
+                let answering = self.foundation.of_wallet(&ask, &channels);
+                self.answering.push((answering, envelope.reply));
+                return;
+            }
             ask => {
                 self.questions.push(Envelope { ask, reply: envelope.reply });
                 return;
@@ -327,6 +341,9 @@ impl<'a> Session<'a> {
         self.foundation.follow_wallet(&event)?;
         match event {
             ChainEvent::Connected { height, block } => {
+                if self.controller.synced() {
+                    self.tasks.spawn(self.foundation.rebroadcast());
+                }
                 self.controller.handle(Input::BlockConnected { height, block }, out);
             }
             ChainEvent::Disconnected { height } => {
