@@ -24,7 +24,7 @@ use bitmesh_tests::{
     world::{Trade, World},
 };
 use bitmesh_user::{
-    dataplane,
+    dataplane, http,
     wallet::{Seed, Words},
 };
 use reqwest::{Method, StatusCode};
@@ -181,7 +181,7 @@ fn send(
     body: Option<&Value>,
 ) -> Result<(StatusCode, Value)> {
     topology.subscriber.block_on(async || {
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build()?;
+        let client = http::plain().timeout(Duration::from_secs(20)).build()?;
         let mut request = client.request(method.clone(), format!("{}{path}", World::api()));
         if let Some(body) = body {
             request = request.json(body);

@@ -320,12 +320,15 @@ impl<'a> Session<'a> {
             Ask::ChangeStations(channel, peer, change) => {
                 Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
-            Ask::Close(channel, close) => Input::Close { request, channel, close },
             Ask::OfWallet(ask) => {
                 let channels: Vec<_> = self.controller.channels().collect();
                 let answering = self.foundation.of_wallet(&ask, &channels);
                 self.answering.push((answering, envelope.reply));
                 return;
+            }
+            Ask::Close(channel, close) => {
+                let own = self.own_for_close(&channel, &close);
+                Input::Close { request, channel, close, own }
             }
             ask => {
                 self.questions.push(Envelope { ask, reply: envelope.reply });
@@ -389,6 +392,7 @@ impl<'a> Session<'a> {
             provider: self.foundation.wallet.node_public_key(),
             issued_at,
             valid_until: issued_at + OFFER_SECONDS,
+            height: self.controller.book().tip(),
             schedule: self.config.schedule.clone(),
             terms: self.config.terms,
         };
