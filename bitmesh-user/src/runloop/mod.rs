@@ -5,9 +5,11 @@
 //! itself.
 
 mod buy;
+mod offline;
 mod sell;
 pub mod status;
 mod unlock;
+mod wallet;
 
 use std::{
     net::IpAddr,
@@ -30,12 +32,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 pub use buy::buy;
+pub use offline::{Findings, Offline, Progress};
 pub use sell::{Ready, detach, prepare, sell};
+pub use unlock::{new_passphrase, unlock};
 
-use self::{
-    status::{ChainStatus, WalletStatus},
-    unlock::{keep, unlock},
-};
+use self::{status::ChainStatus, unlock::keep};
 use crate::{
     api::{ApiError, Provider},
     chain::{Broadcast, ChainEvent, ChainSource, Events, NodeRpc, Watched, follow},
@@ -59,6 +60,7 @@ const BIRTHDAY_DEPTH_BLOCKS: u32 = 10;
 
 /// What both roles stand on: the disk, the keys and the chain.
 struct Foundation {
+    role: StoreRole,
     data_dir: PathBuf,
     store: Store,
     wallet: Wallet,
@@ -103,7 +105,7 @@ impl Foundation {
         let watched = Watched::default();
         watched.add(wallet.scripts());
         let data_dir = common.data_dir.clone();
-        Ok((Self { data_dir, store, wallet, source, watched, channels_watched: 0 }, entries))
+        Ok((Self { role, data_dir, store, wallet, source, watched, channels_watched: 0 }, entries))
     }
 
     /// Follows the chain from the blocks that a book's channels saw last.
@@ -161,16 +163,6 @@ fn now() -> u64 {
 
 fn chain_status(network: Network, height: u32, synced: bool) -> ChainStatus {
     ChainStatus { network, height, synced }
-}
-
-fn wallet_status(foundation: &mut Foundation) -> WalletStatus {
-    let balance = foundation.wallet.balance();
-    WalletStatus {
-        confirmed_sat: balance.confirmed.to_sat(),
-        pending_sat: balance.pending.to_sat(),
-        fingerprint: foundation.wallet.fingerprint().to_string(),
-        address: foundation.wallet.unused_address().to_string(),
-    }
 }
 
 /// What to pay miners now; a floor when the node has no estimate.
