@@ -34,18 +34,23 @@ pub use sell::{Ready, detach, prepare, sell};
 use self::status::{ChainStatus, WalletStatus};
 use crate::{
     api::{ApiError, Provider},
-    chain::{Broadcast, ChainEvent, ChainSource, Events, NodeRpc, Watched, follow},
-    config::{API_PORT, Common},
+    chain::{
+        Broadcast, ChainError, ChainEvent, ChainSource, Esplora, Events, Kind, LightClient,
+        NodeRpc, Watched, follow,
+    },
+    config::{API_PORT, Common, SourceConfig},
     gateway::Gateway,
     store::{Store, StoreError, StoreRole},
     wallet::{Wallet, seed},
 };
 
-/// How often the node is asked for new blocks.
+/// How often the source is asked for new blocks.
 const CHAIN_INTERVAL: Duration = Duration::from_millis(500);
 /// Blocks in which a claim or a funding should confirm.
 const FEE_TARGET_BLOCKS: u16 = 6;
-/// How often a broadcast is tried while the node does not answer.
+/// How often it is told what the first start waits for.
+const FIRST_TIP_TOLD: Duration = Duration::from_secs(10);
+/// How often a broadcast is tried while the source does not answer.
 const BROADCAST_TRIES: u32 = 20;
 /// Pause between them.
 const BROADCAST_PAUSE: Duration = Duration::from_secs(3);
@@ -72,11 +77,10 @@ impl Foundation {
         let mut store = Store::open(&common.data_dir, role, common.network).await?;
         let mut entries = store.load::<E>().await?;
         let changes = store.wallet_changes().await?;
-        let source: Arc<dyn ChainSource> =
-            Arc::new(NodeRpc::new(&common.node, common.node_login.clone(), common.network)?);
+        let source = open_source(common, &entries)?;
         let wallet = if changes.is_empty() {
-            source.check().await?;
-            let (tip, _) = source.tip().await.context("the first start needs the node")?;
+            let tip =
+                first_tip(source.as_ref()).await.context("the first start needs the chain")?;
             let height = tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS);
             let hash = source.hash_at(height).await?;
             let (words, made) = seed::open(&common.data_dir)?;
@@ -144,6 +148,48 @@ impl Foundation {
     }
 }
 
+/// The source that the settings name. `entries` tell from where on it will be asked.
+fn open_source<E>(common: &Common, entries: &[Entry<E>]) -> Result<Arc<dyn ChainSource>> {
+    let tips: Vec<_> = entries
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::Block { height, hash } => Some((*height, *hash)),
+            _ => None,
+        })
+        .collect();
+    let network = common.network;
+    let source: Arc<dyn ChainSource> = match &common.source {
+        SourceConfig::Light { peers } => {
+            Arc::new(LightClient::start(network, peers, &tips, common.data_dir.clone())?)
+        }
+        SourceConfig::Node { url, login } => Arc::new(NodeRpc::new(url, login.clone(), network)?),
+        SourceConfig::Esplora { url } => Arc::new(Esplora::new(url, network)?),
+    };
+    info!("blocks come from {} ({})", source.name(), common.source_reason);
+    Ok(source)
+}
+
+/// Height of the chain's tip; waits while a light client gets to know it.
+async fn first_tip(source: &dyn ChainSource) -> Result<u32, ChainError> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match source.tip().await {
+            Err(error @ ChainError::NotReady { kind: Kind::Peers, .. }) => {
+                if waited.as_secs().is_multiple_of(FIRST_TIP_TOLD.as_secs()) {
+                    info!("{error}");
+                }
+                waited += Duration::from_secs(1);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => return Err(error),
+            Ok((tip, _)) => {
+                source.check().await?;
+                return Ok(tip);
+            }
+        }
+    }
+}
+
 /// The only clock: seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -163,7 +209,7 @@ fn wallet_status(foundation: &mut Foundation) -> WalletStatus {
     }
 }
 
-/// What to pay miners now; a floor when the node has no estimate.
+/// What to pay miners now; a floor when the source has no estimate.
 async fn fee_rate(source: &dyn ChainSource) -> FeeRate {
     source.fee_rate(FEE_TARGET_BLOCKS).await.unwrap_or_else(|error| {
         warn!("no fee estimate ({error}); taking {}", FeeRate::BROADCAST_MIN);
@@ -171,7 +217,7 @@ async fn fee_rate(source: &dyn ChainSource) -> FeeRate {
     })
 }
 
-/// Hands a transaction to the network; while the node does not answer, again and again.
+/// Hands a transaction to the network; while the source does not answer, again and again.
 async fn broadcast(source: &dyn ChainSource, tx: Transaction) {
     let txid = tx.compute_txid();
     for _ in 0..BROADCAST_TRIES {
