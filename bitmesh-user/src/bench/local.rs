@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use anyhow::{Context as _, Result};
 use bitmesh_common::{Mac, StationKey};
 
-use super::{Better, Contender, Group, Measure, Target, grouped};
+use super::{Better, Contender, Group, Measure, Target, grouped, payments};
 use crate::dataplane::{DataplaneError, Workbench};
 
 /// Slots of a table with one station.
@@ -58,7 +58,7 @@ impl Scale {
     pub const FULL: Self = Self { rounds: 31, frames: 1_000_000, stations: 100_000 };
 
     /// Runs of the costlier measures, top-ups and scans.
-    fn few(self) -> usize {
+    pub(super) fn few(self) -> usize {
         self.rounds.div_ceil(2)
     }
 }
@@ -69,6 +69,7 @@ pub fn local(scale: Scale, before: &dyn Fn(&str)) -> Result<Vec<Measure>> {
     measures.extend(top_ups(scale, before)?.1);
     measures.extend(scans(scale, before)?.1);
     measures.extend(events(scale, before)?.1);
+    measures.extend(payments(scale, before)?.1);
     Ok(measures)
 }
 

@@ -6,6 +6,7 @@
 
 mod local;
 mod measure;
+mod payments;
 mod show;
 
 use anyhow::{Context as _, Result};
@@ -13,6 +14,7 @@ use anyhow::{Context as _, Result};
 pub use self::{
     local::{STATION, Scale, events, frames, local, scans, tcp4, top_ups},
     measure::{Measure, Spread, Target},
+    payments::payments,
     show::{figure, grouped, table},
 };
 

@@ -58,6 +58,11 @@ pub struct CommonArgs {
     #[arg(long, value_name = "URL", env = "BITMESH_ESPLORA")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub esplora: Option<String>,
+    /// File with the passphrase that opens the wallet's seed
+    /// [default: systemd's credential bitmesh-passphrase, else asked for]
+    #[arg(long, value_name = "FILE", env = "BITMESH_PASSPHRASE_FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase_file: Option<PathBuf>,
     /// RPC address of your Bitcoin Core or Knots node
     /// [default: <http://127.0.0.1> and the network's port]
     #[arg(long, value_name = "URL", env = "BITMESH_NODE")]
@@ -143,15 +148,18 @@ pub struct Common {
     pub source: SourceConfig,
     /// Why from there.
     pub source_reason: &'static str,
+    /// Where the seed's passphrase is, if that was named.
+    pub passphrase_file: Option<PathBuf>,
 }
 
 impl CommonArgs {
     fn resolve(self, role: &str) -> Result<Common> {
         let network = self.network.unwrap_or(Network::Bitcoin);
         let data_dir = self.data_dir.clone().unwrap_or_else(|| default_data_dir(role));
+        let passphrase_file = self.passphrase_file.clone();
         let (source, source_reason) = self.source(network, role)?;
         make_private(&data_dir)?;
-        Ok(Common { data_dir, network, source, source_reason })
+        Ok(Common { data_dir, network, source, source_reason, passphrase_file })
     }
 
     fn source(self, network: Network, role: &str) -> Result<(SourceConfig, &'static str)> {
@@ -273,6 +281,7 @@ const KNOWN: &[&str] = &[
     "node_cookie",
     "node_password",
     "node_user",
+    "passphrase_file",
     "peer",
     "price",
     "price_max",

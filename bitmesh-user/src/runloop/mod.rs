@@ -6,7 +6,9 @@
 
 mod buy;
 mod sell;
+mod source;
 pub mod status;
+mod unlock;
 
 use std::{
     net::IpAddr,
@@ -31,25 +33,24 @@ use tracing::{info, warn};
 pub use buy::buy;
 pub use sell::{Ready, detach, prepare, sell};
 
-use self::status::{ChainStatus, WalletStatus};
+use self::{
+    source::{first_tip, open_source},
+    status::{ChainStatus, WalletStatus},
+    unlock::{keep, unlock},
+};
 use crate::{
     api::{ApiError, Provider},
-    chain::{
-        Broadcast, ChainError, ChainEvent, ChainSource, Esplora, Events, Kind, LightClient,
-        NodeRpc, Watched, follow,
-    },
-    config::{API_PORT, Common, SourceConfig},
+    chain::{Broadcast, ChainEvent, ChainSource, Events, Watched, follow},
+    config::{API_PORT, Common},
     gateway::Gateway,
     store::{Store, StoreError, StoreRole},
-    wallet::{Wallet, seed},
+    wallet::{Seed, SeedError, Wallet, seed},
 };
 
 /// How often the source is asked for new blocks.
 const CHAIN_INTERVAL: Duration = Duration::from_millis(500);
 /// Blocks in which a claim or a funding should confirm.
 const FEE_TARGET_BLOCKS: u16 = 6;
-/// How often it is told what the first start waits for.
-const FIRST_TIP_TOLD: Duration = Duration::from_secs(10);
 /// How often a broadcast is tried while the source does not answer.
 const BROADCAST_TRIES: u32 = 20;
 /// Pause between them.
@@ -73,6 +74,7 @@ impl Foundation {
     async fn open<E: Serialize + DeserializeOwned>(
         common: &Common,
         role: StoreRole,
+        seed: &mut Seed,
     ) -> Result<(Self, Vec<Entry<E>>)> {
         let mut store = Store::open(&common.data_dir, role, common.network).await?;
         let mut entries = store.load::<E>().await?;
@@ -81,24 +83,24 @@ impl Foundation {
         let wallet = if changes.is_empty() {
             let tip =
                 first_tip(source.as_ref()).await.context("the first start needs the chain")?;
-            let height = tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS);
+            let height = match seed.birthday() {
+                Some(birthday) => birthday,
+                None => tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS),
+            };
             let hash = source.hash_at(height).await?;
-            let (words, made) = seed::open(&common.data_dir)?;
-            if made {
-                warn!(
-                    "new seed words are in {}: copy them to paper, they bring back this wallet's \
-                     money. Keep {} as well: channels are closed with what it holds",
-                    seed::path(&common.data_dir).display(),
-                    common.data_dir.display()
-                );
+            if seed.birthday().is_none() {
+                keep(seed, common, height)?;
             }
-            let mut wallet = Wallet::create(&words, common.network, (height, hash))?;
+            let mut wallet = Wallet::create(seed.words(), common.network, (height, hash))?;
             let birthday = [Entry::Block { height, hash }];
             store.commit(&birthday, wallet.take_changes()?.as_deref()).await?;
             entries.extend(birthday);
             wallet
         } else {
-            Wallet::load(&seed::load(&common.data_dir)?, common.network, &changes)?
+            if seed.birthday().is_none() {
+                return Err(SeedError::Missing(seed::path(&common.data_dir)).into());
+            }
+            Wallet::load(seed.words(), common.network, &changes)?
         };
         let watched = Watched::default();
         watched.add(wallet.scripts());
@@ -145,48 +147,6 @@ impl Foundation {
 
     async fn close(self) -> Result<(), StoreError> {
         self.store.close().await
-    }
-}
-
-/// The source that the settings name. `entries` tell from where on it will be asked.
-fn open_source<E>(common: &Common, entries: &[Entry<E>]) -> Result<Arc<dyn ChainSource>> {
-    let tips: Vec<_> = entries
-        .iter()
-        .filter_map(|entry| match entry {
-            Entry::Block { height, hash } => Some((*height, *hash)),
-            _ => None,
-        })
-        .collect();
-    let network = common.network;
-    let source: Arc<dyn ChainSource> = match &common.source {
-        SourceConfig::Light { peers } => {
-            Arc::new(LightClient::start(network, peers, &tips, common.data_dir.clone())?)
-        }
-        SourceConfig::Node { url, login } => Arc::new(NodeRpc::new(url, login.clone(), network)?),
-        SourceConfig::Esplora { url } => Arc::new(Esplora::new(url, network)?),
-    };
-    info!("blocks come from {} ({})", source.name(), common.source_reason);
-    Ok(source)
-}
-
-/// Height of the chain's tip; waits while a light client gets to know it.
-async fn first_tip(source: &dyn ChainSource) -> Result<u32, ChainError> {
-    let mut waited = Duration::ZERO;
-    loop {
-        match source.tip().await {
-            Err(error @ ChainError::NotReady { kind: Kind::Peers, .. }) => {
-                if waited.as_secs().is_multiple_of(FIRST_TIP_TOLD.as_secs()) {
-                    info!("{error}");
-                }
-                waited += Duration::from_secs(1);
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            Err(error) => return Err(error),
-            Ok((tip, _)) => {
-                source.check().await?;
-                return Ok(tip);
-            }
-        }
     }
 }
 

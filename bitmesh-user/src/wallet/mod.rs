@@ -5,9 +5,12 @@
 //! are shown to it, its changes are handed out to be stored.
 
 mod keys;
+mod passphrase;
 pub mod seed;
 #[cfg(test)]
 mod tests;
+mod vault;
+mod words;
 
 use bdk_wallet::{
     ChangeSet, KeychainKind, LoadError, LoadMismatch, Update,
@@ -23,7 +26,10 @@ use miniscript::psbt::PsbtExt as _;
 
 use keys::Keys;
 pub use keys::Role;
-pub use seed::Words;
+pub use passphrase::Passphrase;
+pub use seed::{Sealed, Seed, SeedError};
+pub use vault::VaultError;
+pub use words::{Typo, Words, WordsError};
 
 /// Addresses past the newest used one that are looked for in blocks, each kind. Claims that never
 /// confirmed and offers that were refused leave gaps; a wallet made anew from its words must find

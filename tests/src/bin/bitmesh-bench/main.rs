@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use bitmesh_tests::sweep;
-use bitmesh_user::bench::{Group, Measure, events, scans, table, top_ups};
+use bitmesh_user::bench::{Group, Measure, events, payments, scans, table, top_ups};
 use clap::Parser;
 
 use generator::Generator;
@@ -107,6 +107,7 @@ fn measure(bench: &mut Bench, part: Part) -> Result<Vec<(Group, Vec<Measure>)>> 
             let scale = bench.plan.scale;
             Ok(vec![top_ups(scale, &before)?, scans(scale, &before)?, events(scale, &before)?])
         }
+        Part::Payments => Ok(vec![payments(bench.plan.scale, &before)?]),
         Part::Drops => drops::run(bench),
         Part::Forward => forward::run(bench),
         Part::Throughput => throughput::run(bench),

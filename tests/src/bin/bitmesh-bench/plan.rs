@@ -22,6 +22,8 @@ pub enum Part {
     Frames,
     /// Top-ups and scans from userspace
     Table,
+    /// Payments, beside their signatures
+    Payments,
     /// Frames dropped a second
     Drops,
     /// Frames forwarded a second
@@ -32,8 +34,8 @@ pub enum Part {
 
 impl Part {
     /// In the order of a run.
-    pub const ALL: [Self; 5] =
-        [Self::Frames, Self::Table, Self::Drops, Self::Forward, Self::Throughput];
+    pub const ALL: [Self; 6] =
+        [Self::Frames, Self::Table, Self::Payments, Self::Drops, Self::Forward, Self::Throughput];
 }
 
 /// Rounds, and how long each takes.
@@ -64,7 +66,7 @@ impl Plan {
     pub fn steps(&self, part: Part) -> usize {
         match part {
             Part::Frames => 9 * self.scale.rounds,
-            Part::Table => 4 * self.scale.rounds.div_ceil(2),
+            Part::Table | Part::Payments => 4 * self.scale.rounds.div_ceil(2),
             Part::Drops => 16 * self.rounds,
             Part::Forward => 6 * self.rounds,
             Part::Throughput => 4 * self.tcp_rounds,
