@@ -41,7 +41,7 @@ use super::{Foundation, now, stop_signal, wallet::Answering};
 use crate::{
     api::{Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin},
     chain::ChainEvent,
-    config::{NodeLogin, SellConfig},
+    config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Dataplane},
     gateway::{Gateway, Interface},
     guard::Guard,
@@ -70,8 +70,11 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 pub async fn sell(ready: Ready) -> Result<()> {
     let Ready { mut config, mut dataplane, guard, mut seed } = ready;
     let mut guarding = Guarding::new(Guard::new(guard)?, dataplane.hooks());
-    if let NodeLogin::Cookie(path) = config.common.node_login {
-        config.common.node_login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
+    if let SourceConfig::Node { login, .. } = &mut config.common.source
+        && let NodeLogin::Cookie(path) = login
+    {
+        let path = std::mem::take(path);
+        *login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
     }
     let events = dataplane.take_events().context("the kernel's events are taken")?;
     let mut told = Told::new(events)?;
