@@ -9,8 +9,8 @@ use bitcoin::{
 };
 use bitmesh_core::{
     channel::{
-        CLAIM_DONE_BLOCKS, ChannelParams, Claim, ClaimInput, DUST, Refund, funding_outpoint,
-        payment_sighash,
+        CLAIM_DONE_BLOCKS, ChannelParams, Claim, ClaimInput, DUST, PROTOCOL_VERSION, Refund,
+        funding_outpoint, payment_sighash,
     },
     offer::OfferId,
     pricing::Schedule,
@@ -47,6 +47,7 @@ impl Bench {
         let secp = Secp256k1::new();
         let public = |seed| Keypair::from_secret_key(&secp, &key(seed)).public_key();
         let params = ChannelParams {
+            version: PROTOCOL_VERSION,
             network: Network::Regtest,
             offer: format!("{:064}", 0).parse::<OfferId>()?,
             subscriber: public(1),
@@ -57,6 +58,7 @@ impl Bench {
             schedule: Schedule::flat(1_000),
             confirmations: 1,
             tick_max: Octets(8 << 20),
+            unconfirmed_max: Amount::ZERO,
         };
         params.validate()?;
         let address = Address::from_script(&params.funding_script(), Network::Regtest)?;

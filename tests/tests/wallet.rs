@@ -12,12 +12,13 @@ use bitmesh_tests::{
     regtest::{Node, PASSWORD, USER},
 };
 use bitmesh_user::{
-    chain::{Broadcast, ChainError, ChainEvent, ChainSource as _, NodeRpc, follow},
+    chain::{
+        Broadcast, ChainError, ChainEvent, ChainSource as _, Events, NodeRpc, Watched, follow,
+    },
     config::NodeLogin,
     wallet::{Wallet, WalletError, Words},
 };
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 const LOCALHOST: &str = "127.0.0.1";
 /// How often the node is asked for blocks.
@@ -48,7 +49,7 @@ fn channel_script() -> ScriptBuf {
 /// A wallet that follows the chain, and keeps what a store would.
 struct Follower {
     wallet: Wallet,
-    events: mpsc::Receiver<ChainEvent>,
+    events: Events,
     tips: Vec<(u32, BlockHash)>,
     changes: Vec<String>,
     /// Heights in the order in which they left the chain.
@@ -63,7 +64,7 @@ impl Follower {
         let tip = source.tip().await?;
         let words = Words::generate()?;
         let wallet = Wallet::create(&words, Network::Regtest, tip)?;
-        let events = follow(Arc::new(source), vec![tip], INTERVAL);
+        let events = follow(Arc::new(source), Watched::default(), vec![tip], INTERVAL);
         let (changes, undone) = (Vec::new(), Vec::new());
         let mut follower = Self { wallet, events, tips: vec![tip], changes, undone, words };
         follower.store()?;
@@ -78,7 +79,7 @@ impl Follower {
     /// Ends, and starts again from what was stored.
     fn restart(&mut self, node: &Node<'_>) -> Result<()> {
         self.wallet = Wallet::load(&self.words, Network::Regtest, &self.changes)?;
-        self.events = follow(Arc::new(rpc(node)?), self.tips.clone(), INTERVAL);
+        self.events = follow(Arc::new(rpc(node)?), Watched::default(), self.tips.clone(), INTERVAL);
         Ok(())
     }
 
@@ -219,7 +220,8 @@ fn the_words_alone_bring_the_money_back() -> Result<()> {
 
         follower.wallet = Wallet::create(&follower.words, Network::Regtest, birthday)?;
         follower.tips = vec![birthday];
-        follower.events = follow(Arc::new(rpc(node)?), vec![birthday], INTERVAL);
+        follower.events =
+            follow(Arc::new(rpc(node)?), Watched::default(), vec![birthday], INTERVAL);
         follower.reach(node).await?;
         assert_eq!(follower.wallet.balance(), balance);
         Ok(())

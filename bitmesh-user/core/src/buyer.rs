@@ -2,17 +2,17 @@
 //! what a vanished provider holds comes back at the expiry.
 
 use bitcoin::{
-    Address, Amount, Block, Network, OutPoint, Transaction,
-    secp256k1::{XOnlyPublicKey, ecdsa::Signature},
+    Address, Amount, Block, FeeRate, Network, OutPoint, Script, Transaction,
+    secp256k1::{Secp256k1, XOnlyPublicKey, ecdsa::Signature},
 };
 
 use crate::{
     channel::{
-        Batch, Book, ChannelId, ChannelParams, ChannelStatus, Entry, InvalidEvent,
-        SubscriberChannel, SubscriberEvent, funding_outpoint,
+        Batch, Book, ChannelId, ChannelParams, ChannelStatus, Close, CloseError, Entry,
+        InvalidEvent, SubscriberChannel, SubscriberEvent, funding_outpoint,
     },
     payer::Dispute,
-    wire::{ChannelReport, DisputeReport},
+    wire::{ChannelReport, CloseProposal, ClosedByBoth, DisputeReport},
 };
 
 /// What to do, once its cause is durable.
@@ -22,6 +22,8 @@ pub enum Action {
     Broadcast(Transaction),
     /// Send a payment.
     Pay(ChannelId, Amount, Signature),
+    /// Ask for a close, and propose it.
+    Close(ChannelId, CloseProposal),
 }
 
 /// A channel whose money is to be fetched back now.
@@ -77,14 +79,15 @@ impl Buyer {
         out
     }
 
-    /// Fundings and refunds that no block holds: to be broadcast again, a node may have refused or
+    /// Fundings, closes and refunds that no block holds: to be broadcast again, a node may have refused or
     /// forgotten them.
     pub fn unconfirmed(&self) -> Vec<Transaction> {
         let channels = self.book.iter().map(|(_, channel)| channel);
         let waiting = channels.filter(|channel| !channel.finished()).flat_map(|channel| {
             let funding = channel.funding_tx().filter(|_| channel.funding().is_none());
-            let refund = channel.refund_tx().filter(|_| channel.spent().is_none());
-            [funding, refund]
+            let close = channel.closed_by_both().map(|close| &close.tx);
+            let out = channel.refund_tx().or(close).filter(|_| channel.spent().is_none());
+            [funding, out]
         });
         waiting.flatten().cloned().collect()
     }
@@ -150,7 +153,45 @@ impl Buyer {
         if !self.is_live(&channel) {
             return;
         }
-        self.book.record(channel, SubscriberEvent::CloseRequested, out);
+        let height = self.book.tip();
+        self.book.record(channel, SubscriberEvent::CloseRequested { height }, out);
+    }
+
+    /// The close to sign and propose now ([`SubscriberChannel::close_due`]).
+    pub fn close_due(
+        &self,
+        channel: &ChannelId,
+        payout_script: &Script,
+        fee_rate: FeeRate,
+    ) -> Result<Option<Close>, CloseError> {
+        let tip = self.book.tip();
+        let known = self.book.get(channel);
+        known.map_or(Ok(None), |known| known.close_due(payout_script, fee_rate, tip))
+    }
+
+    /// A close was signed: it is stored, then proposed.
+    pub fn close_signed(
+        &mut self,
+        channel: ChannelId,
+        close: Close,
+        signature: Signature,
+        out: &mut Out,
+    ) {
+        let close = close.proposed(signature, self.book.tip());
+        let proposal = CloseProposal::from(&close);
+        self.book.record(channel, SubscriberEvent::CloseSigned(close), out);
+        out.act(Action::Close(channel, proposal));
+    }
+
+    /// The provider answered a wish to close with a transaction. It is kept and broadcast when it
+    /// is the close that was proposed, with the provider's signature.
+    pub fn close_answered(&mut self, channel: ChannelId, tx: Transaction, out: &mut Out) {
+        let secp = Secp256k1::verification_only();
+        let known = self.book.get(&channel).filter(|known| !known.finished());
+        if let Some(event) = known.and_then(|known| known.close_answered(&secp, &tx)) {
+            self.book.record(channel, event, out);
+            out.act(Action::Broadcast(tx));
+        }
     }
 
     /// A refund was signed, unless the channel was settled meanwhile.
@@ -166,7 +207,7 @@ impl Buyer {
 
     /// A block on the tip.
     pub fn connect(&mut self, height: u32, block: &Block, out: &mut Out) {
-        self.book.connect(height, block, out);
+        self.book.connect(height, block.block_hash(), &block.txdata, out);
     }
 
     /// The tip left the chain.
@@ -214,11 +255,20 @@ impl Buyer {
                 station: None,
                 account: None,
                 funding: channel.funding().map(|funding| funding.outpoint),
+                offered: None,
+                payable: channel.params().payable(),
                 paid: channel.paid(),
                 commitments: channel.commitments(),
                 bought_octets: channel.bought(),
-                closing_txid: channel.refund_tx().map(Transaction::compute_txid),
+                closing_txid: channel
+                    .refund_tx()
+                    .or(channel.closed_by_both().map(|close| &close.tx))
+                    .map(Transaction::compute_txid),
                 closing_fee_sat: None,
+                payout_script: None,
+                closed_by_both: channel
+                    .closed_by_both()
+                    .map(|close| ClosedByBoth { tx: close.tx.clone() }),
                 settled_txid: channel.spent().map(|spent| spent.txid),
                 dispute: channel.disputed().map(|(reported_octets, counted_octets)| {
                     DisputeReport { reported_octets, counted_octets }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::{
     channel::{
         CAPACITY_MIN, CONFIRMATIONS_MAX, IdParseError, LIFETIME_MAX_BLOCKS, LIFETIME_MIN_BLOCKS,
-        hex_id, tagged_hash,
+        RESERVE, hex_id, tagged_hash,
     },
     pricing::{Schedule, ScheduleError},
     units::Octets,
@@ -52,6 +52,8 @@ pub struct Offer {
     pub issued_at: u64,
     /// Until when channels can be opened on it, in seconds since 1970.
     pub valid_until: u64,
+    /// The provider's tip when it was made: a hint for who sees no chain.
+    pub height: u32,
     /// The price.
     pub schedule: Schedule,
     /// Everything else that a channel must keep to.
@@ -77,6 +79,16 @@ pub struct Terms {
     /// Most that the provider asks to be paid ahead of use, in octets: what a subscriber risks.
     #[serde(rename = "tick_max_octets")]
     pub tick_max: Octets,
+    /// Most that payments on one channel may come to before its funding has its confirmations.
+    #[serde(rename = "unconfirmed_max_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub unconfirmed_max: Amount,
+}
+
+impl Terms {
+    /// What counts before confirmation on a channel of `capacity`: never more than it can pay.
+    pub fn unconfirmed_of(&self, capacity: Amount) -> Amount {
+        self.unconfirmed_max.min(capacity.checked_sub(RESERVE).unwrap_or(Amount::ZERO))
+    }
 }
 
 /// An offer with its signature.
@@ -151,6 +163,9 @@ impl Offer {
         if terms.tick_max == Octets(0) {
             return Err(OfferError::Terms("tick"));
         }
+        if terms.unconfirmed_max > terms.capacity_max {
+            return Err(OfferError::Terms("more before confirmation than a channel holds"));
+        }
         let lifetime = self.valid_until.checked_sub(self.issued_at);
         if lifetime.is_none_or(|seconds| seconds > OFFER_LIFETIME_MAX_SECONDS) {
             return Err(OfferError::Terms("valid for less than nothing or more than a day"));
@@ -196,6 +211,7 @@ pub(crate) mod tests {
             provider,
             issued_at: 10_000,
             valid_until: 20_000,
+            height: 100,
             schedule: Schedule::flat(1_000),
             terms: Terms {
                 capacity_min: Amount::from_sat(10_000),
@@ -204,6 +220,7 @@ pub(crate) mod tests {
                 lifetime_max_blocks: 2_000,
                 confirmations: 2,
                 tick_max: Octets(8 << 20),
+                unconfirmed_max: Amount::ZERO,
             },
         }
     }
@@ -250,6 +267,7 @@ pub(crate) mod tests {
         assert!(with(|o| o.terms.lifetime_max_blocks = LIFETIME_MAX_BLOCKS + 1));
         assert!(with(|o| o.terms.confirmations = 0));
         assert!(with(|o| o.terms.tick_max = Octets(0)));
+        assert!(with(|o| o.terms.unconfirmed_max = Amount::from_sat(1_000_001)));
         assert!(with(|o| o.valid_until = o.issued_at - 1));
         assert!(with(|o| o.valid_until = o.issued_at + OFFER_LIFETIME_MAX_SECONDS + 1));
         assert!(with(|o| o.schedule.tiers.clear()));

@@ -3,14 +3,15 @@
 use std::net::IpAddr;
 
 use bitcoin::{
-    Amount, OutPoint, ScriptBuf, Txid,
+    Amount, OutPoint, ScriptBuf, Transaction, Txid,
+    consensus::serde::{Hex, With},
     secp256k1::{PublicKey, ecdsa::Signature},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     account::AccountId,
-    channel::{Binding, ChannelId, ChannelParams, ChannelStatus},
+    channel::{Binding, ChannelId, ChannelParams, ChannelStatus, CloseRecord},
     ledger::Usage,
     offer::OfferId,
     station::Station,
@@ -24,6 +25,9 @@ pub const BODY_MAX_OCTETS: usize = 16 * 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpenRequest {
+    /// [`PROTOCOL_VERSION`](crate::channel::PROTOCOL_VERSION). Read it alone first
+    /// ([`Versioned`](crate::channel::Versioned)): another version has other fields.
+    pub version: u16,
     /// The offer that the subscriber accepts.
     pub offer: OfferId,
     /// Its key for this channel.
@@ -35,6 +39,16 @@ pub struct OpenRequest {
     pub expiry_height: u32,
     /// Where the remainder goes at the close.
     pub remainder_script: ScriptBuf,
+}
+
+/// `POST /v1/channels/{id}/funding`: the signed funding, for a subscriber that has no other way to
+/// the network, or that wants its payments to count before it is in a block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FundingRequest {
+    /// In consensus encoding, hexadecimal.
+    #[serde(with = "With::<Hex>")]
+    pub tx: Transaction,
 }
 
 /// Answer to `POST /v1/channels` and `GET /v1/channels/{id}`, and what `bitmesh channels` lists.
@@ -59,6 +73,13 @@ pub struct ChannelReport {
     pub account: Option<AccountId>,
     /// The confirmed funding.
     pub funding: Option<OutPoint>,
+    /// The funding that was presented and taken, while no block holds one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered: Option<OutPoint>,
+    /// Most that payments may come to at this moment: before the funding is confirmed, the terms'
+    /// `unconfirmed_max_sat` once one was taken.
+    #[serde(rename = "payable_sat", default, with = "bitcoin::amount::serde::as_sat")]
+    pub payable: Amount,
     /// Sum of all payments.
     #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]
     pub paid: Amount,
@@ -73,9 +94,23 @@ pub struct ChannelReport {
     /// What the closing transaction pays to miners; it may close other channels too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closing_fee_sat: Option<u64>,
+    /// Where a close pays the provider; it says so once it was asked to close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payout_script: Option<ScriptBuf>,
+    /// The newest close that both signed: either may broadcast it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_by_both: Option<ClosedByBoth>,
     /// Numbers that both sides differ on, if they do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dispute: Option<DisputeReport>,
+}
+
+/// A transaction as the network takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedByBoth {
+    /// In hexadecimal.
+    #[serde(with = "With::<Hex>")]
+    pub tx: Transaction,
 }
 
 /// Why a subscriber stopped paying.
@@ -127,6 +162,31 @@ pub struct CloseRequest {
     /// Over the tagged hash of the channel's id, by the subscriber's key of the channel.
     #[serde(with = "compact")]
     pub signature: Signature,
+    /// A close that the provider can sign, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proposal: Option<CloseProposal>,
+}
+
+/// What a close depends on beside the channel's terms, its funding and the payout script of its
+/// report: both sides build the transaction of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloseProposal {
+    /// What it pays to the provider: all that was paid.
+    #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub paid: Amount,
+    /// What it pays to miners in all, out of the subscriber's remainder.
+    #[serde(rename = "fee_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub fee: Amount,
+    /// Over the transaction, `ALL`, by the subscriber's key of the channel.
+    #[serde(with = "compact")]
+    pub signature: Signature,
+}
+
+impl From<&CloseRecord> for CloseProposal {
+    fn from(close: &CloseRecord) -> Self {
+        Self { paid: close.paid, fee: close.fee, signature: close.signature }
+    }
 }
 
 /// Answer to `GET /v1/account` and to changes of an account's stations, and what `bitmesh stations`

@@ -7,7 +7,12 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, Uri, header::CONTENT_TYPE},
     routing::{get, post},
 };
-use bitmesh_core::{channel::ChannelId, station::Station, wire::BODY_MAX_OCTETS};
+use bitmesh_core::{
+    channel::{ChannelId, Versioned},
+    controller::Refusal,
+    station::Station,
+    wire::BODY_MAX_OCTETS,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -57,7 +62,10 @@ async fn open(
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let station = station(peer)?;
-    ask(&mailbox, Ask::Open(station, peer.1, json(body)?)).await
+    let body = body.map_err(|error| unread(&error))?;
+    let versioned: Versioned = parse(&body)?;
+    versioned.check().map_err(Refusal::Version)?;
+    ask(&mailbox, Ask::Open(station, peer.1, parse(&body)?)).await
 }
 
 async fn channel(State(mailbox): Mailbox, Path(id): Path<String>) -> Answer {
@@ -153,15 +161,20 @@ pub(super) fn channel_id(text: &str) -> Result<ChannelId, ApiError> {
 pub(super) fn json<T: DeserializeOwned>(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<T, ApiError> {
-    let body = body.map_err(|error| {
-        ApiError::new(
-            error.status(),
-            "body",
-            format!("the body can't be read: {error}"),
-            "send at most 16 KiB",
-        )
-    })?;
-    serde_json::from_slice(&body).map_err(|error| {
+    parse(&body.map_err(|error| unread(&error))?)
+}
+
+fn unread(error: &BytesRejection) -> ApiError {
+    ApiError::new(
+        error.status(),
+        "body",
+        format!("the body can't be read: {error}"),
+        "send at most 16 KiB",
+    )
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| {
         ApiError::new(
             StatusCode::BAD_REQUEST,
             "json",

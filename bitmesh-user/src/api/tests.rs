@@ -26,11 +26,18 @@ async fn send(method: &str, path: &str, body: Body, station: bool) -> (StatusCod
 async fn every_refusal_has_a_code_a_sentence_and_advice() {
     let payments = format!("/v1/channels/{ID}/payments");
     let deep = "[".repeat(10_000);
-    let cases: [(&str, &str, Body, StatusCode, &str); 9] = [
+    let cases: [(&str, &str, Body, StatusCode, &str); 10] = [
         ("GET", "/nothing", Body::empty(), StatusCode::NOT_FOUND, "no-such-path"),
         ("DELETE", "/v1/offer", Body::empty(), StatusCode::METHOD_NOT_ALLOWED, "method"),
         ("GET", "/v1/channels/xyz", Body::empty(), StatusCode::BAD_REQUEST, "channel-id"),
         ("POST", "/v1/channels", Body::from("{}"), StatusCode::BAD_REQUEST, "json"),
+        (
+            "POST",
+            "/v1/channels",
+            Body::from(r#"{"version":2,"all":"else"}"#),
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "version",
+        ),
         ("POST", "/v1/channels", Body::from("\u{0}"), StatusCode::BAD_REQUEST, "json"),
         ("POST", &payments, Body::from(deep), StatusCode::BAD_REQUEST, "json"),
         ("POST", &payments, Body::from(r#"{"paid_sat":-1}"#), StatusCode::BAD_REQUEST, "json"),

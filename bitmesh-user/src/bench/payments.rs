@@ -12,8 +12,8 @@ use bitmesh_core::{
         transaction::Version,
     },
     channel::{
-        ChannelParams, Funding, ProviderChannel, ProviderEvent, SubscriberChannel, SubscriberEvent,
-        funding_outpoint, payment_sighash,
+        ChannelParams, Funding, PROTOCOL_VERSION, ProviderChannel, ProviderEvent,
+        SubscriberChannel, SubscriberEvent, funding_outpoint, payment_sighash,
     },
     ledger::Usage,
     offer::OfferId,
@@ -52,6 +52,7 @@ impl Bench {
         };
         let (subscriber, seller) = (key(1)?, key(2)?);
         let params = ChannelParams {
+            version: PROTOCOL_VERSION,
             network: Network::Regtest,
             offer: "00".repeat(32).parse::<OfferId>()?,
             subscriber: subscriber.public_key(),
@@ -62,6 +63,7 @@ impl Bench {
             schedule: Schedule::flat(1_000),
             confirmations: 1,
             tick_max: Octets(8 << 20),
+            unconfirmed_max: Amount::ZERO,
         };
         let output = TxOut { value: CAPACITY, script_pubkey: params.funding_script() };
         let tx = Transaction {

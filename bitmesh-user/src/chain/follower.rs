@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use bitcoin::{Block, BlockHash};
 use bitmesh_core::{bitcoin, channel::TIPS_KEPT};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{
-    ChainError, ChainSource,
-    verify::{Tip, verify},
+    ChainError, ChainSource, Watched,
+    verify::{Tip, verify, verify_header},
 };
 
 /// Events that wait for their reader; a block is up to 4 MB.
@@ -24,7 +24,8 @@ pub enum ChainEvent {
         /// Its height.
         height: u32,
         /// Checked: it fits on the block before, has the work that it needs, and its transactions
-        /// and witnesses are those that it commits to.
+        /// and witnesses are those that it commits to. Of one that concerns nothing that is
+        /// watched the header alone, with no transactions.
         block: Arc<Block>,
     },
     /// The tip left the chain.
@@ -44,16 +45,42 @@ pub enum ChainEvent {
     },
 }
 
+/// What the follower tells, in order.
+pub struct Events {
+    mailbox: mpsc::Receiver<ChainEvent>,
+    taken: u64,
+    handled: watch::Sender<u64>,
+}
+
+impl Events {
+    /// The next event; `None` when the follower has ended. To ask for it says that all before it
+    /// were handled, and that what is to be watched for because of them is watched for.
+    /// Nothing is lost when this is dropped while it waits.
+    pub async fn recv(&mut self) -> Option<ChainEvent> {
+        self.handled.send_replace(self.taken);
+        let event = self.mailbox.recv().await?;
+        self.taken += 1;
+        Some(event)
+    }
+}
+
 /// Follows `source` from the blocks in `tips`, oldest first, which must not be empty: the newest
 /// of them that the source has, too, is where it goes on. Ends when the receiver is dropped.
+///
+/// From a source that has filters, blocks that concern nothing in `watched` are not fetched. What
+/// is watched only after a block was passed must not be in it: a script that nobody knew before,
+/// or one that came from an event, which the follower waits for to be handled.
 pub fn follow(
     source: Arc<dyn ChainSource>,
+    watched: Watched,
     tips: Vec<(u32, BlockHash)>,
     interval: Duration,
-) -> mpsc::Receiver<ChainEvent> {
+) -> Events {
     let (events, receiver) = mpsc::channel(MAILBOX_EVENTS);
+    let (reports, handled) = watch::channel(0);
     tokio::spawn(async move {
-        let mut follower = Follower { source, tips, header: None, events };
+        let mut follower =
+            Follower { source, watched, tips, header: None, events, sent: 0, handled };
         let mut told_synced = false;
         let mut told_lost = false;
         while !follower.events.is_closed() {
@@ -71,22 +98,26 @@ pub fn follow(
                 }
             };
             if let Some(event) = event
-                && follower.events.send(event).await.is_err()
+                && !follower.tell(event).await
             {
                 return;
             }
             tokio::time::sleep(interval).await;
         }
     });
-    receiver
+    Events { mailbox: receiver, taken: 0, handled: reports }
 }
 
 struct Follower {
     source: Arc<dyn ChainSource>,
+    watched: Watched,
     tips: Vec<(u32, BlockHash)>,
     /// The newest tip's, once it is known.
     header: Option<Tip>,
     events: mpsc::Sender<ChainEvent>,
+    /// Events that were told, and how many of them were handled.
+    sent: u64,
+    handled: watch::Receiver<u64>,
 }
 
 impl Follower {
@@ -103,7 +134,7 @@ impl Follower {
                 return Err(error);
             }
         }
-        Err(ChainError::NotReady("its chain keeps changing".into()))
+        Err(self.not_ready("its chain keeps changing".into()))
     }
 
     async fn approach(&mut self, remote: (u32, BlockHash)) -> Result<u32, ChainError> {
@@ -120,18 +151,45 @@ impl Follower {
             }
             let height = tip.height + 1;
             let hash = self.source.hash_at(height).await?;
-            let block = self.source.block(hash).await?;
-            verify(self.source.network(), &tip, &block, hash)?;
+            let block = self.next_block(&tip, hash).await?;
             self.tips.push((height, hash));
             if self.tips.len() > TIPS_KEPT as usize {
                 self.tips.remove(0);
             }
             self.header = Some(Tip { height, header: block.header });
             let event = ChainEvent::Connected { height, block: Arc::new(block) };
-            if self.events.send(event).await.is_err() {
+            if !self.tell(event).await {
                 return Ok(height);
             }
         }
+    }
+
+    /// The block that follows the tip, checked; without its transactions where these can't matter.
+    async fn next_block(&mut self, tip: &Tip, hash: BlockHash) -> Result<Block, ChainError> {
+        let network = self.source.network();
+        if let Some(filters) = self.source.filters() {
+            let sent = self.sent;
+            // It ends only with the receiver, which is noticed when the block is told.
+            let _ = self.handled.wait_for(|handled| *handled >= sent).await;
+            if !filters.may_concern(hash, &self.watched).await? {
+                let header = self.source.header(hash).await?;
+                verify_header(network, tip, &header, hash)?;
+                return Ok(Block { header, txdata: Vec::new() });
+            }
+        }
+        let block = self.source.block(hash).await?;
+        verify(network, tip, &block, hash)?;
+        Ok(block)
+    }
+
+    /// Whether somebody is still there to hear it.
+    async fn tell(&mut self, event: ChainEvent) -> bool {
+        self.sent += 1;
+        self.events.send(event).await.is_ok()
+    }
+
+    fn not_ready(&self, reason: String) -> ChainError {
+        ChainError::NotReady { kind: self.source.kind(), reason }
     }
 
     /// The newest tip with its header, which its hash vouches for.
@@ -165,12 +223,12 @@ impl Follower {
         let common = kept.checked_sub(1).and_then(|i| self.tips.get(i)).map(|(height, _)| *height);
         if common == Some(remote_height) && kept < self.tips.len() {
             // A chain that replaces ours is longer: this node has yet to get the rest of ours.
-            return Err(ChainError::NotReady(format!("it went back to block {remote_height}")));
+            return Err(self.not_ready(format!("it went back to block {remote_height}")));
         }
         while self.tips.len() > kept {
             let Some((height, _)) = self.tips.pop() else { break };
             self.header = None;
-            if self.events.send(ChainEvent::Disconnected { height }).await.is_err() {
+            if !self.tell(ChainEvent::Disconnected { height }).await {
                 break;
             }
         }
@@ -182,11 +240,11 @@ impl Follower {
 mod tests {
     use std::{pin::Pin, sync::Mutex};
 
-    use bitcoin::{FeeRate, Network, Transaction, block::Header};
+    use bitcoin::{FeeRate, Network, ScriptBuf, Transaction, block::Header};
 
     use super::{
         super::{
-            Answer, Broadcast,
+            Answer, Broadcast, Filters, Kind,
             verify::tests::{genesis, mine},
         },
         *,
@@ -194,20 +252,45 @@ mod tests {
 
     /// A chain in memory that turns into another when a block is asked for, and so shows what a
     /// real node does only by chance.
+    #[derive(Default)]
     struct Turning {
         chain: Mutex<Vec<Block>>,
         next: Mutex<Vec<Vec<Block>>>,
+        /// Whether it has filters, which say what the blocks say.
+        filters: bool,
+    }
+
+    impl Filters for Turning {
+        fn may_concern<'a>(&'a self, hash: BlockHash, watched: &'a Watched) -> Answer<'a, bool> {
+            Box::pin(async move {
+                let chain = self.chain.lock().unwrap();
+                let block = chain.iter().find(|block| block.block_hash() == hash).unwrap();
+                let watched = watched.read();
+                let mut outputs = block.txdata.iter().flat_map(|tx| &tx.output);
+                Ok(outputs.any(|output| watched.contains(&output.script_pubkey)))
+            })
+        }
     }
 
     impl Turning {
         fn at(&self, height: u32) -> Result<Block, ChainError> {
             let chain = self.chain.lock().unwrap();
             let block = height.checked_sub(1).and_then(|i| chain.get(i as usize)).cloned();
-            block.ok_or_else(|| ChainError::NotReady("no such block".into()))
+            block.ok_or_else(none)
         }
     }
 
+    fn none() -> ChainError {
+        ChainError::NotReady { kind: Kind::Node, reason: "no such block".into() }
+    }
+
     impl ChainSource for Turning {
+        fn kind(&self) -> Kind {
+            Kind::Node
+        }
+        fn name(&self) -> String {
+            "a chain in memory".into()
+        }
         fn network(&self) -> Network {
             Network::Regtest
         }
@@ -242,8 +325,11 @@ mod tests {
                 if let Some(next) = self.next.lock().unwrap().pop() {
                     *chain = next;
                 }
-                found.ok_or_else(|| ChainError::NotReady("no such block".into()))
+                found.ok_or_else(none)
             })
+        }
+        fn filters(&self) -> Option<&dyn Filters> {
+            self.filters.then_some(self)
         }
         fn fee_rate(&self, _: u16) -> Answer<'_, FeeRate> {
             Box::pin(async { Ok(FeeRate::BROADCAST_MIN) })
@@ -271,9 +357,9 @@ mod tests {
         let mut next = chains;
         next.reverse();
         let chain = Mutex::new(next.pop().unwrap());
-        let source = Arc::new(Turning { chain, next: Mutex::new(next) });
+        let source = Arc::new(Turning { chain, next: Mutex::new(next), filters: false });
         let tips = vec![(0, genesis().header.block_hash())];
-        let mut events = follow(source, tips, Duration::from_mins(1));
+        let mut events = follow(source, Watched::default(), tips, Duration::from_mins(1));
         let mut told = Vec::new();
         while let Some(event) = events.recv().await {
             match event {
@@ -317,5 +403,52 @@ mod tests {
     async fn p17_a_source_that_never_says_the_same_twice_is_lost() {
         let told = told((0..8).map(|salt| chain(salt, 3)).collect()).await;
         assert!(told.last().unwrap().contains("keeps changing"), "{told:?}");
+    }
+
+    /// A chain with a payment to each of the scripts, a block each.
+    fn paying(scripts: &[ScriptBuf]) -> Vec<Block> {
+        let mut tip = genesis();
+        let mut chain = Vec::new();
+        for (height, script) in (1..).zip(scripts) {
+            let mut payment = mine(&tip, 7, Vec::new()).txdata.remove(0);
+            payment.output[0].script_pubkey = script.clone();
+            let block = mine(&tip, 0, vec![payment]);
+            tip = Tip { height, header: block.header };
+            chain.push(block);
+        }
+        chain
+    }
+
+    #[tokio::test]
+    async fn blocks_that_concern_nothing_come_without_transactions() {
+        let scripts = [1, 2, 3].map(|byte| ScriptBuf::from_bytes(vec![byte]));
+        let chain = Mutex::new(paying(&scripts));
+        let source = Arc::new(Turning { chain, filters: true, ..Turning::default() });
+        let watched = Watched::default();
+        watched.add([&scripts[0]]);
+        let tips = vec![(0, genesis().header.block_hash())];
+        let mut events = follow(source, watched.clone(), tips, Duration::from_mins(1));
+        let mut told = Vec::new();
+        while let Some(ChainEvent::Connected { height, block }) = events.recv().await {
+            // What came in the first block is looked for in the one right behind it.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            watched.add([&scripts[1]]);
+            told.push((height, block.txdata.len()));
+        }
+        assert_eq!(told, [(1, 2), (2, 2), (3, 0)]);
+    }
+
+    #[tokio::test]
+    async fn p17_a_header_that_does_not_fit_is_a_lie_without_its_block_too() {
+        let mut torn = chain(0, 3);
+        torn[1] = chain(1, 3)[1].clone();
+        let chain = Mutex::new(torn);
+        let source = Arc::new(Turning { chain, filters: true, ..Turning::default() });
+        let tips = vec![(0, genesis().header.block_hash())];
+        let mut events = follow(source, Watched::default(), tips, Duration::from_mins(1));
+        assert!(matches!(events.recv().await, Some(ChainEvent::Connected { height: 1, .. })));
+        let told = events.recv().await;
+        let Some(ChainEvent::Lost { reason }) = told else { panic!("{told:?}") };
+        assert!(reason.contains("does not follow"), "{reason}");
     }
 }

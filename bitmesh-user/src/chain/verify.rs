@@ -25,25 +25,37 @@ pub(super) fn verify(
     block: &Block,
     hash: BlockHash,
 ) -> Result<(), ChainError> {
-    let height = tip.height.saturating_add(1);
-    let invalid = |what| ChainError::Invalid { height, what };
-    if block.block_hash() != hash {
-        return Err(invalid("is not the one that was asked for"));
-    }
-    if block.header.prev_blockhash != tip.header.block_hash() {
-        return Err(invalid("does not follow the one before"));
-    }
-    if !may_follow(network, height, tip.header.bits, block.header.bits) {
-        return Err(invalid("has a difficulty that it can't have"));
-    }
-    if block.header.validate_pow(block.header.target()).is_err() {
-        return Err(invalid("lacks the work that it claims"));
-    }
+    verify_header(network, tip, &block.header, hash)?;
+    let invalid = |what| ChainError::Invalid { height: tip.height.saturating_add(1), what };
     if !block.check_merkle_root() || repeats(block) {
         return Err(invalid("has other transactions than its header commits to"));
     }
     if !block.check_witness_commitment() {
         return Err(invalid("has other witnesses than its header commits to"));
+    }
+    Ok(())
+}
+
+/// The same, as far as the header tells.
+pub(super) fn verify_header(
+    network: Network,
+    tip: &Tip,
+    header: &Header,
+    hash: BlockHash,
+) -> Result<(), ChainError> {
+    let height = tip.height.saturating_add(1);
+    let invalid = |what| ChainError::Invalid { height, what };
+    if header.block_hash() != hash {
+        return Err(invalid("is not the one that was asked for"));
+    }
+    if header.prev_blockhash != tip.header.block_hash() {
+        return Err(invalid("does not follow the one before"));
+    }
+    if !may_follow(network, height, tip.header.bits, header.bits) {
+        return Err(invalid("has a difficulty that it can't have"));
+    }
+    if header.validate_pow(header.target()).is_err() {
+        return Err(invalid("lacks the work that it claims"));
     }
     Ok(())
 }

@@ -58,6 +58,7 @@ pub(super) fn is_live(channel: &ChannelReport) -> bool {
 fn state(channel: &ChannelReport) -> String {
     let by = |kind: SpendKind| match kind {
         SpendKind::Claim => "claimed",
+        SpendKind::Close => "closed by both",
         SpendKind::Refund => "refunded",
     };
     match channel.status {

@@ -200,6 +200,7 @@ impl SellArgs {
             lifetime_max_blocks: LIFETIME_MAX_BLOCKS,
             confirmations: args.confirmations.unwrap_or(1),
             tick_max: Octets(args.tick_max.unwrap_or(TICK_MAX_OCTETS)),
+            unconfirmed_max: Amount::ZERO,
         };
         let instance = instance(args.instance, "sell")?;
         if args.lan.is_empty() {

@@ -7,6 +7,7 @@
 mod buy;
 mod sell;
 pub mod status;
+mod unlock;
 
 use std::{
     net::IpAddr,
@@ -18,30 +19,30 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use axum::http::StatusCode;
-use bitcoin::{BlockHash, FeeRate, Network, Transaction, secp256k1::Secp256k1};
+use bitcoin::{FeeRate, Network, Transaction, secp256k1::Secp256k1};
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, Entry},
+    channel::{Batch, Book, Entry, Machine},
     offer::SignedOffer,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 pub use buy::buy;
 pub use sell::{Ready, detach, prepare, sell};
 
-use self::status::{ChainStatus, WalletStatus};
+use self::{
+    status::{ChainStatus, WalletStatus},
+    unlock::{keep, unlock},
+};
 use crate::{
     api::{ApiError, Provider},
-    chain::{Broadcast, ChainEvent, ChainSource, NodeRpc, follow},
+    chain::{Broadcast, ChainEvent, ChainSource, Events, NodeRpc, Watched, follow},
     config::{API_PORT, Common},
     gateway::Gateway,
     store::{Store, StoreError, StoreRole},
-    wallet::{Wallet, seed},
+    wallet::{Seed, SeedError, Wallet, seed},
 };
 
 /// How often the node is asked for new blocks.
@@ -62,6 +63,8 @@ struct Foundation {
     store: Store,
     wallet: Wallet,
     source: Arc<dyn ChainSource>,
+    watched: Watched,
+    channels_watched: usize,
 }
 
 impl Foundation {
@@ -69,6 +72,7 @@ impl Foundation {
     async fn open<E: Serialize + DeserializeOwned>(
         common: &Common,
         role: StoreRole,
+        seed: &mut Seed,
     ) -> Result<(Self, Vec<Entry<E>>)> {
         let mut store = Store::open(&common.data_dir, role, common.network).await?;
         let mut entries = store.load::<E>().await?;
@@ -77,32 +81,40 @@ impl Foundation {
             Arc::new(NodeRpc::new(&common.node, common.node_login.clone(), common.network)?);
         let wallet = if changes.is_empty() {
             source.check().await?;
-            let (tip, _) = source.tip().await.context("the first start needs the node")?;
-            let height = tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS);
+            let height = match seed.birthday() {
+                Some(birthday) => birthday,
+                None => new_birthday(source.as_ref()).await?,
+            };
             let hash = source.hash_at(height).await?;
-            let (words, made) = seed::open(&common.data_dir)?;
-            if made {
-                warn!(
-                    "new seed words are in {}: copy them to paper, they bring back this wallet's \
-                     money. Keep {} as well: channels are closed with what it holds",
-                    seed::path(&common.data_dir).display(),
-                    common.data_dir.display()
-                );
+            if seed.birthday().is_none() {
+                keep(seed, common, height)?;
             }
-            let mut wallet = Wallet::create(&words, common.network, (height, hash))?;
+            let mut wallet = Wallet::create(seed.words(), common.network, (height, hash))?;
             let birthday = [Entry::Block { height, hash }];
             store.commit(&birthday, wallet.take_changes()?.as_deref()).await?;
             entries.extend(birthday);
             wallet
         } else {
-            Wallet::load(&seed::load(&common.data_dir)?, common.network, &changes)?
+            if seed.birthday().is_none() {
+                return Err(SeedError::Missing(seed::path(&common.data_dir)).into());
+            }
+            Wallet::load(seed.words(), common.network, &changes)?
         };
-        Ok((Self { data_dir: common.data_dir.clone(), store, wallet, source }, entries))
+        let watched = Watched::default();
+        watched.add(wallet.scripts());
+        let data_dir = common.data_dir.clone();
+        Ok((Self { data_dir, store, wallet, source, watched, channels_watched: 0 }, entries))
     }
 
-    /// Follows the chain from the blocks that were seen last.
-    fn follow(&self, tips: Vec<(u32, BlockHash)>) -> mpsc::Receiver<ChainEvent> {
-        follow(self.source.clone(), tips, CHAIN_INTERVAL)
+    /// Follows the chain from the blocks that a book's channels saw last.
+    fn follow<M: Machine>(&mut self, book: &Book<M>) -> Events {
+        self.watch(book);
+        follow(self.source.clone(), self.watched.clone(), book.tips().collect(), CHAIN_INTERVAL)
+    }
+
+    fn watch<M: Machine>(&mut self, book: &Book<M>) {
+        self.channels_watched = book.scripts().len();
+        self.watched.add(book.scripts());
     }
 
     /// Shows the wallet what happened on chain; stored with the next commit.
@@ -113,16 +125,33 @@ impl Foundation {
         Ok(())
     }
 
-    /// Makes a batch durable, with what the wallet has to remember, and gives out its actions.
-    async fn commit<E: Serialize, A>(&mut self, out: Batch<E, A>) -> Result<Vec<A>> {
+    /// Makes a batch durable, with what the wallet has to remember, and gives out its actions. The
+    /// chain is watched for what is new by then: nobody else knows of it yet.
+    async fn commit<M: Machine<Event: Serialize>, A>(
+        &mut self,
+        out: Batch<M::Event, A>,
+        book: &Book<M>,
+    ) -> Result<Vec<A>> {
         let wallet = self.wallet.take_changes()?;
         let durable = self.store.commit(out.entries(), wallet.as_deref()).await?;
+        if wallet.is_some() {
+            self.watched.add(self.wallet.scripts());
+        }
+        if book.scripts().len() > self.channels_watched {
+            self.watch(book);
+        }
         Ok(out.release(&durable))
     }
 
     async fn close(self) -> Result<(), StoreError> {
         self.store.close().await
     }
+}
+
+/// Height from which a wallet made now follows the chain.
+async fn new_birthday(source: &dyn ChainSource) -> Result<u32> {
+    let (tip, _) = source.tip().await.context("the first start needs the node")?;
+    Ok(tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS))
 }
 
 /// The only clock: seconds since 1970.

@@ -5,9 +5,12 @@
 //! are shown to it, its changes are handed out to be stored.
 
 mod keys;
+mod passphrase;
 pub mod seed;
 #[cfg(test)]
 mod tests;
+mod vault;
+mod words;
 
 use bdk_wallet::{
     ChangeSet, KeychainKind, LoadError, LoadMismatch, Update,
@@ -23,7 +26,10 @@ use miniscript::psbt::PsbtExt as _;
 
 use keys::Keys;
 pub use keys::Role;
-pub use seed::Words;
+pub use passphrase::Passphrase;
+pub use seed::{Sealed, Seed, SeedError};
+pub use vault::VaultError;
+pub use words::{Typo, Words, WordsError};
 
 /// Addresses past the newest used one that are looked for in blocks, each kind. Claims that never
 /// confirmed and offers that were refused leave gaps; a wallet made anew from its words must find
@@ -177,7 +183,13 @@ impl Wallet {
         WalletBalance { confirmed: balance.confirmed, pending }
     }
 
-    /// Follows a block. One at a height that was seen before replaces that and all above it.
+    /// Every script that a block may concern the wallet by, those looked ahead for included.
+    pub fn scripts(&self) -> impl Iterator<Item = &ScriptBuf> {
+        self.inner.spk_index().inner().all_spks().values()
+    }
+
+    /// Follows a block. One at a height that was seen before replaces that and all above it. Of one
+    /// that can't concern [`Self::scripts`] the header is enough.
     pub fn connect_block(&mut self, block: &Block, height: u32) -> Result<(), WalletError> {
         self.inner.apply_block(block, height).map_err(|_| WalletError::Block(height))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use bitcoin::{Block, BlockHash, OutPoint, ScriptBuf, Transaction};
+use bitcoin::{BlockHash, OutPoint, ScriptBuf, Transaction};
 
 use super::{ChannelId, ChannelParams, Funding, InvalidEvent};
 use crate::{ledger::Usage, station::Station};
@@ -224,14 +224,16 @@ impl<M: Machine> Book<M> {
         batch.record(entry);
     }
 
-    /// Follows a new block on the tip.
+    /// Follows a new block on the tip. Of one that can't concern [`Self::scripts`] there need not be
+    /// any transactions.
     pub(crate) fn connect<A>(
         &mut self,
         height: u32,
-        block: &Block,
+        hash: BlockHash,
+        transactions: &[Transaction],
         batch: &mut Batch<M::Event, A>,
     ) {
-        for tx in &block.txdata {
+        for tx in transactions {
             self.connect_tx(height, tx, batch);
         }
         let ends: Vec<_> = self
@@ -242,7 +244,7 @@ impl<M: Machine> Book<M> {
         for (id, event) in ends {
             self.record(id, event, batch);
         }
-        self.record_entry(Entry::Block { height, hash: block.block_hash() }, batch);
+        self.record_entry(Entry::Block { height, hash }, batch);
     }
 
     fn connect_tx<A>(&mut self, height: u32, tx: &Transaction, batch: &mut Batch<M::Event, A>) {
@@ -288,6 +290,12 @@ impl<M: Machine> Book<M> {
     /// The newest blocks, oldest first.
     pub fn tips(&self) -> impl ExactSizeIterator<Item = (u32, BlockHash)> + '_ {
         self.tips.iter().copied()
+    }
+
+    /// The script of every channel's funding, which is all that a block can concern a channel by:
+    /// of what pays to it, and of what spends from it. There are only ever more of them.
+    pub fn scripts(&self) -> impl ExactSizeIterator<Item = &ScriptBuf> {
+        self.scripts.keys()
     }
 
     /// One channel.

@@ -8,6 +8,7 @@
 
 mod binding;
 mod book;
+mod close;
 mod course;
 mod params;
 mod provider;
@@ -17,13 +18,16 @@ mod subscriber;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod version;
 
-use bitcoin::Amount;
+use bitcoin::{Amount, EcdsaSighashType};
+use serde::{Deserialize, Serialize};
 
 pub use binding::{
     BINDINGS_PER_CHANNEL_MAX, Binding, BindingError, Nonce, STATIONS_PER_ACCOUNT_MAX,
 };
 pub use book::{Batch, Book, Durable, Entry, Machine, TIPS_KEPT};
+pub use close::{CLOSE_WAIT_BLOCKS, Close, CloseError, CloseRecord, claim_pays_off};
 pub use course::ChannelStatus;
 pub use params::{ChannelId, ChannelParams, IdParseError, ParamsError};
 pub(crate) use params::{hex_id, tagged_hash};
@@ -37,8 +41,7 @@ pub use spend::{
 pub use subscriber::{
     AGREED_WINDOW_BLOCKS, PayError, SubscriberChannel, SubscriberEvent, funding_outpoint,
 };
-
-use serde::{Deserialize, Serialize};
+pub use version::{PROTOCOL_VERSION, VersionError, Versioned};
 
 /// The part of the capacity that is never paid away, in satoshi: it keeps the remainder output at
 /// or above the dust limit of every segwit script (330 sat for P2WSH and P2TR, Bitcoin Core's
@@ -94,6 +97,8 @@ pub struct Funding {
 pub enum SpendKind {
     /// By both keys: the provider's claim of a commitment.
     Claim,
+    /// By both keys: a close that both signed.
+    Close,
     /// By the subscriber alone, after expiry.
     Refund,
 }
@@ -112,15 +117,20 @@ pub struct Spent {
 
 impl Spent {
     /// Reads from a confirmed transaction how it spent `outpoint`; `None` when it doesn't. The
-    /// refund branch is the only one that the provider's signature is absent (empty) from.
+    /// refund branch is the only one that the provider's signature is absent (empty) from; in a
+    /// close the subscriber signed every output (`ALL`).
     pub fn find(
         tx: &bitcoin::Transaction,
         outpoint: &bitcoin::OutPoint,
         height: u32,
     ) -> Option<Self> {
         let input = tx.input.iter().find(|input| input.previous_output == *outpoint)?;
-        let refund = input.witness.nth(0).is_some_and(<[u8]>::is_empty);
-        let kind = if refund { SpendKind::Refund } else { SpendKind::Claim };
+        let all = EcdsaSighashType::All.to_u32();
+        let kind = match (input.witness.nth(0), input.witness.nth(1).and_then(<[u8]>::last)) {
+            (Some([]), _) => SpendKind::Refund,
+            (_, Some(flag)) if u32::from(*flag) == all => SpendKind::Close,
+            _ => SpendKind::Claim,
+        };
         Some(Self { txid: tx.compute_txid(), height, kind })
     }
 }

@@ -13,17 +13,20 @@ use bitcoin::{
 use miniscript::Descriptor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{CAPACITY_MIN, CONFIRMATIONS_MAX, RESERVE};
+use super::{CAPACITY_MIN, CONFIRMATIONS_MAX, RESERVE, VersionError, Versioned};
 use crate::{
     offer::OfferId,
     pricing::{Schedule, ScheduleError},
     units::Octets,
 };
 
-/// The terms of one channel, fixed for its life.
+/// The terms of one channel, fixed for its life. Terms of another version are refused as such, and
+/// not for the fields that this one doesn't know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct ChannelParams {
+    /// [`PROTOCOL_VERSION`](super::PROTOCOL_VERSION).
+    pub version: u16,
     /// Chain that the funding is on.
     pub network: Network,
     /// The signed offer that the price and the terms are from.
@@ -46,11 +49,32 @@ pub struct ChannelParams {
     /// Most octets that the subscriber pays ahead of use.
     #[serde(rename = "tick_max_octets")]
     pub tick_max: Octets,
+    /// Most that payments may come to before the funding has its confirmations; 0: none count.
+    #[serde(rename = "unconfirmed_max_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub unconfirmed_max: Amount,
+}
+
+impl Serialize for ChannelParams {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ChannelParams {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let json = serde_json::Value::deserialize(deserializer)?;
+        let versioned = Versioned::deserialize(&json).map_err(de::Error::custom)?;
+        versioned.check().map_err(de::Error::custom)?;
+        Self::deserialize(json).map_err(de::Error::custom)
+    }
 }
 
 /// Why two parties can't open such a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParamsError {
+    /// Of another protocol.
+    #[error(transparent)]
+    Version(#[from] VersionError),
     /// Under [`CAPACITY_MIN`] or over the money supply.
     #[error("a channel holds {} to {} sat; choose another capacity", CAPACITY_MIN.to_sat(), Amount::MAX_MONEY.to_sat())]
     Capacity,
@@ -63,6 +87,9 @@ pub enum ParamsError {
     /// Not a segwit output script of a standard kind.
     #[error("the remainder goes to a segwit address (P2WPKH, P2WSH or P2TR)")]
     RemainderScript,
+    /// Over what the channel can pay.
+    #[error("payments before confirmation can't exceed what the channel can pay")]
+    Unconfirmed,
     /// Asks for none or too many confirmations.
     #[error("a funding needs 1 to {CONFIRMATIONS_MAX} confirmations")]
     Confirmations,
@@ -74,6 +101,7 @@ pub enum ParamsError {
 impl ChannelParams {
     /// Checks terms that came from outside.
     pub fn validate(&self) -> Result<(), ParamsError> {
+        Versioned { version: self.version }.check()?;
         self.schedule.validate()?;
         let script = &self.remainder_script;
         if !(script.is_p2wpkh() || script.is_p2wsh() || script.is_p2tr()) {
@@ -88,6 +116,9 @@ impl ChannelParams {
         }
         if !(1..=CONFIRMATIONS_MAX).contains(&self.confirmations) {
             return Err(ParamsError::Confirmations);
+        }
+        if self.unconfirmed_max > self.payable() {
+            return Err(ParamsError::Unconfirmed);
         }
         if self.subscriber == self.provider {
             return Err(ParamsError::SameKey);
@@ -260,6 +291,18 @@ mod tests {
     }
 
     #[test]
+    fn terms_of_another_version_are_told_by_their_version_and_not_by_a_field() {
+        let params = ChannelParams { version: 2, ..testing::params() };
+        let error = VersionError { theirs: 2, ours: 1 };
+        assert_eq!(params.validate(), Err(ParamsError::Version(error)));
+        let mut json = serde_json::to_value(&params).unwrap();
+        json["surprise"] = 1.into();
+        let text = serde_json::from_value::<ChannelParams>(json).unwrap_err().to_string();
+        assert_eq!(text, error.to_string());
+        assert!(text.contains("version 2") && text.contains("version 1"), "{text}");
+    }
+
+    #[test]
     fn terms_are_checked_on_both_sides_of_each_edge() {
         let with = |change: fn(&mut ChannelParams)| {
             let mut params = testing::params();
@@ -283,6 +326,11 @@ mod tests {
         assert_eq!(
             with(|p| p.confirmations = CONFIRMATIONS_MAX + 1),
             Err(ParamsError::Confirmations)
+        );
+        assert_eq!(with(|p| p.unconfirmed_max = p.payable()), Ok(()));
+        assert_eq!(
+            with(|p| p.unconfirmed_max = p.payable() + Amount::ONE_SAT),
+            Err(ParamsError::Unconfirmed)
         );
         assert_eq!(with(|p| p.provider = p.subscriber), Err(ParamsError::SameKey));
         assert_eq!(

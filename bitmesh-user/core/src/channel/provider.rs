@@ -10,8 +10,8 @@ use bitcoin::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CLAIM_BUMP_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Funding, InvalidEvent, Nonce,
-    Spent, close_digest,
+    CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Close,
+    CloseError, CloseRecord, Funding, InvalidEvent, Nonce, Spent, close_digest,
     course::{Course, Gone},
     verify_payment,
 };
@@ -71,7 +71,13 @@ pub enum ProviderEvent {
         signature: Signature,
     },
     /// The subscriber asked for the claim to be made now.
-    CloseRequested,
+    CloseRequested {
+        /// Where a close pays the provider, once that was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        payout_script: Option<ScriptBuf>,
+    },
+    /// Both signed a close, and it may be broadcast at any time.
+    CloseSigned(CloseRecord),
     /// A claim was signed and may be broadcast at any time.
     ClaimSigned(ClaimRecord),
     /// The funding was spent in a block.
@@ -144,6 +150,10 @@ pub struct ProviderChannel {
     best: Option<Commitment>,
     commitments: u64,
     claim: Option<ClaimRecord>,
+    payout_script: Option<ScriptBuf>,
+    close: Option<CloseRecord>,
+    /// Tip when the first close was signed.
+    close_since: Option<u32>,
     nonces: BTreeSet<Nonce>,
 }
 
@@ -169,6 +179,9 @@ impl ProviderChannel {
             best: None,
             commitments: 0,
             claim: None,
+            payout_script: None,
+            close: None,
+            close_since: None,
             nonces: BTreeSet::new(),
         })
     }
@@ -193,6 +206,8 @@ impl ProviderChannel {
                 self.course.fund(*funding)?;
                 // Commitments spend one outpoint: those of a funding that was replaced are void.
                 self.best = self.best.filter(|best| best.outpoint == funding.outpoint);
+                self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
+                self.close_since = self.close_since.filter(|_| self.close.is_some());
             }
             ProviderEvent::Unfunded => self.course.undo(Gone::Funding)?,
             ProviderEvent::Paid { paid, signature } => {
@@ -201,10 +216,28 @@ impl ProviderChannel {
                 if *paid <= self.paid() || *paid > self.course.params.payable() {
                     return Err(InvalidEvent("a payment out of order or bounds"));
                 }
+                if self.course.close_requested {
+                    return Err(InvalidEvent("a payment after the close"));
+                }
                 self.best = Some(Commitment { paid: *paid, signature: *signature, outpoint });
                 self.commitments += 1;
             }
-            ProviderEvent::CloseRequested => self.course.close_requested = true,
+            ProviderEvent::CloseRequested { payout_script } => {
+                self.course.close_requested = true;
+                if self.payout_script.is_none() {
+                    self.payout_script.clone_from(payout_script);
+                }
+            }
+            ProviderEvent::CloseSigned(close) => {
+                if !close.spends(self.course.outpoint()) || close.paid < self.paid() {
+                    return Err(InvalidEvent(
+                        "a close of another funding, or of less than was paid",
+                    ));
+                }
+                self.course.close_requested = true;
+                self.close_since = self.close_since.or(Some(close.height));
+                self.close = Some(close.clone());
+            }
             ProviderEvent::ClaimSigned(claim) => {
                 if self.best.is_none() {
                     return Err(InvalidEvent("a claim of nothing"));
@@ -251,17 +284,66 @@ impl ProviderChannel {
         Ok(Some(ProviderEvent::Paid { paid, signature: *signature }))
     }
 
-    /// Judges the subscriber's wish to close; `None` when the channel is closing already.
+    /// Judges the subscriber's wish to close; `None` when the channel is closing already, and
+    /// where a close pays to was said before or is not said now.
     pub fn close<C: Verification>(
         &self,
         secp: &Secp256k1<C>,
         signature: &Signature,
+        payout_script: Option<&ScriptBuf>,
     ) -> Result<Option<ProviderEvent>, PaymentError> {
         let digest = close_digest(&self.course.params.id());
         secp.verify_ecdsa(&digest, signature, &self.course.params.subscriber)
             .map_err(|_| PaymentError::Signature)?;
-        let closing = self.course.close_requested || self.course.finished;
-        Ok((!closing).then_some(ProviderEvent::CloseRequested))
+        let payout_script = payout_script.filter(|_| self.lacks_payout_script()).cloned();
+        let new = !self.course.close_requested || payout_script.is_some();
+        let event = ProviderEvent::CloseRequested { payout_script };
+        Ok((new && !self.course.finished).then_some(event))
+    }
+
+    /// Whether a wish to close is to be answered with a script that a close can pay to: one of the
+    /// wallet's own, given out for money in a block alone, since the wallet looks past only so many
+    /// that nothing was paid to.
+    pub fn lacks_payout_script(&self) -> bool {
+        let course = &self.course;
+        let at_stake = course.funding.is_some() && course.spent.is_none() && !course.finished;
+        at_stake && self.payout_script.is_none()
+    }
+
+    /// Judges a close that pays `paid` to the provider and `fee` to miners; `None` when one is
+    /// signed already that this does not replace.
+    pub fn close_proposed<C: Verification>(
+        &self,
+        secp: &Secp256k1<C>,
+        paid: Amount,
+        fee: Amount,
+        signature: &Signature,
+        tip: u32,
+    ) -> Result<Option<Close>, CloseError> {
+        if self.course.spent.is_some() || self.course.finished {
+            return Err(CloseError::Settled);
+        }
+        let funding = self.course.outpoint().ok_or(CloseError::Unfunded)?;
+        let payout_script = self.payout_script.as_ref().ok_or(CloseError::NoPayoutScript)?;
+        if paid < self.paid() {
+            return Err(CloseError::Underpaid { best: self.paid() });
+        }
+        let close = Close::new(&self.course.params, funding, paid, payout_script, fee)?;
+        if !close.verify(secp, signature) {
+            return Err(CloseError::Signature);
+        }
+        let new =
+            self.close.as_ref().is_none_or(|known| !known.is_fresh(tip) && close.fee() > known.fee);
+        Ok(new.then_some(close))
+    }
+
+    /// Whether a close that both signed is given time to confirm: once for each funding, and never
+    /// into the margin before the expiry.
+    pub fn awaits_close(&self, tip: u32) -> bool {
+        let expiring = tip.saturating_add(CLAIM_MARGIN_BLOCKS) >= self.course.params.expiry_height;
+        let patient =
+            |since: u32| tip < since.saturating_add(super::CLOSE_WAIT_BLOCKS) && !expiring;
+        self.course.spent.is_none() && self.close_since.is_some_and(patient)
     }
 
     /// What it means that a block at `height` holds an output of the right script and value.
@@ -301,7 +383,7 @@ impl ProviderChannel {
             .claim
             .as_ref()
             .is_some_and(|claim| tip < claim.height.saturating_add(CLAIM_BUMP_BLOCKS));
-        if waiting || self.status(tip) != ChannelStatus::Closing {
+        if waiting || self.awaits_close(tip) || self.status(tip) != ChannelStatus::Closing {
             return None;
         }
         let signature = best.signature;
@@ -363,6 +445,16 @@ impl ProviderChannel {
     /// The newest claim, confirmed or not.
     pub fn claim(&self) -> Option<&ClaimRecord> {
         self.claim.as_ref()
+    }
+
+    /// Where a close pays the provider, once that was said.
+    pub fn payout_script(&self) -> Option<&ScriptBuf> {
+        self.payout_script.as_ref()
+    }
+
+    /// The newest close that both signed, confirmed or not.
+    pub fn closed_by_both(&self) -> Option<&CloseRecord> {
+        self.close.as_ref()
     }
 
     /// The confirmed spend.

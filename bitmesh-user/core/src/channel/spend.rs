@@ -15,7 +15,7 @@ use bitcoin::{
 use super::{ChannelId, ChannelParams, DUST, params::tagged_hash};
 
 /// Replaceable (BIP125) and with a lock time that counts (BIP65).
-const SEQUENCE: Sequence = Sequence::ENABLE_RBF_NO_LOCKTIME;
+pub(super) const SEQUENCE: Sequence = Sequence::ENABLE_RBF_NO_LOCKTIME;
 
 /// Claims and commitments are version 3 (TRUC, BIP431): nobody can hang more than one small
 /// descendant on the remainder to pin the claim.
@@ -35,11 +35,11 @@ fn commitment(params: &ChannelParams, funding: OutPoint, paid: Amount) -> Option
     Some((input, TxOut { value, script_pubkey: params.remainder_script.clone() }))
 }
 
-fn claim_skeleton(input: Vec<TxIn>, output: Vec<TxOut>) -> Transaction {
+pub(super) fn claim_skeleton(input: Vec<TxIn>, output: Vec<TxOut>) -> Transaction {
     Transaction { version: CLAIM_VERSION, lock_time: LockTime::ZERO, input, output }
 }
 
-fn sighash(
+pub(super) fn sighash(
     tx: &Transaction,
     index: usize,
     params: &ChannelParams,
@@ -198,13 +198,13 @@ impl Claim {
 
 /// Weight once signed. While every witness is empty, the marker, the flag and each input's count of
 /// witness items are not serialized (BIP144).
-fn signed_weight(tx: &Transaction, satisfaction: Weight) -> Weight {
+pub(super) fn signed_weight(tx: &Transaction, satisfaction: Weight) -> Weight {
     let counts = u64::try_from(tx.input.len()).unwrap_or(u64::MAX);
     tx.weight() + satisfaction + Weight::from_wu(2) + Weight::from_wu(counts)
 }
 
 /// Nodes judge fees by whole vbytes.
-fn fee_at(rate: FeeRate, weight: Weight) -> Amount {
+pub(super) fn fee_at(rate: FeeRate, weight: Weight) -> Amount {
     rate.fee_vb(weight.to_vbytes_ceil()).unwrap_or(Amount::MAX_MONEY)
 }
 

@@ -1,14 +1,15 @@
 //! The channel as the subscriber keeps it.
 
 use bitcoin::{
-    Amount, OutPoint, ScriptBuf, Transaction,
+    Amount, FeeRate, OutPoint, Script, ScriptBuf, Transaction,
     consensus::serde::{Hex, With},
-    secp256k1::{Message, XOnlyPublicKey, ecdsa::Signature},
+    secp256k1::{Message, Secp256k1, Verification, XOnlyPublicKey, ecdsa::Signature},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CLAIM_BUMP_BLOCKS, ChannelParams, ChannelStatus, Funding, InvalidEvent, Spent,
+    CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, CLOSE_WAIT_BLOCKS, ChannelParams, ChannelStatus, Close,
+    CloseError, CloseRecord, Funding, InvalidEvent, Spent, claim_pays_off,
     course::{Course, Gone},
     payment_sighash,
 };
@@ -60,8 +61,20 @@ pub enum SubscriberEvent {
         /// Octets counted here.
         counted_octets: Octets,
     },
-    /// Leave: nothing more is signed, the provider is asked to claim.
-    CloseRequested,
+    /// Leave: nothing more is paid, the provider is asked to claim.
+    CloseRequested {
+        /// Tip when that was decided.
+        #[serde(default)]
+        height: u32,
+    },
+    /// A close was signed on this side, and may be proposed at any time.
+    CloseSigned(CloseRecord),
+    /// The provider signed it, too, and it may be broadcast at any time.
+    CloseAgreed {
+        /// With both signatures.
+        #[serde(with = "With::<Hex>")]
+        tx: Transaction,
+    },
     /// The refund was signed and may be broadcast at any time.
     RefundSigned {
         /// The transaction.
@@ -107,6 +120,9 @@ pub struct SubscriberChannel {
     best: Option<(Amount, Signature)>,
     commitments: u64,
     disputed: Option<(Octets, Octets)>,
+    /// Tip when the wish to leave was written down.
+    leaves_since: Option<u32>,
+    close: Option<CloseRecord>,
     refund: Option<(Transaction, u32)>,
 }
 
@@ -126,6 +142,8 @@ impl SubscriberChannel {
             best: None,
             commitments: 0,
             disputed: None,
+            leaves_since: None,
+            close: None,
             refund: None,
         })
     }
@@ -146,11 +164,17 @@ impl SubscriberChannel {
                 }
                 self.funding_tx = Some(tx.clone());
             }
-            SubscriberEvent::Funded(funding) => self.course.fund(*funding)?,
+            SubscriberEvent::Funded(funding) => {
+                self.course.fund(*funding)?;
+                self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
+            }
             SubscriberEvent::Unfunded => self.course.undo(Gone::Funding)?,
             SubscriberEvent::PaymentSigned { paid, signature } => {
                 if *paid <= self.paid() || *paid > self.course.params.payable() {
                     return Err(InvalidEvent("a payment out of order or bounds"));
+                }
+                if self.course.close_requested {
+                    return Err(InvalidEvent("a payment after the close"));
                 }
                 self.best = Some((*paid, *signature));
                 self.commitments += 1;
@@ -158,7 +182,24 @@ impl SubscriberChannel {
             SubscriberEvent::Disputed { reported_octets, counted_octets } => {
                 self.disputed = Some((*reported_octets, *counted_octets));
             }
-            SubscriberEvent::CloseRequested => self.course.close_requested = true,
+            SubscriberEvent::CloseRequested { height } => {
+                self.course.close_requested = true;
+                self.leaves_since = self.leaves_since.or(Some(*height));
+            }
+            SubscriberEvent::CloseSigned(close) => {
+                if !close.spends(self.course.outpoint()) || close.paid != self.paid() {
+                    return Err(InvalidEvent("a close of another funding, or of another sum"));
+                }
+                self.course.close_requested = true;
+                self.close = Some(close.clone());
+            }
+            SubscriberEvent::CloseAgreed { tx } => {
+                let close = self
+                    .close
+                    .as_mut()
+                    .filter(|close| close.tx.compute_txid() == tx.compute_txid());
+                close.ok_or(InvalidEvent("another close than was proposed"))?.tx = tx.clone();
+            }
             SubscriberEvent::RefundSigned { tx, height } => {
                 self.refund = Some((tx.clone(), *height));
             }
@@ -230,6 +271,49 @@ impl SubscriberChannel {
         self.course.outpoint().filter(|_| due && !waiting)
     }
 
+    /// The close to propose now, when fees are at `fee_rate` and the provider said where it wants
+    /// to be paid; none while its own claim is to be expected or a proposal is out. One that it
+    /// signed and that doesn't confirm is followed by one with more fee; one that it keeps for
+    /// itself is not, or it could have the fee raised.
+    pub fn close_due(
+        &self,
+        payout_script: &Script,
+        fee_rate: FeeRate,
+        tip: u32,
+    ) -> Result<Option<Close>, CloseError> {
+        let (params, paid) = (&self.course.params, self.paid());
+        let closing = self.status(tip) == ChannelStatus::Closing && tip < params.expiry_height;
+        let Some(funding) = self.course.outpoint().filter(|_| closing) else { return Ok(None) };
+        let at_rate = || Close::at_rate(params, funding, paid, payout_script, fee_rate);
+        if let Some(last) = &self.close {
+            if last.is_fresh(tip) || !last.is_agreed() {
+                return Ok(None);
+            }
+            let close = at_rate()?;
+            let fee = last.replaced(&close).max(close.fee());
+            return Close::new(params, funding, paid, payout_script, fee).map(Some);
+        }
+        let margin = params.expiry_height.saturating_sub(CLAIM_MARGIN_BLOCKS);
+        let since = self.leaves_since.unwrap_or(margin);
+        let overdue = tip >= since.saturating_add(CLOSE_WAIT_BLOCKS);
+        if claim_pays_off(params, paid, fee_rate) && !overdue {
+            return Ok(None);
+        }
+        at_rate().map(Some)
+    }
+
+    /// What it means that the provider answers a proposal with `tx`.
+    pub fn close_answered<C: Verification>(
+        &self,
+        secp: &Secp256k1<C>,
+        tx: &Transaction,
+    ) -> Option<SubscriberEvent> {
+        let close = self.close.as_ref().filter(|close| !close.is_agreed())?;
+        close
+            .is_agreed_by(secp, &self.course.params, tx)
+            .then(|| SubscriberEvent::CloseAgreed { tx: tx.clone() })
+    }
+
     /// Where the channel stands when the tip is at `tip`.
     pub fn status(&self, tip: u32) -> ChannelStatus {
         self.course.status(tip)
@@ -294,6 +378,16 @@ impl SubscriberChannel {
     /// What the provider reported and what was counted here, when they differ too much.
     pub fn disputed(&self) -> Option<(Octets, Octets)> {
         self.disputed
+    }
+
+    /// The newest close that this side signed.
+    pub fn proposed_close(&self) -> Option<&CloseRecord> {
+        self.close.as_ref()
+    }
+
+    /// The newest close that both signed, confirmed or not.
+    pub fn closed_by_both(&self) -> Option<&CloseRecord> {
+        self.close.as_ref().filter(|close| close.is_agreed())
     }
 
     /// The newest refund, confirmed or not.

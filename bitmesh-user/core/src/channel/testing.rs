@@ -8,7 +8,7 @@ use bitcoin::{
     transaction::Version,
 };
 
-use super::{ChannelParams, payment_sighash};
+use super::{ChannelParams, PROTOCOL_VERSION, payment_sighash};
 use crate::{offer::OfferId, pricing::Schedule, units::Octets};
 
 pub(crate) const SUBSCRIBER: u8 = 1;
@@ -33,6 +33,7 @@ pub(crate) fn sign(seed: u8, message: Message) -> Signature {
 /// 100,000 sat until height 1,000, at 1,000 msat per MiB: a satoshi buys a MiB.
 pub(crate) fn params() -> ChannelParams {
     ChannelParams {
+        version: PROTOCOL_VERSION,
         network: Network::Regtest,
         offer: OfferId::of_bytes(b"offer"),
         subscriber: public_key(SUBSCRIBER),
@@ -43,6 +44,7 @@ pub(crate) fn params() -> ChannelParams {
         schedule: Schedule::flat(1_000),
         confirmations: 2,
         tick_max: Octets(8 << 20),
+        unconfirmed_max: Amount::ZERO,
     }
 }
 

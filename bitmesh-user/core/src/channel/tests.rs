@@ -14,6 +14,8 @@ use super::testing::{
 use super::*;
 use crate::ledger::Usage;
 
+mod close;
+
 fn sat(sat: u64) -> Amount {
     Amount::from_sat(sat)
 }
@@ -160,10 +162,10 @@ fn p8_every_other_sighash_flag_is_refused() {
 fn a_close_needs_the_subscribers_word_and_makes_the_claim_due() {
     let channel = with(funded(), &[paid(5)]);
     let digest = close_digest(&params().id());
-    assert_eq!(channel.close(&secp(), &sign(PROVIDER, digest)), Err(PaymentError::Signature));
-    let event = channel.close(&secp(), &sign(SUBSCRIBER, digest)).unwrap().unwrap();
+    assert_eq!(channel.close(&secp(), &sign(PROVIDER, digest), None), Err(PaymentError::Signature));
+    let event = channel.close(&secp(), &sign(SUBSCRIBER, digest), None).unwrap().unwrap();
     let channel = with(channel, &[event]);
-    assert_eq!(channel.close(&secp(), &sign(SUBSCRIBER, digest)), Ok(None));
+    assert_eq!(channel.close(&secp(), &sign(SUBSCRIBER, digest), None), Ok(None));
     assert_eq!(judge(&channel, 6, 110), Err(PaymentError::Closed));
     assert_eq!(channel.claim_due(110).map(|claim| claim.paid), Some(sat(5)));
 }
@@ -184,7 +186,7 @@ fn p1_commitments_to_a_funding_that_was_replaced_are_void() {
 
 #[test]
 fn a_spend_is_final_at_depth_six_and_a_reorganisation_before_that_takes_it_back() {
-    let channel = with(funded(), &[paid(5), ProviderEvent::CloseRequested]);
+    let channel = with(funded(), &[paid(5), ProviderEvent::CloseRequested { payout_script: None }]);
     let claim = signed_claim(&channel);
     let spent = channel.spend_seen(&claim, 120).unwrap();
     let channel = with(channel, &[spent]);
@@ -355,7 +357,7 @@ mod subscriber {
             counted_octets: crate::units::Octets(1),
         };
         assert_eq!(with(funded(), &[dispute]).payment(sat(5), 110), Err(PayError::Closed));
-        let leaving = with(funded(), &[SubscriberEvent::CloseRequested]);
+        let leaving = with(funded(), &[SubscriberEvent::CloseRequested { height: 110 }]);
         assert_eq!(leaving.payment(sat(5), 110), Err(PayError::Closed));
         assert_eq!(funded().payment(sat(5), 856), Err(PayError::Closed));
         assert!(funded().payment(sat(5), 855).is_ok());
@@ -391,7 +393,7 @@ mod subscriber {
 
 #[test]
 fn events_survive_json() {
-    let channel = with(funded(), &[paid(5), ProviderEvent::CloseRequested]);
+    let channel = with(funded(), &[paid(5), ProviderEvent::CloseRequested { payout_script: None }]);
     let tx = signed_claim(&channel);
     let claim = ClaimRecord { tx, fee_rate_sat_per_kwu: 250, fee: sat(190), height: 120 };
     let opened = ProviderEvent::Opened {

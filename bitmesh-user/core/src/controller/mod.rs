@@ -5,6 +5,7 @@
 //! the payment is durable, and after a failed commit it is thrown away and replayed, never reused.
 
 mod claim;
+mod close;
 mod report;
 mod stations;
 #[cfg(test)]
@@ -17,11 +18,12 @@ use std::{
 };
 
 use bitcoin::{
-    Amount, Block, FeeRate, Network, Transaction,
+    Amount, Block, FeeRate, Network, Script, ScriptBuf, Transaction,
     secp256k1::{PublicKey, Secp256k1, VerifyOnly},
 };
 
 pub use claim::{CLAIM_BATCH_MAX, DueClaim};
+pub use close::{CloseNeeds, CloseOwn};
 pub use report::Refusal;
 pub use stations::StationsAsk;
 
@@ -29,7 +31,7 @@ use crate::{
     account::{Accounts, Ahead},
     channel::{
         Batch, Book, ChannelId, ChannelParams, Entry, InvalidEvent, PaymentError, ProviderChannel,
-        ProviderEvent,
+        ProviderEvent, Versioned,
     },
     ledger::Usage,
     offer::{OfferId, SignedOffer},
@@ -88,6 +90,8 @@ pub enum Input {
         channel: ChannelId,
         /// Signed.
         close: CloseRequest,
+        /// What [`Controller::close_needs`] asked the wallet for.
+        own: CloseOwn,
     },
     /// A block on the tip.
     BlockConnected {
@@ -183,6 +187,7 @@ pub struct Controller {
     secp: Secp256k1<VerifyOnly>,
     network: Network,
     edge_addresses: Vec<IpAddr>,
+    payout: ScriptBuf,
     book: Book<ProviderChannel>,
     accounts: Accounts,
     by_station: BTreeMap<Station, BTreeSet<ChannelId>>,
@@ -202,6 +207,7 @@ impl Controller {
             secp: Secp256k1::verification_only(),
             network,
             edge_addresses,
+            payout: ScriptBuf::new(),
             book: Book::default(),
             accounts: Accounts::default(),
             by_station: BTreeMap::new(),
@@ -244,6 +250,7 @@ impl Controller {
                 out.act(Action::Broadcast(claim.tx.clone()));
             }
         }
+        self.closes_due(&mut out);
         self.claim_due(&mut out);
         out
     }
@@ -260,15 +267,16 @@ impl Controller {
                 let answer = self.pay(&channel, &payment, station, out);
                 out.act(Action::Reply(request, answer));
             }
-            Input::Close { request, channel, close } => {
-                let answer = self.close(&channel, &close, out);
+            Input::Close { request, channel, close, own } => {
+                let answer = self.close(&channel, &close, &own, out);
                 out.act(Action::Reply(request, answer));
                 self.claim_due(out);
             }
             Input::BlockConnected { height, block } => {
                 let from = out.entries().len();
-                self.book.connect(height, &block, out);
+                self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
+                self.closes_due(out);
                 self.claim_due(out);
             }
             Input::BlockDisconnected { height } => self.book.disconnect(height, out),
@@ -302,6 +310,7 @@ impl Controller {
         now: u64,
         out: &mut Out,
     ) -> Result<Answer, Refusal> {
+        Versioned { version: open.version }.check().map_err(Refusal::Version)?;
         if !self.synced {
             return Err(Refusal::ChainLost);
         }
@@ -320,6 +329,7 @@ impl Controller {
             return Err(Refusal::Expiry { min: shortest, max: longest });
         }
         let params = ChannelParams {
+            version: open.version,
             network: self.network,
             offer: open.offer,
             subscriber: open.subscriber,
@@ -330,6 +340,7 @@ impl Controller {
             schedule: offer.offer.schedule.clone(),
             confirmations: terms.confirmations,
             tick_max: terms.tick_max,
+            unconfirmed_max: terms.unconfirmed_of(open.capacity),
         };
         params.validate().map_err(Refusal::Params)?;
         self.check_caps(station)?;
@@ -393,22 +404,6 @@ impl Controller {
         Refusal::Payment { error, best }
     }
 
-    fn close(
-        &mut self,
-        id: &ChannelId,
-        close: &CloseRequest,
-        out: &mut Out,
-    ) -> Result<Answer, Refusal> {
-        let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
-        let event = channel
-            .close(&self.secp, &close.signature)
-            .map_err(|error| self.refused_payment(id, error))?;
-        if let Some(event) = event {
-            self.record(*id, event, out);
-        }
-        self.channel(id).map(|report| Answer::Channel(Box::new(report)))
-    }
-
     fn record(&mut self, channel: ChannelId, event: ProviderEvent, out: &mut Out) {
         let from = out.entries().len();
         self.book.record(channel, event, out);
@@ -459,6 +454,16 @@ impl Controller {
     /// The box has other addresses now.
     pub fn set_edge_addresses(&mut self, edge_addresses: Vec<IpAddr>) {
         self.edge_addresses = edge_addresses;
+    }
+
+    /// The wallet wants what is earned at this script from now on.
+    pub fn set_payout(&mut self, payout: ScriptBuf) {
+        self.payout = payout;
+    }
+
+    /// Where what is earned goes.
+    pub fn payout(&self) -> &Script {
+        &self.payout
     }
 
     /// What all stations used, in their lives.

@@ -5,11 +5,11 @@ use bitcoin::{Address, Amount};
 use super::Controller;
 use crate::{
     account::AccountId,
-    channel::{BindingError, ChannelId, ParamsError, PaymentError},
+    channel::{BindingError, ChannelId, CloseError, ParamsError, PaymentError, VersionError},
     ledger::Usage,
     station::Station,
     units::Octets,
-    wire::{AccountReport, ChannelReport, ErrorBody},
+    wire::{AccountReport, ChannelReport, ClosedByBoth, ErrorBody},
 };
 
 impl Controller {
@@ -64,6 +64,8 @@ impl Controller {
         let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
         let params = channel.params().clone();
         let address = Address::from_script(channel.funding_script(), self.network);
+        let claim = channel.claim().map(|claim| (&claim.tx, claim.fee));
+        let close = channel.closed_by_both().map(|close| (&close.tx, close.fee));
         Ok(ChannelReport {
             channel: *id,
             status: channel.status(self.book.tip()),
@@ -73,11 +75,15 @@ impl Controller {
             station: Some(channel.station()),
             account: self.accounts.of_channel(id),
             funding: channel.funding().map(|funding| funding.outpoint),
+            offered: None,
+            payable: channel.params().payable(),
             paid: channel.paid(),
             commitments: channel.commitments(),
             bought_octets: channel.bought(),
-            closing_txid: channel.claim().map(|claim| claim.tx.compute_txid()),
-            closing_fee_sat: channel.claim().map(|claim| claim.fee.to_sat()),
+            closing_txid: claim.or(close).map(|(tx, _)| tx.compute_txid()),
+            closing_fee_sat: claim.or(close).map(|(_, fee)| fee.to_sat()),
+            payout_script: channel.payout_script().cloned(),
+            closed_by_both: close.map(|(tx, _)| ClosedByBoth { tx: tx.clone() }),
             settled_txid: channel.spent().map(|spent| spent.txid),
             dispute: None,
         })
@@ -92,6 +98,9 @@ impl Controller {
 /// Why a request was not granted. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// Of another protocol.
+    #[error("{0}")]
+    Version(VersionError),
     /// No chain source: fundings can't be seen.
     #[error("this provider does not see the chain at the moment and opens no channels")]
     ChainLost,
@@ -137,6 +146,9 @@ pub enum Refusal {
         /// What has been paid.
         best: Amount,
     },
+    /// A close that is not signed.
+    #[error("{0}")]
+    Close(CloseError),
     /// An account's stations stay as they are.
     #[error("{0}")]
     Stations(BindingError),
@@ -154,7 +166,7 @@ impl Refusal {
         match self {
             Self::ChainLost | Self::TableFull | Self::Moving => 503,
             Self::UnknownOffer | Self::UnknownChannel => 404,
-            Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => 422,
+            Self::Version(_) | Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => 422,
             Self::TooManyUnfunded | Self::TooManyChannels => 429,
             Self::Exists(_) => 409,
             Self::Stations(error) => match error {
@@ -164,6 +176,13 @@ impl Refusal {
                 BindingError::Expired => 410,
                 BindingError::TooManyChanges | BindingError::TooManyStations => 429,
                 BindingError::NotBound => 404,
+            },
+            Self::Close(error) => match error {
+                CloseError::Unfunded => 425,
+                CloseError::Settled => 410,
+                CloseError::NoPayoutScript | CloseError::Underpaid { .. } => 409,
+                CloseError::Signature => 403,
+                _ => 422,
             },
             Self::Payment { error, .. } => match error {
                 PaymentError::Unfunded | PaymentError::Unconfirmed { .. } => 425,
@@ -178,6 +197,7 @@ impl Refusal {
     /// For programs.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Version(_) => "version",
             Self::ChainLost => "chain-lost",
             Self::UnknownOffer => "unknown-offer",
             Self::Capacity { .. } => "capacity",
@@ -199,6 +219,17 @@ impl Refusal {
                 BindingError::TooManyStations => "too-many-stations",
                 BindingError::NotBound => "not-bound",
             },
+            Self::Close(error) => match error {
+                CloseError::Unfunded => "unfunded",
+                CloseError::Settled => "settled",
+                CloseError::NoPayoutScript => "no-payout-script",
+                CloseError::PayoutScript => "payout-script",
+                CloseError::Underpaid { .. } => "stale-payment",
+                CloseError::Overpaid { .. } => "payment-too-large",
+                CloseError::FeeTooLow { .. } => "fee-too-low",
+                CloseError::FeeTooHigh { .. } => "fee-too-high",
+                CloseError::Signature => "wrong-signature",
+            },
             Self::Payment { error, .. } => match error {
                 PaymentError::Unfunded => "unfunded",
                 PaymentError::Unconfirmed { .. } => "unconfirmed",
@@ -212,6 +243,9 @@ impl Refusal {
 
     fn advice(&self) -> String {
         match self {
+            Self::Version(_) => {
+                "take the version of BitMesh that this edge runs, or have it updated".into()
+            }
             Self::ChainLost => "try again in a minute; existing credit stays good".into(),
             Self::UnknownOffer => "get /v1/offer and open on that".into(),
             Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => {
@@ -237,6 +271,7 @@ impl Refusal {
                 }
             }
             .into(),
+            Self::Close(_) => "propose another one, or wait for the claim".into(),
             Self::Payment { error: PaymentError::Signature, .. } => {
                 "sign with the key that the channel was opened with".into()
             }

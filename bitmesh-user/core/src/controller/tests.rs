@@ -10,7 +10,7 @@ use bitcoin::{
 use super::*;
 use crate::{
     channel::{
-        ChannelStatus, Durable, close_digest,
+        ChannelStatus, Durable, PROTOCOL_VERSION, close_digest,
         testing::{self, PROVIDER, SUBSCRIBER, public_key, secp, secret_key, sign},
     },
     ledger::Counts,
@@ -18,6 +18,7 @@ use crate::{
     units::Msat,
 };
 
+mod close;
 mod stations;
 
 const NOW: u64 = 15_000;
@@ -70,6 +71,7 @@ impl Provider {
 
     fn request(&self, key: u8) -> OpenRequest {
         OpenRequest {
+            version: PROTOCOL_VERSION,
             offer: self.controller.offer().unwrap().offer.id(),
             subscriber: public_key(key),
             capacity: Amount::from_sat(100_000),
@@ -160,6 +162,15 @@ fn a_replayed_journal_gives_the_same_provider() {
 }
 
 #[test]
+fn an_opening_of_another_version_is_refused_with_both_versions() {
+    let mut provider = Provider::new();
+    let open = OpenRequest { version: 2, ..provider.request(SUBSCRIBER) };
+    let refused = provider.open(1, open, NOW).map(|_| ());
+    let versions = crate::channel::VersionError { theirs: 2, ours: PROTOCOL_VERSION };
+    assert_eq!(refused, Err(Refusal::Version(versions)));
+}
+
+#[test]
 fn the_offers_bounds_hold_on_both_sides() {
     let mut provider = Provider::new();
     let with = |change: fn(&mut OpenRequest)| {
@@ -244,9 +255,17 @@ fn a_close_asks_for_the_claim_and_it_is_bumped_until_it_is_in_a_block() {
     let mut provider = Provider::new();
     let channel = provider.opened();
     provider.pay(&channel, 5_000);
-    let close = CloseRequest { signature: sign(SUBSCRIBER, close_digest(&channel.channel)) };
+    let close = CloseRequest {
+        signature: sign(SUBSCRIBER, close_digest(&channel.channel)),
+        proposal: None,
+    };
     let request = RequestId(3);
-    let actions = provider.put(Input::Close { request, channel: channel.channel, close });
+    let actions = provider.put(Input::Close {
+        request,
+        channel: channel.channel,
+        close,
+        own: CloseOwn::default(),
+    });
     let [Action::Reply(_, Ok(_)), Action::Claim(due)] = actions.as_slice() else {
         panic!("{actions:?}");
     };

@@ -2,6 +2,7 @@
 //! with its change.
 
 mod answer;
+mod close;
 mod open;
 mod pay;
 mod stations;
@@ -13,14 +14,11 @@ use bitcoin::{Amount, FeeRate};
 use bitmesh_core::{
     bitcoin,
     buyer::{Action, Buyer, DueRefund},
-    channel::{
-        Batch, ChannelId, ChannelParams, ChannelStatus, SubscriberChannel, SubscriberEvent,
-        close_digest,
-    },
+    channel::{Batch, ChannelId, ChannelParams, ChannelStatus, SubscriberChannel, SubscriberEvent},
     offer::SignedOffer,
     payer::Payer,
     units::Octets,
-    wire::{AccountReport, ChannelReport, CloseRequest, PaymentReply, PaymentRequest},
+    wire::{AccountReport, ChannelReport, CloseProposal, PaymentReply, PaymentRequest},
 };
 use tokio::{
     sync::mpsc,
@@ -30,7 +28,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::stations::Membership;
-use super::{Foundation, provider_url, status::Phase, stop_signal};
+use super::{Foundation, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
     api::{ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
     chain::ChainEvent,
@@ -38,7 +36,6 @@ use crate::{
     dataplane::Observer,
     gateway::Gateway,
     store::StoreRole,
-    wallet::Role,
 };
 
 /// How often the own count is read and payments are decided.
@@ -49,8 +46,6 @@ const RETRY: Duration = Duration::from_millis(500);
 const ACCOUNT_INTERVAL: Duration = Duration::from_secs(2);
 /// The same while others share the credit: what they use is only known from there.
 const SHARED_INTERVAL: Duration = Duration::from_millis(100);
-/// How often a close is asked for until it is settled.
-const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
 /// Name under which the budget is stored.
 const BUDGET: &str = "budget_sat";
 
@@ -74,7 +69,7 @@ enum Internal {
     RefundRate(Vec<DueRefund>, FeeRate),
     Account(Octets, Instant, Result<AccountReport, ClientError>),
     Paid(Amount, Octets, Instant, Result<PaymentReply, ClientError>),
-    Closing(Result<(), ClientError>),
+    Closing(ChannelId, FeeRate, Result<Box<ChannelReport>, ClientError>),
     Channel(Result<Box<ChannelReport>, ClientError>),
     Bound(Result<(), ClientError>),
 }
@@ -124,8 +119,10 @@ struct Session {
 
 impl Session {
     async fn start(config: BuyConfig) -> Result<Self> {
+        let mut seed = unlock(&config.common)?;
         let (mut foundation, entries) =
-            Foundation::open::<SubscriberEvent>(&config.common, StoreRole::Subscriber).await?;
+            Foundation::open::<SubscriberEvent>(&config.common, StoreRole::Subscriber, &mut seed)
+                .await?;
         let mut buyer = Buyer::new(config.common.network);
         for entry in &entries {
             buyer.replay(entry)?;
@@ -186,8 +183,7 @@ impl Session {
     }
 
     async fn run(&mut self) -> Result<()> {
-        let tips = self.buyer.book().tips().collect();
-        let mut chain = self.foundation.follow(tips);
+        let mut chain = self.foundation.follow(self.buyer.book());
         let mut count = interval(COUNT_INTERVAL);
         count.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stop = stop_signal()?;
@@ -216,7 +212,7 @@ impl Session {
     }
 
     async fn settle(&mut self, out: Batch<SubscriberEvent, Action>) -> Result<()> {
-        for action in self.foundation.commit(out).await? {
+        for action in self.foundation.commit(out, self.buyer.book()).await? {
             match action {
                 Action::Broadcast(tx) => self.broadcast(tx),
                 Action::Pay(channel, paid, signature) if Some(channel) == self.active => {
@@ -224,6 +220,7 @@ impl Session {
                 }
                 // Of a channel with another provider, or one that is closing.
                 Action::Pay(..) => {}
+                Action::Close(channel, proposal) => self.ask_to_close(channel, Some(proposal)),
             }
         }
         Ok(())
@@ -257,24 +254,14 @@ impl Session {
                 self.say(Phase::Confirming, format!("the funding has {have} of {need} blocks"));
             }
             ChannelStatus::Open => self.pay(id, counted, out),
-            ChannelStatus::Closing => self.ask_to_close(id),
+            ChannelStatus::Closing => {
+                let proposal = channel.proposed_close().map(CloseProposal::from);
+                self.ask_to_close(id, proposal);
+            }
             ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. } => {
                 self.settled(id);
             }
         }
-    }
-
-    fn ask_to_close(&mut self, id: ChannelId) {
-        self.say(Phase::Closing, "waiting for the provider's claim to be in a block");
-        self.not_before = Instant::now() + CLOSE_INTERVAL;
-        let Some(channel) = self.buyer.book().get(&id) else { return };
-        let index = channel.key_index();
-        let signature =
-            self.foundation.wallet.sign_channel(Role::Subscriber, index, close_digest(&id));
-        let provider = self.provider.clone();
-        self.ask(async move {
-            Internal::Closing(provider.close(id, &CloseRequest { signature }).await.map(drop))
-        });
     }
 
     fn settled(&mut self, id: ChannelId) {
@@ -335,13 +322,14 @@ impl Session {
                 }
             }
             Internal::Channel(Ok(report)) => self.membership.account = report.account,
-            Internal::Closing(Ok(())) | Internal::Bound(Ok(())) => {}
+            Internal::Closing(id, rate, Ok(report)) => self.close_answered(id, rate, *report, out),
+            Internal::Bound(Ok(())) => {}
             Internal::Offer(Err(error))
             | Internal::Opened(_, Err(error))
             | Internal::Account(_, _, Err(error))
             | Internal::Channel(Err(error))
             | Internal::Bound(Err(error))
-            | Internal::Closing(Err(error)) => self.failed(&error),
+            | Internal::Closing(_, _, Err(error)) => self.failed(&error),
             Internal::Paid(_, _, _, Err(error)) => self.payment_failed(&error),
         }
         Ok(())

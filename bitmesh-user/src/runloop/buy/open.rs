@@ -7,7 +7,7 @@ use bitcoin::{FeeRate, secp256k1::Secp256k1};
 use bitmesh_core::{
     bitcoin,
     buyer::{Action, DueRefund},
-    channel::{Batch, ChannelId, ChannelParams, Refund, SubscriberEvent},
+    channel::{Batch, ChannelId, ChannelParams, PROTOCOL_VERSION, Refund, SubscriberEvent},
     offer::SignedOffer,
     wire::{ChannelReport, OpenRequest},
 };
@@ -48,6 +48,7 @@ impl Session {
         }
         let index = self.buyer.next_key_index();
         let request = OpenRequest {
+            version: PROTOCOL_VERSION,
             offer: offer.offer.id(),
             subscriber: self.foundation.wallet.channel_public_key(Role::Subscriber, index),
             capacity,
@@ -55,6 +56,7 @@ impl Session {
             remainder_script: self.foundation.wallet.remainder_script(),
         };
         let params = ChannelParams {
+            version: PROTOCOL_VERSION,
             network: offer.offer.network,
             offer: request.offer,
             subscriber: request.subscriber,
@@ -66,6 +68,7 @@ impl Session {
             schedule: offer.offer.schedule.clone(),
             confirmations: offer.offer.terms.confirmations,
             tick_max: offer.offer.terms.tick_max,
+            unconfirmed_max: offer.offer.terms.unconfirmed_of(capacity),
         };
         self.ask(async move {
             let answer = provider.open(&request).await;

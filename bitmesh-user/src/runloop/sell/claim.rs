@@ -4,8 +4,9 @@ use anyhow::{Context as _, Result};
 use bitcoin::{Amount, FeeRate};
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, Claim, ProviderEvent},
-    controller::{Action, DueClaim, Input},
+    channel::{Batch, ChannelId, Claim, ProviderEvent},
+    controller::{Action, CloseOwn, DueClaim, Input},
+    wire::CloseRequest,
 };
 use tracing::{info, warn};
 
@@ -29,6 +30,18 @@ impl Session<'_> {
         match self.claim(due, rate) {
             Ok(claimed) => self.controller.handle(claimed, out),
             Err(error) => warn!("{error:#}; it is tried again at the next block"),
+        }
+    }
+
+    /// What the wallet adds to a wish to close: where the payout goes, and a signature.
+    pub(super) fn own_for_close(&mut self, channel: &ChannelId, close: &CloseRequest) -> CloseOwn {
+        let needs = self.controller.close_needs(channel, close);
+        let wallet = &mut self.foundation.wallet;
+        CloseOwn {
+            payout_script: needs.payout_script.then(|| wallet.remainder_script()),
+            signature: needs
+                .signature
+                .map(|(index, message)| wallet.sign_channel(Role::Provider, index, message)),
         }
     }
 

@@ -46,7 +46,7 @@ use crate::{
     gateway::{Gateway, Interface},
     guard::Guard,
     store::{StoreError, StoreRole},
-    wallet::Role,
+    wallet::{Role, Seed},
 };
 
 /// Requests that are stored in one transaction at most.
@@ -66,7 +66,7 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// Sells until it is told to stop.
 pub async fn sell(ready: Ready) -> Result<()> {
-    let Ready { mut config, mut dataplane, guard } = ready;
+    let Ready { mut config, mut dataplane, guard, mut seed } = ready;
     let mut guarding = Guarding::new(Guard::new(guard)?, dataplane.hooks());
     if let NodeLogin::Cookie(path) = config.common.node_login {
         config.common.node_login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
@@ -75,8 +75,9 @@ pub async fn sell(ready: Ready) -> Result<()> {
     let mut told = Told::new(events)?;
     let mut ran = false;
     loop {
-        let failure = match Session::start(&config, &mut dataplane, &mut guarding, &mut told).await
-        {
+        let started =
+            Session::start(&config, &mut seed, &mut dataplane, &mut guarding, &mut told).await;
+        let failure = match started {
             Ok(session) => {
                 ran = true;
                 session.guarding.selling().await;
@@ -139,12 +140,13 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     async fn start(
         config: &SellConfig,
+        seed: &mut Seed,
         dataplane: &'a mut Dataplane,
         guarding: &'a mut Guarding,
         told: &'a mut Told,
     ) -> Result<Self> {
         let (foundation, entries) =
-            Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider).await?;
+            Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider, seed).await?;
         let gateway = Gateway::open()?;
         let mut lan = Vec::new();
         for name in &config.lan {
@@ -198,8 +200,7 @@ impl<'a> Session<'a> {
     }
 
     async fn run(mut self) -> Result<()> {
-        let tips = self.controller.book().tips().collect();
-        let mut chain = self.foundation.follow(tips);
+        let mut chain = self.foundation.follow(self.controller.book());
         let mut usage = every(USAGE_INTERVAL);
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
         let mut addresses = every(ADDRESSES_INTERVAL);
@@ -274,14 +275,14 @@ impl<'a> Session<'a> {
 
     /// Stores what was decided, then lets it happen.
     async fn settle(&mut self, out: Batch<ProviderEvent, Action>) -> Result<()> {
-        let mut actions = self.foundation.commit(out).await?;
+        let mut actions = self.foundation.commit(out, self.controller.book()).await?;
         while !actions.is_empty() {
             let mut done = Done::default();
             for action in actions {
                 self.perform(action, &mut done);
             }
             let more = self.tell_reclaimed(done.reclaimed);
-            actions = self.foundation.commit(more).await?;
+            actions = self.foundation.commit(more, self.controller.book()).await?;
         }
         for envelope in std::mem::take(&mut self.questions) {
             let reply = self.answer(&envelope.ask);
@@ -311,7 +312,10 @@ impl<'a> Session<'a> {
             Ask::ChangeStations(channel, peer, change) => {
                 Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
-            Ask::Close(channel, close) => Input::Close { request, channel, close },
+            Ask::Close(channel, close) => {
+                let own = self.own_for_close(&channel, &close);
+                Input::Close { request, channel, close, own }
+            }
             ask => {
                 self.questions.push(Envelope { ask, reply: envelope.reply });
                 return;
@@ -371,6 +375,7 @@ impl<'a> Session<'a> {
             provider: self.foundation.wallet.node_public_key(),
             issued_at,
             valid_until: issued_at + OFFER_SECONDS,
+            height: self.controller.book().tip(),
             schedule: self.config.schedule.clone(),
             terms: self.config.terms,
         };

@@ -1,0 +1,32 @@
+//! What blocks are looked through for.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
+
+use bitcoin::ScriptBuf;
+use bitmesh_core::bitcoin;
+
+/// Scripts that a block may concern: the wallet's, with those that it looks ahead for, and those
+/// of channels' fundings. Shared, and only ever growing.
+#[derive(Clone, Debug, Default)]
+pub struct Watched(Arc<RwLock<HashSet<ScriptBuf>>>);
+
+impl Watched {
+    /// Adds scripts that are not in it yet.
+    pub fn add<'a>(&self, scripts: impl IntoIterator<Item = &'a ScriptBuf>) {
+        let mut watched = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for script in scripts {
+            if !watched.contains(script) {
+                watched.insert(script.clone());
+            }
+        }
+    }
+
+    /// All of them, for as long as it takes to look something through; no others are added
+    /// meanwhile.
+    pub fn read(&self) -> RwLockReadGuard<'_, HashSet<ScriptBuf>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,71 @@
+//! Leaving: the provider is asked to claim, or to sign a close.
+
+use std::time::{Duration, Instant};
+
+use bitcoin::FeeRate;
+use bitmesh_core::{
+    bitcoin,
+    buyer::Action,
+    channel::{Batch, ChannelId, CloseError, SubscriberEvent, close_digest},
+    wire::{ChannelReport, CloseProposal, CloseRequest},
+};
+use tracing::info;
+
+use super::{
+    super::{fee_rate, status::Phase},
+    Internal, Session,
+};
+use crate::wallet::Role;
+
+/// How often a close is asked for until it is settled.
+const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
+
+impl Session {
+    pub(super) fn ask_to_close(&mut self, id: ChannelId, proposal: Option<CloseProposal>) {
+        let Some(channel) = self.buyer.book().get(&id) else { return };
+        let message = match channel.closed_by_both() {
+            Some(close) => format!("both signed the close in {}", close.tx.compute_txid()),
+            None => "the provider was asked to close".into(),
+        };
+        let index = channel.key_index();
+        self.say(Phase::Closing, format!("{message}; waiting for it to be in a block"));
+        self.not_before = Instant::now() + CLOSE_INTERVAL;
+        let signature =
+            self.foundation.wallet.sign_channel(Role::Subscriber, index, close_digest(&id));
+        let (provider, source) = (self.provider.clone(), self.foundation.source.clone());
+        self.ask(async move {
+            let answer = provider.close(id, &CloseRequest { signature, proposal }).await;
+            Internal::Closing(id, fee_rate(source.as_ref()).await, answer.map(Box::new))
+        });
+    }
+
+    pub(super) fn close_answered(
+        &mut self,
+        id: ChannelId,
+        rate: FeeRate,
+        report: ChannelReport,
+        out: &mut Batch<SubscriberEvent, Action>,
+    ) {
+        if let Some(close) = report.closed_by_both {
+            self.buyer.close_answered(id, close.tx, out);
+        }
+        let Some(payout_script) = report.payout_script else { return };
+        match self.buyer.close_due(&id, &payout_script, rate) {
+            Ok(Some(close)) => {
+                let channel = self.buyer.book().get(&id);
+                let (Some(channel), Some(message)) = (channel, close.sighash()) else { return };
+                info!("proposing to close channel {id} for a fee of {}", close.fee());
+                let index = channel.key_index();
+                let signature =
+                    self.foundation.wallet.sign_channel(Role::Subscriber, index, message);
+                self.buyer.close_signed(id, close, signature, out);
+            }
+            Ok(None) => {}
+            Err(error @ CloseError::FeeTooHigh { .. }) => self.say(
+                Phase::Closing,
+                format!("not closed yet: {error}, or for height {}", report.params.expiry_height),
+            ),
+            Err(error) => self.say(Phase::Closing, format!("the close can't be signed: {error}")),
+        }
+    }
+}
