@@ -45,7 +45,8 @@ pub use spend::{
     payment_sighash, verify_payment,
 };
 pub use subscriber::{
-    AGREED_WINDOW_BLOCKS, PayError, SubscriberChannel, SubscriberEvent, funding_outpoint,
+    AGREED_WINDOW_BLOCKS, FUNDING_BUMP_BLOCKS, FUNDINGS_MAX, PayError, SubscriberChannel,
+    SubscriberEvent, funding_outpoint,
 };
 pub use version::{PROTOCOL_VERSION, VersionError, Versioned};
 

@@ -9,7 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use bitcoin::{Amount, FeeRate, Transaction, Txid, secp256k1::Message, secp256k1::ecdsa::Signature};
+use bitcoin::{
+    Amount, FeeRate, Transaction, Txid, secp256k1::Message, secp256k1::ecdsa::Signature,
+};
 
 use super::{Action, Controller, Input, Out};
 use crate::channel::{
@@ -134,9 +136,9 @@ impl Controller {
             let rich = pays_off_at(rate, &input.params.remainder_script, input.paid, due.left);
             classes.entry((due.is_urgent(), rich)).or_default().push(due);
         }
-        let batches = classes.iter().flat_map(|(class, due)| {
-            due.chunks(CLAIM_BATCH_MAX).map(move |batch| (*class, batch))
-        });
+        let batches = classes
+            .iter()
+            .flat_map(|(class, due)| due.chunks(CLAIM_BATCH_MAX).map(move |batch| (*class, batch)));
         let planned = batches.filter_map(|((urgent, rich), batch)| {
             if !urgent && !rich {
                 return None;
@@ -198,7 +200,8 @@ impl Controller {
             height: self.book.tip(),
         };
         // What was settled while it was signed is not claimed again.
-        let due = |id: &ChannelId| self.book.get(id).is_some_and(|known| self.due(*id, known).is_some());
+        let due =
+            |id: &ChannelId| self.book.get(id).is_some_and(|known| self.due(*id, known).is_some());
         if !channels.iter().all(due) {
             return;
         }

@@ -32,8 +32,8 @@ pub use stations::StationsAsk;
 use crate::{
     account::{Accounts, Ahead},
     channel::{
-        Batch, Book, ChannelId, ChannelParams, Entry, InvalidEvent, PaymentError, ProviderChannel,
-        FeeEstimates, ProviderEvent, Versioned, check_economic,
+        Batch, Book, ChannelId, ChannelParams, Entry, FeeEstimates, InvalidEvent, PaymentError,
+        ProviderChannel, ProviderEvent, Versioned, check_economic,
     },
     ledger::Usage,
     offer::{OfferId, SignedOffer},

@@ -172,7 +172,11 @@ impl Refusal {
         match self {
             Self::ChainLost | Self::TableFull | Self::Moving => 503,
             Self::UnknownOffer | Self::UnknownChannel => 404,
-            Self::Version(_) | Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) | Self::Uneconomic(_) => 422,
+            Self::Version(_)
+            | Self::Capacity { .. }
+            | Self::Expiry { .. }
+            | Self::Params(_)
+            | Self::Uneconomic(_) => 422,
             Self::TooManyUnfunded | Self::TooManyChannels => 429,
             Self::Exists(_) => 409,
             Self::Stations(error) => match error {
