@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod doctor;
 pub mod gateway;
 pub mod guard;
+pub mod http;
 pub mod runloop;
 pub mod store;
 mod terminal;

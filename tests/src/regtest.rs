@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use bitcoin::{Address, Amount, BlockHash, Network, Transaction, Txid, consensus::encode};
+use bitmesh_user::http;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -160,8 +161,7 @@ impl<'a> Node<'a> {
         let body = json!({ "jsonrpc": "1.0", "id": "lab", "method": method, "params": params });
         let url = self.url("127.0.0.1") + path;
         self.namespace.block_on(async || {
-            let client =
-                reqwest::Client::builder().no_proxy().timeout(Duration::from_mins(1)).build()?;
+            let client = http::plain().timeout(Duration::from_mins(1)).build()?;
             let request = client.post(&url).basic_auth(USER, Some(PASSWORD)).json(&body);
             Ok(request.send().await?.json().await?)
         })

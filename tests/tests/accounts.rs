@@ -17,7 +17,7 @@ use bitmesh_tests::{
     traffic::{Direction, Server, Transfer, transfer},
     world::{Trade, World},
 };
-use bitmesh_user::{api::ShareCode, runloop::status::Phase};
+use bitmesh_user::{api::ShareCode, http, runloop::status::Phase};
 
 const COINS: Amount = Amount::from_sat(200_000);
 const MIB: u64 = 1 << 20;
@@ -52,7 +52,7 @@ fn code(world: &World<'_>) -> Result<ShareCode> {
 fn present(from: &Namespace, code: &ShareCode) -> Result<Result<AccountReport, ErrorBody>> {
     let code = code.clone();
     from.block_on(async move || {
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
+        let client = http::plain().timeout(Duration::from_secs(10)).build()?;
         let answer = client.post(&code.url).json(&code.body).send().await?;
         if answer.status().is_success() {
             return Ok(Ok(answer.json().await?));

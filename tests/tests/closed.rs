@@ -28,7 +28,7 @@ use bitmesh_tests::{
     traffic::{Direction, Server, Transfer, transfer},
     world::{Trade, World},
 };
-use bitmesh_user::dataplane::TcHook;
+use bitmesh_user::{dataplane::TcHook, http};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -74,7 +74,7 @@ fn d16_a_port_that_is_recreated_is_metered_again_within_a_second() -> Result<()>
     let offer = eventually("the offer", Duration::from_secs(3), || {
         topology.freeloader.block_on(async || {
             let url = format!("http://{EDGE_FREELOADER_V4}:8434/v1/offer");
-            let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
+            let client = http::plain().timeout(Duration::from_secs(1)).build()?;
             Ok(Some(client.get(url).send().await?.json::<SignedOffer>().await?))
         })
     })?;

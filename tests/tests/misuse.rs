@@ -13,7 +13,7 @@ use aya::{
     EbpfLoader,
     programs::{Xdp, XdpMode},
 };
-use bitcoin::Amount;
+use bitcoin::{Amount, Network};
 use bitmesh_core::wire::ErrorBody;
 use bitmesh_tests::{
     daemon::{Daemon, bitmesh},
@@ -23,7 +23,10 @@ use bitmesh_tests::{
     topology::{EDGE_V4, LAN, Topology},
     world::{Trade, World},
 };
-use bitmesh_user::dataplane;
+use bitmesh_user::{
+    dataplane, http,
+    wallet::{Seed, Words},
+};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -146,13 +149,27 @@ fn another_seed_or_a_second_daemon_does_not_touch_the_data() -> Result<()> {
     assert!(said.contains("in use by another bitmesh"), "{said}");
 
     world.provider.stop()?;
-    let seed = world.provider.directory().join("seed");
-    let words = fs::read_to_string(&seed)?;
-    fs::write(&seed, "abandon ".repeat(11) + "about")?;
+    let directory = world.provider.directory().to_owned();
+    let files = ["seed", "seed.key"].map(|name| directory.join(name));
+    let own = [fs::read(&files[0])?, fs::read(&files[1])?];
+    let other = tempfile::tempdir()?;
+    Seed::new(Words::generate()?, None)?.keep(other.path(), Network::Regtest, 0)?;
+    for (name, file) in ["seed", "seed.key"].iter().zip(&files) {
+        fs::copy(other.path().join(name), file)?;
+    }
     world.provider.spawn()?;
     let said = world.provider.wait_for_failure()?;
     assert!(said.contains("seed words are not those"), "{said}");
-    fs::write(&seed, words)?;
+    for file in &files {
+        fs::remove_file(file)?;
+    }
+    world.provider.spawn()?;
+    let said = world.provider.wait_for_failure()?;
+    assert!(said.contains("seed is missing") && said.contains("wallet restore"), "{said}");
+    for (file, content) in files.iter().zip(&own) {
+        fs::write(file, content)?;
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600))?;
+    }
     world.provider.start()
 }
 
@@ -164,7 +181,7 @@ fn send(
     body: Option<&Value>,
 ) -> Result<(StatusCode, Value)> {
     topology.subscriber.block_on(async || {
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build()?;
+        let client = http::plain().timeout(Duration::from_secs(20)).build()?;
         let mut request = client.request(method.clone(), format!("{}{path}", World::api()));
         if let Some(body) = body {
             request = request.json(body);

@@ -20,7 +20,10 @@ use bitmesh_tests::{
     traffic::{Direction, Server, Transfer, transfer},
     world::{Trade, World},
 };
-use bitmesh_user::runloop::status::{Phase, WalletStatus};
+use bitmesh_user::{
+    http,
+    runloop::status::{Phase, WalletStatus},
+};
 
 const COINS: Amount = Amount::from_sat(200_000);
 /// A hundred satoshi a MiB, so that a claim is worth its fee.
@@ -133,7 +136,14 @@ fn who_never_pays_reaches_the_offer_and_the_api_and_nothing_else() -> Result<()>
 
     let offer = topology.freeloader.block_on(async || {
         let url = format!("http://{EDGE_FREELOADER_V4}:8434/v1/offer");
-        Ok(reqwest::get(url).await?.error_for_status()?.json::<SignedOffer>().await?)
+        Ok(http::plain()
+            .build()?
+            .get(url)
+            .send()
+            .await?
+            .error_for_status()?
+            .json::<SignedOffer>()
+            .await?)
     })?;
     offer.offer.validate()?;
 

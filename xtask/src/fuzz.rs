@@ -11,9 +11,15 @@ use crate::{
 };
 
 const VERSION: &str = "0.13.2";
-const TARGETS: &[&str] = &["frame"];
-/// Largest input, in octets: a frame of the largest size that is usual, and what is beside it.
-const INPUT_MAX: u32 = 2_048;
+/// Each target with its largest input, in octets.
+const TARGETS: &[(&str, u32)] = &[
+    // A frame of the largest size that is usual, and what is beside it.
+    ("frame", 2_048),
+    // Larger than every body that a peer sends in earnest.
+    ("wire", 4_096),
+    ("offer", 2_048),
+    ("journal", 4_096),
+];
 
 /// Flags of `cargo xtask fuzz`.
 #[derive(Args)]
@@ -44,7 +50,7 @@ pub fn install() -> Result<(PathBuf, Installed)> {
 pub fn fuzz(args: &FuzzArgs) -> Result<()> {
     let (program, _) = install()?;
     let seconds = args.seconds;
-    for target in TARGETS {
+    for (target, input_max) in TARGETS {
         // What it finds goes into the first folder; the second is the repository's, and only read.
         let found = root().join("target/fuzz").join(target);
         std::fs::create_dir_all(&found)?;
@@ -54,7 +60,7 @@ pub fn fuzz(args: &FuzzArgs) -> Result<()> {
             .args(["fuzz", "run", "--fuzz-dir", "fuzz", "--sanitizer", "none", target])
             .args([&found, &root().join("tests/fuzz/corpus").join(target)])
             .args(["--", &format!("-max_total_time={seconds}")])
-            .args([&format!("-max_len={INPUT_MAX}"), "-verbosity=0"]);
+            .args([&format!("-max_len={input_max}"), "-verbosity=0"]);
         run_quietly(&format!("fuzzing {target} for {seconds} s"), &mut fuzz).with_context(
             || format!("{target} takes an input wrongly: see tests/fuzz/artifacts/{target}"),
         )?;

@@ -47,7 +47,7 @@ enum Task {
     BuildAndLoad(load::LoadArgs),
     /// Load and exercise the programs on other kernels, in an emulator
     Kernels(kernels::KernelsArgs),
-    /// Look for frames that the parser misreads
+    /// Look for frames, messages and journals that are taken wrongly
     Fuzz(fuzz::FuzzArgs),
     /// Everything that CI runs: format, lints, dependency direction, unit and end-to-end tests, and
     /// other kernels

@@ -57,7 +57,7 @@ impl Buyer {
     pub fn replay(&mut self, entry: &Entry<SubscriberEvent>) -> Result<(), InvalidEvent> {
         self.book.apply(entry)?;
         if let Entry::Channel { event: SubscriberEvent::Negotiated { key_index, .. }, .. } = entry {
-            self.next_key_index = self.next_key_index.max(key_index + 1);
+            self.next_key_index = self.next_key_index.max(key_index.saturating_add(1));
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use super::{
     ApiError, Ask, Envelope, ask,
     public::{channel_id, json},
 };
+use crate::http;
 
 /// Name of the socket in the data directory.
 pub const ADMIN_SOCKET: &str = "admin.sock";
@@ -114,7 +115,7 @@ pub async fn ask_admin(
     body: Option<Value>,
 ) -> Result<Value, AdminError> {
     let broken = |source| AdminError::Broken { directory: directory.to_owned(), source };
-    let client = reqwest::Client::builder()
+    let client = http::plain()
         .unix_socket(directory.join(ADMIN_SOCKET))
         .timeout(DEADLINE)
         .build()

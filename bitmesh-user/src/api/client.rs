@@ -11,8 +11,10 @@ use bitmesh_core::{
         PaymentReply, PaymentRequest, StationsRequest,
     },
 };
-use reqwest::{Client, Method, redirect};
+use reqwest::{Client, Method};
 use serde::{Serialize, de::DeserializeOwned};
+
+use crate::http;
 
 /// Time that a provider has to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -59,10 +61,8 @@ impl Provider {
     /// The provider at `http://host:port`.
     pub fn new(url: impl Into<String>) -> Result<Self, ClientError> {
         let url = url.into();
-        let http = Client::builder()
+        let http = http::plain()
             .timeout(DEADLINE)
-            .redirect(redirect::Policy::none())
-            .no_proxy()
             .build()
             .map_err(|error| ClientError::Broken { url: url.clone(), reason: error.to_string() })?;
         Ok(Self { http, url })

@@ -134,7 +134,7 @@ impl Follower {
                 return Err(error);
             }
         }
-        Err(ChainError::NotReady("its chain keeps changing".into()))
+        Err(self.not_ready("its chain keeps changing".into()))
     }
 
     async fn approach(&mut self, remote: (u32, BlockHash)) -> Result<u32, ChainError> {
@@ -188,6 +188,10 @@ impl Follower {
         self.events.send(event).await.is_ok()
     }
 
+    fn not_ready(&self, reason: String) -> ChainError {
+        ChainError::NotReady { kind: self.source.kind(), reason }
+    }
+
     /// The newest tip with its header, which its hash vouches for.
     async fn tip(&mut self) -> Result<Tip, ChainError> {
         if let Some(tip) = self.header {
@@ -219,7 +223,7 @@ impl Follower {
         let common = kept.checked_sub(1).and_then(|i| self.tips.get(i)).map(|(height, _)| *height);
         if common == Some(remote_height) && kept < self.tips.len() {
             // A chain that replaces ours is longer: this node has yet to get the rest of ours.
-            return Err(ChainError::NotReady(format!("it went back to block {remote_height}")));
+            return Err(self.not_ready(format!("it went back to block {remote_height}")));
         }
         while self.tips.len() > kept {
             let Some((height, _)) = self.tips.pop() else { break };
@@ -240,7 +244,7 @@ mod tests {
 
     use super::{
         super::{
-            Answer, Broadcast, Filters,
+            Answer, Broadcast, Filters, Kind,
             verify::tests::{genesis, mine},
         },
         *,
@@ -272,11 +276,21 @@ mod tests {
         fn at(&self, height: u32) -> Result<Block, ChainError> {
             let chain = self.chain.lock().unwrap();
             let block = height.checked_sub(1).and_then(|i| chain.get(i as usize)).cloned();
-            block.ok_or_else(|| ChainError::NotReady("no such block".into()))
+            block.ok_or_else(none)
         }
     }
 
+    fn none() -> ChainError {
+        ChainError::NotReady { kind: Kind::Node, reason: "no such block".into() }
+    }
+
     impl ChainSource for Turning {
+        fn kind(&self) -> Kind {
+            Kind::Node
+        }
+        fn name(&self) -> String {
+            "a chain in memory".into()
+        }
         fn network(&self) -> Network {
             Network::Regtest
         }
@@ -311,7 +325,7 @@ mod tests {
                 if let Some(next) = self.next.lock().unwrap().pop() {
                     *chain = next;
                 }
-                found.ok_or_else(|| ChainError::NotReady("no such block".into()))
+                found.ok_or_else(none)
             })
         }
         fn filters(&self) -> Option<&dyn Filters> {

@@ -1,25 +1,34 @@
 //! The chain, from a source that is not trusted: blocks are checked against their headers and their
 //! predecessors before anything believes them. The only user of node protocols; it holds no key.
 
+mod esplora;
 mod follower;
 mod rpc;
 mod verify;
 mod watched;
 
-use std::{future::Future, pin::Pin};
+use std::{fmt, future::Future, pin::Pin};
 
 use bitcoin::{Block, BlockHash, FeeRate, Network, Transaction, block::Header};
 use bitmesh_core::bitcoin;
 
+pub use esplora::Esplora;
 pub use follower::{ChainEvent, Events, follow};
 pub use rpc::NodeRpc;
 pub use watched::Watched;
+
+/// No estimate makes us pay more: 1,000 sat/vB.
+const FEE_RATE_MAX: FeeRate = FeeRate::from_sat_per_vb_u32(1_000);
 
 /// An answer on its way from a source.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ChainError>> + Send + 'a>>;
 
 /// Where blocks come from and transactions go to.
 pub trait ChainSource: Send + Sync {
+    /// What it is.
+    fn kind(&self) -> Kind;
+    /// What it is and where, for people.
+    fn name(&self) -> String;
     /// The chain that it should follow.
     fn network(&self) -> Network;
     /// Whether it answers, and follows the chain that it should.
@@ -72,24 +81,77 @@ pub enum Broadcast {
     },
 }
 
+/// What a source is, in the words of errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A node's RPC.
+    Node,
+    /// A server of blocks over HTTP.
+    Esplora,
+    /// Peers of the network, which the light client asks.
+    Peers,
+}
+
+impl Kind {
+    /// The flag that names another one.
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Node => "--node",
+            Self::Esplora => "--esplora",
+            Self::Peers => "--peer",
+        }
+    }
+
+    fn example(self) -> &'static str {
+        match self {
+            Self::Node => "http://127.0.0.1:8332",
+            Self::Esplora => "https://blocks.example/api",
+            Self::Peers => "192.0.2.1:8333",
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Node => "is it running, with server=1, and is --node right?",
+            Self::Esplora => "is --esplora right, and does this machine reach it?",
+            Self::Peers => {
+                "does this machine reach the internet, and do those named with --peer run, with \
+                 blockfilterindex=1 and peerblockfilters=1?"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Node => "the node",
+            Self::Esplora => "the Esplora server",
+            Self::Peers => "the network's peers",
+        })
+    }
+}
+
 /// Why a source gave no answer that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// Not an address.
-    #[error("{url:?} is not the address of a node ({reason}); write it as http://127.0.0.1:8332")]
-    Url {
+    #[error("{address:?} is no address for {flag} ({reason}); write it as {example}", flag = .kind.flag(), example = .kind.example())]
+    Address {
+        /// Of what.
+        kind: Kind,
         /// What was given.
-        url: String,
+        address: String,
         /// What is wrong with it.
         reason: String,
     },
     /// No connection.
-    #[error(
-        "the node at {url} does not answer ({reason}); is it running, with server=1, and is --node right?"
-    )]
+    #[error("no answer from {at} ({reason}); {advice}", advice = .kind.advice())]
     Unreachable {
+        /// From what.
+        kind: Kind,
         /// Where it was looked for.
-        url: String,
+        at: String,
         /// What went wrong.
         reason: String,
     },
@@ -114,38 +176,50 @@ pub enum ChainError {
     )]
     Pruned(BlockHash),
     /// Starting up or catching up.
-    #[error("the node is not ready ({0}); wait until it has caught up")]
-    NotReady(String),
+    #[error("{kind} can't tell yet ({reason}); wait")]
+    NotReady {
+        /// What.
+        kind: Kind,
+        /// What it waits for.
+        reason: String,
+    },
     /// It follows another chain.
     #[error(
-        "the node is on {found}, not on {wanted}; name the right one with --node, or choose --network {found}"
+        "{kind} is on {found}, not on {wanted}; name the right one with {flag}, or choose another --network",
+        flag = .kind.flag()
     )]
     WrongChain {
+        /// What.
+        kind: Kind,
         /// What it said.
         found: String,
         /// What was asked for.
         wanted: Network,
     },
     /// It refused.
-    #[error("the node answers {code} to {method}: {message}")]
+    #[error("{kind} answers {code} to {method}: {message}")]
     Refused {
+        /// What.
+        kind: Kind,
         /// What was asked.
         method: &'static str,
-        /// Bitcoin Core's `RPCErrorCode`.
+        /// Bitcoin Core's `RPCErrorCode`, or HTTP's status.
         code: i64,
         /// In its words.
         message: String,
     },
     /// It said what can't be.
-    #[error("the node's answer to {method} makes no sense: {reason}; is --node a Bitcoin node?")]
+    #[error("the answer of {kind} to {method} makes no sense: {reason}; is {flag} right?", flag = .kind.flag())]
     Broken {
+        /// What.
+        kind: Kind,
         /// What was asked.
         method: &'static str,
         /// What was wrong.
         reason: String,
     },
     /// A block that doesn't fit where it should, or isn't what its hash says.
-    #[error("the node lies: the block at height {height} {what}; use another node")]
+    #[error("a lie: the block at height {height} {what}; name another source")]
     Invalid {
         /// Where.
         height: u32,
@@ -154,7 +228,10 @@ pub enum ChainError {
     },
     /// More blocks left the chain than are remembered.
     #[error(
-        "the node's chain has none of the last {0} blocks that were seen; is it the right chain? if it is, restore the data directory from a backup"
+        "the source's chain has none of the last {0} blocks that were seen; is it the right chain? if it is, restore the data directory from a backup"
     )]
     TooDeep(usize),
+    /// The disk.
+    #[error("filters can't be kept for a while: {0}; make room where temporary files go")]
+    Disk(String),
 }

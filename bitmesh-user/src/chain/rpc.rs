@@ -8,12 +8,15 @@ use bitcoin::{
     consensus::encode::{deserialize_hex, serialize_hex},
 };
 use bitmesh_core::bitcoin;
-use reqwest::{Client, StatusCode, Url, redirect};
+use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, Broadcast, ChainError, ChainSource};
-use crate::config::NodeLogin;
+use super::{Answer, Broadcast, ChainError, ChainSource, FEE_RATE_MAX, Kind};
+use crate::{
+    config::NodeLogin,
+    http::{self, root_cause},
+};
 
 /// Time that the node has to answer.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -25,8 +28,6 @@ const IN_WARMUP: i64 = -28;
 const ALREADY_IN_CHAIN: i64 = -27;
 /// `RPC_MISC_ERROR`: from `getblock`, that the block's file is gone.
 const MISC: i64 = -1;
-/// No estimate makes us pay more: 1,000 sat/vB.
-const FEE_RATE_MAX: FeeRate = FeeRate::from_sat_per_vb_u32(1_000);
 
 /// A node's RPC.
 #[derive(Clone)]
@@ -72,17 +73,14 @@ impl NodeRpc {
     /// The node at `http://host:port`; nothing is asked yet.
     pub fn new(url: &str, login: NodeLogin, network: Network) -> Result<Self, ChainError> {
         let url = url.trim_end_matches('/').to_owned();
-        let wrong = |reason: String| ChainError::Url { url: url.clone(), reason };
+        let kind = Kind::Node;
+        let wrong = |reason: String| ChainError::Address { kind, address: url.clone(), reason };
         let parsed = Url::parse(&url).map_err(|error| wrong(error.to_string()))?;
         if parsed.scheme() != "http" {
             return Err(wrong("it starts with something else than http://".into()));
         }
-        let http = Client::builder()
-            .timeout(DEADLINE)
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .build()
-            .map_err(|error| wrong(error.to_string()))?;
+        let http = http::plain().timeout(DEADLINE).build();
+        let http = http.map_err(|error| wrong(error.to_string()))?;
         Ok(Self { http, url, login, network })
     }
 
@@ -99,11 +97,11 @@ impl NodeRpc {
             StatusCode::UNAUTHORIZED => return Err(self.login_refused()),
             StatusCode::FORBIDDEN => return Err(ChainError::Forbidden { url: self.url.clone() }),
             StatusCode::SERVICE_UNAVAILABLE => {
-                return Err(ChainError::NotReady("it has too much to do".into()));
+                return Err(not_ready("it has too much to do".into()));
             }
             _ => {}
         }
-        let broken = |reason: String| ChainError::Broken { method, reason };
+        let broken = |reason: String| broken(method, reason);
         let mut octets = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(|error| self.unreachable(&error))? {
             if octets.len() + chunk.len() > ANSWER_MAX_OCTETS {
@@ -115,8 +113,8 @@ impl NodeRpc {
             serde_json::from_slice(&octets).map_err(|error| broken(error.to_string()))?;
         if let Some(RpcError { code, message }) = answer.error {
             return Err(match code {
-                IN_WARMUP => ChainError::NotReady(message),
-                _ => ChainError::Refused { method, code, message },
+                IN_WARMUP => not_ready(message),
+                _ => ChainError::Refused { kind: Kind::Node, method, code, message },
             });
         }
         let result = answer.result.unwrap_or(Value::Null);
@@ -153,11 +151,8 @@ impl NodeRpc {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> ChainError {
-        let mut reason: &dyn std::error::Error = error;
-        while let Some(source) = reason.source() {
-            reason = source;
-        }
-        ChainError::Unreachable { url: self.url.clone(), reason: reason.to_string() }
+        let (kind, at) = (Kind::Node, self.name());
+        ChainError::Unreachable { kind, at, reason: root_cause(error) }
     }
 
     async fn info(&self) -> Result<ChainInfo, ChainError> {
@@ -165,7 +160,23 @@ impl NodeRpc {
     }
 }
 
+fn not_ready(reason: String) -> ChainError {
+    ChainError::NotReady { kind: Kind::Node, reason }
+}
+
+fn broken(method: &'static str, reason: String) -> ChainError {
+    ChainError::Broken { kind: Kind::Node, method, reason }
+}
+
 impl ChainSource for NodeRpc {
+    fn kind(&self) -> Kind {
+        Kind::Node
+    }
+
+    fn name(&self) -> String {
+        format!("the node at {}", self.url)
+    }
+
     fn network(&self) -> Network {
         self.network
     }
@@ -176,11 +187,15 @@ impl ChainSource for NodeRpc {
             if info.chain != self.network.to_core_arg() {
                 let found = Network::from_core_arg(&info.chain)
                     .map_or(info.chain, |network| network.to_string());
-                return Err(ChainError::WrongChain { found, wanted: self.network });
+                return Err(ChainError::WrongChain {
+                    kind: Kind::Node,
+                    found,
+                    wanted: self.network,
+                });
             }
             // A regtest node believes to be behind until somebody mines.
             if info.initialblockdownload && self.network != Network::Regtest {
-                return Err(ChainError::NotReady(format!("at block {}", info.blocks)));
+                return Err(not_ready(format!("at block {}", info.blocks)));
             }
             Ok(())
         })
@@ -201,8 +216,7 @@ impl ChainSource for NodeRpc {
         Box::pin(async move {
             let method = "getblockheader";
             let hex: String = self.call(method, json!([hash, false])).await?;
-            deserialize_hex(&hex)
-                .map_err(|error| ChainError::Broken { method, reason: error.to_string() })
+            deserialize_hex(&hex).map_err(|error| broken(method, error.to_string()))
         })
     }
 
@@ -216,8 +230,7 @@ impl ChainSource for NodeRpc {
                 }
                 error => error,
             })?;
-            deserialize_hex(&hex)
-                .map_err(|error| ChainError::Broken { method, reason: error.to_string() })
+            deserialize_hex(&hex).map_err(|error| broken(method, error.to_string()))
         })
     }
 
@@ -233,8 +246,8 @@ impl ChainSource for NodeRpc {
                 let info: MempoolInfo = self.call(method, json!([])).await?;
                 info.mempoolminfee.max(info.minrelaytxfee)
             };
-            let per_kvb = Amount::from_btc(btc_per_kvb)
-                .map_err(|error| ChainError::Broken { method, reason: error.to_string() })?;
+            let per_kvb =
+                Amount::from_btc(btc_per_kvb).map_err(|error| broken(method, error.to_string()))?;
             let rate = FeeRate::from_sat_per_kwu(per_kvb.to_sat().div_ceil(4));
             Ok(rate.clamp(FeeRate::BROADCAST_MIN, FEE_RATE_MAX))
         })
@@ -297,7 +310,7 @@ mod tests {
         let error = tip_from("200 OK", b"{\"result\": null}", 1).await;
         assert!(matches!(error, ChainError::Broken { .. }), "{error}");
         let error = tip_from("503 Busy", b"Work queue depth exceeded", 1).await;
-        assert!(matches!(error, ChainError::NotReady(_)), "{error}");
+        assert!(matches!(error, ChainError::NotReady { .. }), "{error}");
         let error = tip_from("403 Forbidden", b"", 1).await;
         assert!(matches!(error, ChainError::Forbidden { .. }), "{error}");
         let warm_up = br#"{"result": null, "error": {"code": -28, "message": "Verifying blocks"}}"#;
@@ -318,7 +331,7 @@ mod tests {
         let login = NodeLogin::Cookie("/cookie".into());
         for url in ["", "127.0.0.1:8332", "localhost:8332", "https://127.0.0.1", "http://"] {
             let made = NodeRpc::new(url, login.clone(), Network::Bitcoin).err();
-            assert!(matches!(made, Some(ChainError::Url { .. })), "{url}: {made:?}");
+            assert!(matches!(made, Some(ChainError::Address { .. })), "{url}: {made:?}");
         }
         assert!(NodeRpc::new("http://[::1]:8332/", login, Network::Bitcoin).is_ok());
     }

@@ -43,6 +43,11 @@ pub struct CommonArgs {
     #[arg(long, env = "BITMESH_NETWORK")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// File with the passphrase that opens the wallet's seed
+    /// [default: systemd's credential bitmesh-passphrase, else asked for]
+    #[arg(long, value_name = "FILE", env = "BITMESH_PASSPHRASE_FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase_file: Option<PathBuf>,
     /// RPC address of your Bitcoin Core or Knots node
     /// [default: <http://127.0.0.1> and the network's port]
     #[arg(long, value_name = "URL", env = "BITMESH_NODE")]
@@ -90,6 +95,8 @@ pub struct Common {
     pub data_dir: PathBuf,
     /// The chain.
     pub network: Network,
+    /// Where the seed's passphrase is, if that was named.
+    pub passphrase_file: Option<PathBuf>,
     /// The node's RPC.
     pub node: String,
     /// The way in.
@@ -119,7 +126,8 @@ impl CommonArgs {
                     .unwrap_or_else(|| home().join(".bitcoin").join(folder).join(".cookie")),
             ),
         };
-        Ok(Common { data_dir, network, node, node_login })
+        let passphrase_file = self.passphrase_file;
+        Ok(Common { data_dir, network, passphrase_file, node, node_login })
     }
 }
 
@@ -178,6 +186,7 @@ const KNOWN: &[&str] = &[
     "node_cookie",
     "node_password",
     "node_user",
+    "passphrase_file",
     "price",
     "price_max",
     "provider",

@@ -7,6 +7,7 @@
 mod buy;
 mod sell;
 pub mod status;
+mod unlock;
 
 use std::{
     net::IpAddr,
@@ -31,14 +32,17 @@ use tracing::{info, warn};
 pub use buy::buy;
 pub use sell::{Ready, detach, prepare, sell};
 
-use self::status::{ChainStatus, WalletStatus};
+use self::{
+    status::{ChainStatus, WalletStatus},
+    unlock::{keep, unlock},
+};
 use crate::{
     api::{ApiError, Provider},
     chain::{Broadcast, ChainEvent, ChainSource, Events, NodeRpc, Watched, follow},
     config::{API_PORT, Common},
     gateway::Gateway,
     store::{Store, StoreError, StoreRole},
-    wallet::{Wallet, seed},
+    wallet::{Seed, SeedError, Wallet, seed},
 };
 
 /// How often the node is asked for new blocks.
@@ -68,6 +72,7 @@ impl Foundation {
     async fn open<E: Serialize + DeserializeOwned>(
         common: &Common,
         role: StoreRole,
+        seed: &mut Seed,
     ) -> Result<(Self, Vec<Entry<E>>)> {
         let mut store = Store::open(&common.data_dir, role, common.network).await?;
         let mut entries = store.load::<E>().await?;
@@ -76,25 +81,24 @@ impl Foundation {
             Arc::new(NodeRpc::new(&common.node, common.node_login.clone(), common.network)?);
         let wallet = if changes.is_empty() {
             source.check().await?;
-            let (tip, _) = source.tip().await.context("the first start needs the node")?;
-            let height = tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS);
+            let height = match seed.birthday() {
+                Some(birthday) => birthday,
+                None => new_birthday(source.as_ref()).await?,
+            };
             let hash = source.hash_at(height).await?;
-            let (words, made) = seed::open(&common.data_dir)?;
-            if made {
-                warn!(
-                    "new seed words are in {}: copy them to paper, they bring back this wallet's \
-                     money. Keep {} as well: channels are closed with what it holds",
-                    seed::path(&common.data_dir).display(),
-                    common.data_dir.display()
-                );
+            if seed.birthday().is_none() {
+                keep(seed, common, height)?;
             }
-            let mut wallet = Wallet::create(&words, common.network, (height, hash))?;
+            let mut wallet = Wallet::create(seed.words(), common.network, (height, hash))?;
             let birthday = [Entry::Block { height, hash }];
             store.commit(&birthday, wallet.take_changes()?.as_deref()).await?;
             entries.extend(birthday);
             wallet
         } else {
-            Wallet::load(&seed::load(&common.data_dir)?, common.network, &changes)?
+            if seed.birthday().is_none() {
+                return Err(SeedError::Missing(seed::path(&common.data_dir)).into());
+            }
+            Wallet::load(seed.words(), common.network, &changes)?
         };
         let watched = Watched::default();
         watched.add(wallet.scripts());
@@ -144,6 +148,12 @@ impl Foundation {
     }
 }
 
+/// Height from which a wallet made now follows the chain.
+async fn new_birthday(source: &dyn ChainSource) -> Result<u32> {
+    let (tip, _) = source.tip().await.context("the first start needs the node")?;
+    Ok(tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS))
+}
+
 /// The only clock: seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -172,21 +182,22 @@ async fn fee_rate(source: &dyn ChainSource) -> FeeRate {
 }
 
 /// Hands a transaction to the network; while the node does not answer, again and again.
-async fn broadcast(source: &dyn ChainSource, tx: Transaction) {
+async fn broadcast(source: &dyn ChainSource, tx: &Transaction) -> Broadcast {
     let txid = tx.compute_txid();
-    for _ in 0..BROADCAST_TRIES {
-        match source.broadcast(&tx).await {
-            Broadcast::Accepted => return info!("broadcast {txid}"),
-            Broadcast::Known => return,
-            Broadcast::Rejected { reason } => {
-                return warn!("the network does not take {txid}: {reason}");
-            }
-            Broadcast::Unreachable { reason } => {
-                warn!("{txid} is not broadcast yet: {reason}");
-                tokio::time::sleep(BROADCAST_PAUSE).await;
-            }
-        }
+    let mut outcome = source.broadcast(tx).await;
+    for _ in 1..BROADCAST_TRIES {
+        let Broadcast::Unreachable { reason } = &outcome else { break };
+        warn!("{txid} is not broadcast yet: {reason}");
+        tokio::time::sleep(BROADCAST_PAUSE).await;
+        outcome = source.broadcast(tx).await;
     }
+    match &outcome {
+        Broadcast::Accepted => info!("broadcast {txid}"),
+        Broadcast::Known => {}
+        Broadcast::Rejected { reason } => warn!("the network does not take {txid}: {reason}"),
+        Broadcast::Unreachable { reason } => warn!("{txid} was not broadcast: {reason}"),
+    }
+    outcome
 }
 
 /// Ends when the process is asked to stop.

@@ -6,9 +6,12 @@
 
 mod bump;
 mod keys;
+mod passphrase;
 pub mod seed;
 #[cfg(test)]
 mod tests;
+mod vault;
+mod words;
 
 use bdk_wallet::{
     ChangeSet, KeychainKind, LoadError, LoadMismatch, Update,
@@ -25,7 +28,10 @@ use miniscript::psbt::PsbtExt as _;
 
 use keys::Keys;
 pub use keys::Role;
-pub use seed::Words;
+pub use passphrase::Passphrase;
+pub use seed::{Sealed, Seed, SeedError};
+pub use vault::VaultError;
+pub use words::{Typo, Words, WordsError};
 
 /// Addresses past the newest used one that are looked for in blocks, each kind. Claims that never
 /// confirmed and offers that were refused leave gaps; a wallet made anew from its words must find

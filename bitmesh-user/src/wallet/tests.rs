@@ -1,6 +1,6 @@
 //! Against BIP39's and BIP84's own vectors, and a chain made by hand; `tests/` has the real one.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use bitmesh_core::bitcoin::{
     self, CompactTarget, OutPoint, TxIn, TxMerkleNode, TxOut,
@@ -11,7 +11,7 @@ use bitmesh_core::bitcoin::{
     transaction,
 };
 
-use super::{seed::SeedError, *};
+use super::*;
 
 /// BIP84's test vector.
 const ABANDON: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon \
@@ -159,56 +159,123 @@ fn funding_pays_exactly_what_was_asked_or_says_what_is_missing() {
     assert!(again.is_err(), "the change is not confirmed");
 }
 
-#[test]
-fn words_that_were_copied_wrong_are_told_apart() {
-    let wrong = |from: &str, to: &str| Words::parse(&ABANDON.replacen(from, to, 1)).err().unwrap();
-    assert!(matches!(wrong("about", "abuot"), SeedError::UnknownWord(12)));
-    assert!(matches!(wrong("about", "zoo"), SeedError::Checksum));
-    assert!(matches!(wrong(" about", ""), SeedError::WordCount(11)));
-    assert!(matches!(wrong(ABANDON, ""), SeedError::WordCount(0)));
-    assert!(Words::parse(&format!("\n {} \n", ABANDON.to_uppercase())).is_ok());
-    assert_eq!(format!("{:?}", words()), "Words(..)");
+const PASSPHRASE: &str = "four words by chance";
+
+fn passphrase(text: &str) -> Passphrase {
+    Passphrase::new(text.into())
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
 #[test]
-fn the_seed_file_is_private_and_stays_the_same() {
+fn a_seed_with_a_passphrase_is_opened_by_that_alone() {
     let directory = tempfile::tempdir().unwrap();
-    let (first, made) = seed::open(directory.path()).unwrap();
-    assert!(made);
-    let file = seed::path(directory.path());
-    let permissions = std::fs::metadata(&file).unwrap().permissions();
-    assert_eq!(permissions.mode() & 0o777, 0o600);
-    let (second, made) = seed::open(directory.path()).unwrap();
-    assert!(!made);
-    assert_eq!(first.seed(), second.seed());
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(matches!(seed::open(directory.path()), Err(SeedError::Exposed(_))));
-}
-
-#[test]
-fn a_seed_file_that_holds_no_words_is_told_and_left_alone() {
-    let directory = tempfile::tempdir().unwrap();
-    let missing = seed::load(directory.path()).err().unwrap();
+    let directory = directory.path();
+    let missing = Sealed::read(directory).err().unwrap();
     assert!(matches!(missing, SeedError::Missing(_)), "{missing}");
-    assert!(!seed::path(directory.path()).exists(), "only `open` makes one");
+    let short = Seed::new(words(), Some(passphrase("short"))).err().unwrap();
+    assert!(matches!(short, SeedError::Short(5)), "{short}");
+
+    let mut seed = Seed::new(words(), Some(passphrase(PASSPHRASE))).unwrap();
+    assert_eq!(seed.birthday(), None);
+    assert!(!seed.keep(directory, Network::Regtest, 9).unwrap());
+    assert_eq!(seed.birthday(), Some(9));
+    assert_eq!(mode(&seed::path(directory)), 0o600);
+    assert!(!directory.join("seed.key").exists());
+
+    let sealed = Sealed::read(directory).unwrap();
+    assert_eq!(sealed.fingerprint().to_string(), "73c5da0a");
+    let locked = sealed.open(None).err().unwrap();
+    assert!(matches!(locked, SeedError::Locked(_)), "{locked}");
+    let wrong = sealed.open(Some(&passphrase("four words by chancf"))).err().unwrap();
+    let source = match wrong {
+        SeedError::Vault { source, .. } => source,
+        other => panic!("{other}"),
+    };
+    assert!(matches!(source, VaultError::WrongPassphrase), "{source}");
+    let opened = sealed.open(Some(&passphrase(PASSPHRASE))).unwrap();
+    assert_eq!(opened.words().seed(), words().seed());
+    assert_eq!(opened.birthday(), Some(9));
+    let other = sealed.on(Network::Signet).err().unwrap();
+    assert!(matches!(other, SeedError::WrongNetwork { .. }), "{other}");
+}
+
+#[test]
+fn a_seed_without_a_passphrase_has_its_key_beside_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let mut seed = Seed::new(words(), None).unwrap();
+    assert!(seed.keep(directory, Network::Regtest, 9).unwrap());
+    assert!(!seed.keep(directory, Network::Regtest, 9).unwrap(), "it is written once");
+    let key = directory.join("seed.key");
+    assert_eq!((mode(&seed::path(directory)), mode(&key)), (0o600, 0o600));
+    let sealed = Sealed::read(directory).unwrap();
+    assert_eq!(sealed.open(None).unwrap().words().seed(), words().seed());
+
+    let other =
+        Seed::new(Words::generate().unwrap(), None).unwrap().keep(directory, Network::Regtest, 1);
+    assert!(matches!(other, Err(SeedError::Present(_))), "{other:?}");
+    let text = std::fs::read(&key).unwrap();
+    std::fs::write(&key, "00".repeat(32)).unwrap();
+    assert!(sealed.open(None).err().unwrap().to_string().contains("seed.key"));
+    std::fs::remove_file(&key).unwrap();
+    assert!(matches!(sealed.open(None).err(), Some(SeedError::Missing(path)) if path == key));
+    std::fs::write(&key, text).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(matches!(sealed.open(None).err(), Some(SeedError::Exposed(path)) if path == key));
+}
+
+#[test]
+fn a_passphrase_is_set_changed_and_taken_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    Seed::new(words(), None).unwrap().keep(directory, Network::Regtest, 9).unwrap();
+    let change = |old: Option<&str>, new: Option<&str>| {
+        let sealed = Sealed::read(directory).unwrap();
+        let seed = sealed.open(old.map(passphrase).as_ref())?;
+        sealed.change(&seed, new.map(passphrase).as_ref())
+    };
+    change(None, Some(PASSPHRASE)).unwrap();
+    assert!(!directory.join("seed.key").exists());
+    assert!(matches!(change(Some(PASSPHRASE), Some("short")), Err(SeedError::Short(_))));
+    change(Some(PASSPHRASE), Some("another passphrase")).unwrap();
+    assert!(change(Some(PASSPHRASE), None).is_err(), "the old one");
+    change(Some("another passphrase"), None).unwrap();
+    let opened = Sealed::read(directory).unwrap().open(None).unwrap();
+    assert_eq!(opened.words().seed(), words().seed());
+    assert_eq!(opened.birthday(), Some(9));
+}
+
+#[test]
+fn a_seed_file_that_holds_something_else_is_told_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("seed.new"), "left by a crash").unwrap();
-    seed::open(directory.path()).unwrap();
+    let mut seed = Seed::new(words(), None).unwrap();
+    seed.keep(directory.path(), Network::Regtest, 0).unwrap();
     let file = seed::path(directory.path());
-    let long = [b'a'; 1_025];
-    let typo = ABANDON.replace("about", "abuot");
-    let wrong: [(&[u8], &str); 5] = [
-        (b"", "these are 0"),
-        (b"\xff\xfe", "no text"),
-        (typo.as_bytes(), "word 12"),
-        (&long[..1_024], "seed"),
+    let intact = std::fs::read(&file).unwrap();
+    let long = [b'a'; 4_097];
+    let wrong: [(&[u8], &str); 6] = [
+        (b"", "no seed file"),
+        (b"\xff\xfe", "no seed file"),
+        (ABANDON.as_bytes(), "no seed file"),
+        (&intact[..intact.len() / 2], "no seed file"),
+        (&long[..4_096], "no seed file"),
         (&long, "longer"),
     ];
     for (content, told) in wrong {
         std::fs::write(&file, content).unwrap();
-        let error = seed::open(directory.path()).err().unwrap().to_string();
+        let error = Sealed::read(directory.path()).err().unwrap().to_string();
         assert!(error.contains(told) && error.contains("/seed"), "{error}");
+        assert!(!error.contains("abandon"), "{error}");
         assert_eq!(std::fs::read(&file).unwrap(), content);
     }
-    std::fs::write(&file, format!("{ABANDON}\n")).unwrap();
-    assert_eq!(seed::load(directory.path()).unwrap().seed(), words().seed());
+    std::fs::write(&file, &intact).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(matches!(Sealed::read(directory.path()), Err(SeedError::Exposed(_))));
+    std::fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("/etc/shadow", &file).unwrap();
+    assert!(matches!(Sealed::read(directory.path()), Err(SeedError::Io { .. })));
 }

@@ -74,10 +74,11 @@ impl Course {
     }
 
     pub(super) fn fund(&mut self, funding: Funding) -> Result<(), InvalidEvent> {
-        match self.funding.replace(funding) {
-            None => Ok(()),
-            Some(_) => Err(InvalidEvent("a channel funded twice")),
+        if self.funding.is_some() {
+            return Err(InvalidEvent("a channel funded twice"));
         }
+        self.funding = Some(funding);
+        Ok(())
     }
 
     pub(super) fn undo(&mut self, gone: Gone) -> Result<(), InvalidEvent> {
@@ -154,5 +155,5 @@ impl Course {
 
 /// Blocks on top of and including the one at `height`.
 fn depth(height: u32, tip: u32) -> u32 {
-    (tip + 1).saturating_sub(height)
+    tip.saturating_add(1).saturating_sub(height)
 }

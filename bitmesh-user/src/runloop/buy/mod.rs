@@ -29,7 +29,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::{errands::Aside, stations::Membership};
-use super::{Foundation, provider_url, status::Phase, stop_signal};
+use super::{Foundation, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
     api::{ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
     chain::ChainEvent,
@@ -124,8 +124,10 @@ struct Session {
 
 impl Session {
     async fn start(config: BuyConfig) -> Result<Self> {
+        let mut seed = unlock(&config.common)?;
         let (mut foundation, entries) =
-            Foundation::open::<SubscriberEvent>(&config.common, StoreRole::Subscriber).await?;
+            Foundation::open::<SubscriberEvent>(&config.common, StoreRole::Subscriber, &mut seed)
+                .await?;
         let mut buyer = Buyer::new(config.common.network);
         for entry in &entries {
             buyer.replay(entry)?;
@@ -229,7 +231,7 @@ impl Session {
 
     fn broadcast(&mut self, tx: bitcoin::Transaction) {
         let source = self.foundation.source.clone();
-        self.tasks.spawn(async move { super::broadcast(source.as_ref(), tx).await });
+        self.tasks.spawn(async move { drop(super::broadcast(source.as_ref(), &tx).await) });
     }
 
     /// One step of whatever comes next. Runs every [`COUNT_INTERVAL`].

@@ -16,11 +16,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use bitcoin::FeeRate;
+use bitcoin::Transaction;
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, ProviderChannel, ProviderEvent},
-    controller::{Action, Controller, DueClaim, Input, RequestId, StationsAsk},
+    channel::{Batch, FeeEstimates, ProviderChannel, ProviderEvent},
+    controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
 };
 use tokio::{
@@ -46,7 +46,7 @@ use crate::{
     gateway::{Gateway, Interface},
     guard::Guard,
     store::{StoreError, StoreRole},
-    wallet::Role,
+    wallet::{Role, Seed},
 };
 
 /// Requests that are stored in one transaction at most.
@@ -55,6 +55,8 @@ const BATCH_REQUESTS: usize = 256;
 const USAGE_INTERVAL: Duration = Duration::from_millis(100);
 /// How often usage is written down: what a power cut can make a provider forget.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often miners' fees are asked for between blocks.
+const FEES_INTERVAL: Duration = Duration::from_mins(1);
 /// How often the box's addresses are read again.
 const ADDRESSES_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an offer holds, in seconds.
@@ -66,7 +68,7 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// Sells until it is told to stop.
 pub async fn sell(ready: Ready) -> Result<()> {
-    let Ready { mut config, mut dataplane, guard } = ready;
+    let Ready { mut config, mut dataplane, guard, mut seed } = ready;
     let mut guarding = Guarding::new(Guard::new(guard)?, dataplane.hooks());
     if let NodeLogin::Cookie(path) = config.common.node_login {
         config.common.node_login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
@@ -75,8 +77,9 @@ pub async fn sell(ready: Ready) -> Result<()> {
     let mut told = Told::new(events)?;
     let mut ran = false;
     loop {
-        let failure = match Session::start(&config, &mut dataplane, &mut guarding, &mut told).await
-        {
+        let started =
+            Session::start(&config, &mut seed, &mut dataplane, &mut guarding, &mut told).await;
+        let failure = match started {
             Ok(session) => {
                 ran = true;
                 session.guarding.selling().await;
@@ -108,7 +111,10 @@ pub fn detach(instance: Option<&str>) -> Result<()> {
 
 /// What tasks that had to wait hand back to the loop.
 enum Internal {
-    FeeRate(Vec<DueClaim>, FeeRate),
+    /// What miners take, if the source knows.
+    Fees(Option<FeeEstimates>),
+    /// A transaction that the network did not take, for its fee.
+    Refused(Transaction),
 }
 
 struct Session<'a> {
@@ -129,6 +135,8 @@ struct Session<'a> {
     next_request: u64,
     /// Whether somebody who paid found no place in the kernel's table.
     crowded: bool,
+    /// Whether the answer on fees is on its way.
+    fees_asked: bool,
     internal: mpsc::Sender<Internal>,
     internals: mpsc::Receiver<Internal>,
     requests: mpsc::Sender<Envelope>,
@@ -139,12 +147,13 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     async fn start(
         config: &SellConfig,
+        seed: &mut Seed,
         dataplane: &'a mut Dataplane,
         guarding: &'a mut Guarding,
         told: &'a mut Told,
     ) -> Result<Self> {
         let (foundation, entries) =
-            Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider).await?;
+            Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider, seed).await?;
         let gateway = Gateway::open()?;
         let mut lan = Vec::new();
         for name in &config.lan {
@@ -184,6 +193,7 @@ impl<'a> Session<'a> {
             questions: Vec::new(),
             next_request: 0,
             crowded: false,
+            fees_asked: false,
             internal,
             internals,
             requests,
@@ -201,6 +211,7 @@ impl<'a> Session<'a> {
         let mut chain = self.foundation.follow(self.controller.book());
         let mut usage = every(USAGE_INTERVAL);
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
+        let mut fees = every(FEES_INTERVAL);
         let mut addresses = every(ADDRESSES_INTERVAL);
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
         let mut stop = stop_signal()?;
@@ -226,7 +237,11 @@ impl<'a> Session<'a> {
                     let event = event.context("the task that follows the chain has ended")?;
                     self.chain(event, &mut out)?;
                 }
-                Some(internal) = self.internals.recv() => self.internal(internal, &mut out),
+                Some(internal) = self.internals.recv() => {
+                    let input = self.internal(internal);
+                    self.controller.handle(input, &mut out);
+                }
+                _ = fees.tick() => self.ask_fees(),
                 events = self.told.next() => {
                     for key in self.told.note(&events?) {
                         self.read_one(key, &mut out);
@@ -279,7 +294,7 @@ impl<'a> Session<'a> {
             for action in actions {
                 self.perform(action, &mut done);
             }
-            let more = self.tell_reclaimed(done.reclaimed);
+            let more = self.tell_done(done);
             actions = self.foundation.commit(more, self.controller.book()).await?;
         }
         for envelope in std::mem::take(&mut self.questions) {
@@ -329,6 +344,9 @@ impl<'a> Session<'a> {
         match event {
             ChainEvent::Connected { height, block } => {
                 self.controller.handle(Input::BlockConnected { height, block }, out);
+                if self.controller.synced() {
+                    self.ask_fees();
+                }
             }
             ChainEvent::Disconnected { height } => {
                 warn!("the block at height {height} is no longer part of the chain");
@@ -336,6 +354,7 @@ impl<'a> Session<'a> {
             }
             ChainEvent::Synced { .. } => {
                 self.controller.handle(Input::Chain { synced: true }, out);
+                self.ask_fees();
             }
             ChainEvent::Lost { reason } => {
                 warn!("{reason}; no channels are opened until it is back, credit stays good");

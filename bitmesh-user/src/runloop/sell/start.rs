@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use tracing::{info, warn};
 
 use super::{
+    super::unlock,
     answer::hook_name,
     edge::{edge_addresses, options, warn_unless_forwarding},
 };
@@ -16,7 +17,8 @@ use crate::{
     dataplane::Dataplane,
     gateway::Gateway,
     guard::{self, GuardArgs, Identity, Started},
-    store, wallet,
+    store,
+    wallet::{self, Seed},
 };
 
 /// Ports below this one take a capability to listen on.
@@ -27,6 +29,7 @@ pub struct Ready {
     pub(super) config: SellConfig,
     pub(super) dataplane: Dataplane,
     pub(super) guard: Started,
+    pub(super) seed: Seed,
 }
 
 /// Opens what takes rights, starts the guard and gives the rights up. There must not be a runtime
@@ -41,6 +44,7 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
         let files = [&[ADMIN_SOCKET][..], &store::FILES, &wallet::seed::FILES].concat();
         guard::hand_over(&config.common.data_dir, &files, identity)?;
     }
+    let seed = unlock(&config.common)?;
     warn_unless_forwarding();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let edge_addresses = runtime.block_on(async {
@@ -83,7 +87,7 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
     if let Some(identity) = identity {
         info!("running as user {} without capabilities", identity.name());
     }
-    Ok(Ready { config, dataplane, guard })
+    Ok(Ready { config, dataplane, guard, seed })
 }
 
 fn check_port(port: u16) -> Result<()> {

@@ -21,7 +21,10 @@ use bitmesh_tests::{
     traffic::{Direction, Transfer},
     world::World,
 };
-use bitmesh_user::runloop::status::{Phase, SubscriberStatus, WalletStatus};
+use bitmesh_user::{
+    http,
+    runloop::status::{Phase, SubscriberStatus, WalletStatus},
+};
 
 /// What the subscriber's wallet gets to begin with.
 const COINS: Amount = Amount::from_sat(100_000);
@@ -152,7 +155,7 @@ impl<'a> Scene<'a> {
         heading("6. A second station never pays");
         let offer = self.topology.freeloader.block_on(async || {
             let url = format!("http://{EDGE_FREELOADER_V4}:8434/v1/offer");
-            Ok(reqwest::get(url).await?.json::<SignedOffer>().await?)
+            Ok(http::plain().build()?.get(url).send().await?.json::<SignedOffer>().await?)
         });
         let receiver = self.topology.internet.run(|| Ok(UdpSocket::bind((INTERNET_V4, 9_000))?))?;
         receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
