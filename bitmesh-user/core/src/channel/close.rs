@@ -18,8 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ChannelParams, DUST,
-    fees::fee_at,
-    fees::{blocks_left, pays_off_at},
+    fees::{blocks_left, fee_at, pays_off_at},
     spend::{SEQUENCE, claim_skeleton, sighash, signed_weight},
 };
 

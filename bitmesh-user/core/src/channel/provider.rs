@@ -212,9 +212,9 @@ impl ProviderChannel {
                 self.course.fund(*funding)?;
                 // Commitments spend one outpoint: those of a funding that was replaced are void.
                 self.best = self.best.filter(|best| best.outpoint == funding.outpoint);
-                self.claim = self.claim.take().filter(|claim| claim.spends(&funding.outpoint));
                 self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
                 self.close_since = self.close_since.filter(|_| self.close.is_some());
+                self.claim = self.claim.take().filter(|claim| claim.spends(&funding.outpoint));
             }
             ProviderEvent::Unfunded => self.course.undo(Gone::Funding)?,
             ProviderEvent::Paid { paid, signature } => {

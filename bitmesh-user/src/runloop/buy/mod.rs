@@ -28,10 +28,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub(super) use self::open::sign_refund;
 use self::{errands::Aside, stations::Membership};
 use super::{Foundation, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
-    api::{ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
+    api::{Ask, ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
     chain::ChainEvent,
     config::BuyConfig,
     dataplane::Observer,
@@ -199,10 +200,7 @@ impl Session {
             let mut out = Batch::default();
             tokio::select! {
                 Some(envelope) = self.mailbox.recv() => {
-                    let reply = self.answer(&envelope.ask, &mut out).await;
-                    // A change is told after it is durable.
-                    self.settle(out).await?;
-                    let _ = envelope.reply.send(reply);
+                    self.take(envelope, out).await?;
                     continue;
                 }
                 event = chain.recv() => {
@@ -215,6 +213,27 @@ impl Session {
             }
             self.settle(out).await?;
         }
+    }
+
+    /// A change is told after it is durable.
+    async fn take(
+        &mut self,
+        envelope: Envelope,
+        mut out: Batch<SubscriberEvent, Action>,
+    ) -> Result<()> {
+        if let Ask::OfWallet(ask) = &envelope.ask {
+            let channels: Vec<_> = self.buyer.channels().collect();
+            let answering = self.foundation.of_wallet(ask, &channels);
+            self.settle(out).await?;
+            self.tasks.spawn(async move {
+                let _ = envelope.reply.send(answering.await);
+            });
+            return Ok(());
+        }
+        let reply = self.answer(&envelope.ask, &mut out).await;
+        self.settle(out).await?;
+        let _ = envelope.reply.send(reply);
+        Ok(())
     }
 
     async fn settle(&mut self, out: Batch<SubscriberEvent, Action>) -> Result<()> {
@@ -385,6 +404,7 @@ impl Session {
                     for tx in self.buyer.unconfirmed() {
                         self.broadcast(tx);
                     }
+                    self.tasks.spawn(self.foundation.rebroadcast());
                 }
                 let due = self.buyer.refunds_due();
                 if !due.is_empty() {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use bitcoin::{Amount, FeeRate, Transaction, secp256k1::Secp256k1};
 use bitmesh_core::{
     bitcoin,
-    buyer::{Action, DueRefund},
+    buyer::{Action, Buyer, DueRefund},
     channel::{
         Batch, CAPACITY_MIN, ChannelId, ChannelParams, PROTOCOL_VERSION, RESERVE, Refund,
         SubscriberEvent, check_economic,
@@ -20,7 +20,7 @@ use super::{
     super::{fee_rate, now, status::Phase},
     ACCOUNT_INTERVAL, Internal, RETRY, Session,
 };
-use crate::wallet::Role;
+use crate::wallet::{Role, Wallet};
 
 /// Pause after a funding could not be replaced.
 const BUMP_PAUSE: Duration = Duration::from_mins(10);
@@ -263,16 +263,7 @@ impl Session {
         out: &mut Batch<SubscriberEvent, Action>,
     ) {
         for due in due {
-            let Some(channel) = self.buyer.book().get(&due.channel) else { continue };
-            let wallet = &mut self.foundation.wallet;
-            let mut signed = || -> Result<bitcoin::Transaction> {
-                let script = wallet.remainder_script();
-                let refund = Refund::new(channel.params(), due.outpoint, &script, rate)?;
-                let message = refund.sighash().context("a refund without a message")?;
-                let own = wallet.sign_channel(Role::Subscriber, due.key_index, message);
-                refund.finish(own).context("a refund without a witness")
-            };
-            match signed() {
+            match sign_refund(&mut self.foundation.wallet, &self.buyer, &due, rate) {
                 Ok(tx) => {
                     info!("refunding channel {} in {}", due.channel, tx.compute_txid());
                     self.buyer.refund_signed(due.channel, tx, out);
@@ -281,4 +272,19 @@ impl Session {
             }
         }
     }
+}
+
+/// The way back of a channel whose end has come, to this wallet.
+pub(in crate::runloop) fn sign_refund(
+    wallet: &mut Wallet,
+    buyer: &Buyer,
+    due: &DueRefund,
+    rate: FeeRate,
+) -> Result<bitcoin::Transaction> {
+    let channel = buyer.book().get(&due.channel).context("a refund of no channel")?;
+    let script = wallet.remainder_script();
+    let refund = Refund::new(channel.params(), due.outpoint, &script, rate)?;
+    let message = refund.sighash().context("a refund without a message")?;
+    let own = wallet.sign_channel(Role::Subscriber, due.key_index, message);
+    refund.finish(own).context("a refund without a witness")
 }

@@ -37,11 +37,11 @@ use self::{
     guarding::Guarding,
     told::Told,
 };
-use super::{Foundation, now, stop_signal};
+use super::{Foundation, now, stop_signal, wallet::Answering};
 use crate::{
     api::{Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin},
     chain::ChainEvent,
-    config::{NodeLogin, SellConfig},
+    config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Dataplane},
     gateway::{Gateway, Interface},
     guard::Guard,
@@ -70,8 +70,11 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 pub async fn sell(ready: Ready) -> Result<()> {
     let Ready { mut config, mut dataplane, guard, mut seed } = ready;
     let mut guarding = Guarding::new(Guard::new(guard)?, dataplane.hooks());
-    if let NodeLogin::Cookie(path) = config.common.node_login {
-        config.common.node_login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
+    if let SourceConfig::Node { login, .. } = &mut config.common.source
+        && let NodeLogin::Cookie(path) = login
+    {
+        let path = std::mem::take(path);
+        *login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
     }
     let events = dataplane.take_events().context("the kernel's events are taken")?;
     let mut told = Told::new(events)?;
@@ -132,6 +135,8 @@ struct Session<'a> {
     /// Envelopes whose answer the controller owes, and questions to be answered after the commit.
     pending: HashMap<RequestId, oneshot::Sender<Reply>>,
     questions: Vec<Envelope>,
+    /// The same, of the wallet.
+    answering: Vec<(Answering, oneshot::Sender<Reply>)>,
     next_request: u64,
     /// Whether somebody who paid found no place in the kernel's table.
     crowded: bool,
@@ -191,6 +196,7 @@ impl<'a> Session<'a> {
             edge_addresses,
             pending: HashMap::new(),
             questions: Vec::new(),
+            answering: Vec::new(),
             next_request: 0,
             crowded: false,
             fees_asked: false,
@@ -297,6 +303,11 @@ impl<'a> Session<'a> {
             let more = self.tell_done(done);
             actions = self.foundation.commit(more, self.controller.book()).await?;
         }
+        for (answering, reply) in std::mem::take(&mut self.answering) {
+            self.tasks.spawn(async move {
+                let _ = reply.send(answering.await);
+            });
+        }
         for envelope in std::mem::take(&mut self.questions) {
             let reply = self.answer(&envelope.ask);
             let _ = envelope.reply.send(reply);
@@ -325,6 +336,12 @@ impl<'a> Session<'a> {
             Ask::ChangeStations(channel, peer, change) => {
                 Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
+            Ask::OfWallet(ask) => {
+                let channels: Vec<_> = self.controller.channels().collect();
+                let answering = self.foundation.of_wallet(&ask, &channels);
+                self.answering.push((answering, envelope.reply));
+                return;
+            }
             Ask::Close(channel, close) => {
                 let own = self.own_for_close(&channel, &close);
                 Input::Close { request, channel, close, own }
@@ -343,6 +360,9 @@ impl<'a> Session<'a> {
         self.foundation.follow_wallet(&event)?;
         match event {
             ChainEvent::Connected { height, block } => {
+                if self.controller.synced() {
+                    self.tasks.spawn(self.foundation.rebroadcast());
+                }
                 self.controller.handle(Input::BlockConnected { height, block }, out);
                 if self.controller.synced() {
                     self.ask_fees();
