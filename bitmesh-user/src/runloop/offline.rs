@@ -12,7 +12,7 @@ use bitmesh_core::{
     wire::ChannelReport,
 };
 
-use super::{Foundation, buy, fee_rate};
+use super::{Foundation, buy, fee_rate, no_refunds};
 use crate::{
     api::{ApiError, Ask, Reply, value},
     chain::{Broadcast, ChainEvent},
@@ -122,6 +122,7 @@ impl Offline {
                 let mut out = Batch::default();
                 match event {
                     ChainEvent::Connected { height, block } => {
+                        buy::recover(&mut self.foundation.wallet, buyer, &block, &mut out);
                         buyer.connect(height, &block, &mut out);
                     }
                     ChainEvent::Disconnected { height } => buyer.disconnect(height, &mut out),
@@ -170,6 +171,13 @@ impl Offline {
                 Box::pin(std::future::ready(Ok(value(status))))
             }
             Ask::OfWallet(ask) => self.foundation.of_wallet(ask, &channels),
+            Ask::Refunds => match &self.channels {
+                Channels::Provider(_) => return Err(no_refunds()),
+                Channels::Subscriber(buyer) => {
+                    let refunds = buy::export_refunds(&mut self.foundation.wallet, buyer);
+                    Box::pin(std::future::ready(Ok(value(refunds))))
+                }
+            },
             _ => return Err(super::wrong_role("that takes a daemon")),
         };
         self.store().await.map_err(|error| {

@@ -12,6 +12,7 @@ mod close;
 mod course;
 mod params;
 mod provider;
+mod recovery;
 mod spend;
 mod subscriber;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub(crate) use params::{hex_id, tagged_hash};
 pub use provider::{
     ClaimRecord, FUNDING_WINDOW_BLOCKS, PaymentError, ProviderChannel, ProviderEvent,
 };
+pub use recovery::{RECOVERY_OCTETS, Recovery};
 pub use spend::{
     CLAIM_WEIGHT_MAX, Claim, ClaimError, ClaimInput, Refund, RefundError, close_digest,
     payment_sighash, verify_payment,

@@ -27,7 +27,7 @@ const PROGRESS_FROM_BLOCKS: u32 = 20;
 
 /// Which wallet, and how to print.
 #[derive(Args, Clone, Debug)]
-pub(super) struct Place {
+pub(in crate::cli) struct Place {
     /// Whose wallet [default: that of the daemon that runs, else of the one that there is]
     #[arg(long, value_enum)]
     role: Option<RoleArg>,
@@ -35,7 +35,7 @@ pub(super) struct Place {
     common: CommonArgs,
     /// Print JSON, for programs
     #[arg(long)]
-    pub(super) json: bool,
+    pub(in crate::cli) json: bool,
 }
 
 /// Where a wallet is, or is to be.
@@ -124,7 +124,7 @@ fn default_role() -> Result<RoleArg> {
 }
 
 /// A wallet that answers.
-pub(super) enum Access {
+pub(in crate::cli) enum Access {
     /// Its daemon does.
     Daemon(PathBuf),
     /// No daemon runs.
@@ -133,7 +133,7 @@ pub(super) enum Access {
 
 impl Access {
     /// Finds the daemon, else opens the data directory and follows the chain to its tip.
-    pub(super) async fn open(place: &Place) -> Result<Self> {
+    pub(in crate::cli) async fn open(place: &Place) -> Result<Self> {
         let home = place.home().await?;
         match ask_admin(&home.directory, Method::GET, "/v1/wallet", None).await {
             Err(AdminError::NotRunning(_)) => {}
@@ -174,29 +174,28 @@ impl Access {
         Ok(Self::Offline(Box::new(offline)))
     }
 
-    /// Balance and an address.
-    pub(super) async fn summary(&mut self) -> Result<Value> {
-        match self {
-            Self::Daemon(directory) => {
-                Ok(ask_admin(directory, Method::GET, "/v1/wallet", None).await?)
+    /// Asks the daemon, or the wallet itself.
+    pub(in crate::cli) async fn ask(&mut self, ask: Ask) -> Result<Value> {
+        match (self, ask) {
+            (Self::Daemon(directory), ask) => {
+                let (method, path, body) = match ask {
+                    Ask::OfWallet(ask) => (Method::POST, "/v1/wallet", Some(value(ask))),
+                    Ask::Refunds => (Method::GET, "/v1/refunds", None),
+                    _ => (Method::GET, "/v1/wallet", None),
+                };
+                Ok(ask_admin(directory, method, path, body).await?)
             }
-            Self::Offline(offline) => told(offline.ask(&Ask::Wallet).await),
+            (Self::Offline(offline), ask) => told(offline.ask(&ask).await),
         }
     }
 
-    /// Something else.
-    pub(super) async fn ask<T: DeserializeOwned>(&mut self, ask: WalletAsk) -> Result<T> {
-        let raw = match self {
-            Self::Daemon(directory) => {
-                ask_admin(directory, Method::POST, "/v1/wallet", Some(value(ask))).await?
-            }
-            Self::Offline(offline) => told(offline.ask(&Ask::OfWallet(ask)).await)?,
-        };
-        typed(&raw)
+    /// Asks for something of the wallet.
+    pub(super) async fn of_wallet<T: DeserializeOwned>(&mut self, ask: WalletAsk) -> Result<T> {
+        typed(&self.ask(Ask::OfWallet(ask)).await?)
     }
 
     /// Lets the data directory go.
-    pub(super) async fn close(self) -> Result<()> {
+    pub(in crate::cli) async fn close(self) -> Result<()> {
         match self {
             Self::Daemon(_) => Ok(()),
             Self::Offline(offline) => offline.close().await,
@@ -210,7 +209,7 @@ fn told(reply: Reply) -> Result<Value> {
 }
 
 /// What an answer holds.
-pub(super) fn typed<T: DeserializeOwned>(raw: &Value) -> Result<T> {
+pub(in crate::cli) fn typed<T: DeserializeOwned>(raw: &Value) -> Result<T> {
     serde_json::from_value(raw.clone())
         .context("the daemon is of another version; restart it with this one")
 }

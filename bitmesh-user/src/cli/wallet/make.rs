@@ -20,7 +20,7 @@ use super::{
     show,
 };
 use crate::{
-    api::value,
+    api::{Ask, value},
     config::Common,
     runloop::{Offline, new_passphrase, status::WalletStatus, unlock},
     store::StoreRole,
@@ -129,7 +129,7 @@ impl RestoreArgs {
         let mut seed = Seed::new(words, new_passphrase(&common)?)?;
         seed.keep(&common.data_dir, common.network, birthday)?;
         let mut access = Access::open_offline(&common, role, &mut seed).await?;
-        let raw = access.summary().await?;
+        let raw = access.ask(Ask::Wallet).await?;
         access.close().await?;
         let status: WalletStatus = typed(&raw)?;
         print(self.place.json, &raw, &status, |status| show::restored(status, role))

@@ -17,7 +17,7 @@ use super::{
     super::{fee_rate, now, status::Phase},
     ACCOUNT_INTERVAL, Internal, RETRY, Session,
 };
-use crate::wallet::{Role, Wallet};
+use crate::wallet::{Recovered, Role, Wallet};
 
 impl Session {
     pub(super) fn open(&mut self) {
@@ -142,8 +142,9 @@ impl Session {
         out: &mut Batch<SubscriberEvent, Action>,
     ) {
         let Some(channel) = self.buyer.book().get(&id) else { return };
-        let (script, capacity) = (channel.funding_script().clone(), channel.params().capacity);
-        match self.foundation.wallet.fund(script, capacity, rate, now()) {
+        let (params, key_index) = (channel.params().clone(), channel.key_index());
+        let capacity = params.capacity;
+        match self.foundation.wallet.fund(&params, key_index, rate, now()) {
             Ok(tx) => {
                 info!(
                     "funding channel {id} with {} sat in {}",
@@ -176,6 +177,24 @@ impl Session {
                 }
                 Err(error) => warn!("channel {} is not refunded yet: {error:#}", due.channel),
             }
+        }
+    }
+}
+
+/// Notes channels of this wallet's that a block funds and that are not known, as after a restore
+/// from the words. To be done before the block is connected.
+pub(in crate::runloop) fn recover(
+    wallet: &mut Wallet,
+    buyer: &mut Buyer,
+    block: &bitcoin::Block,
+    out: &mut Batch<SubscriberEvent, Action>,
+) {
+    for Recovered { params, key_index } in wallet.recover(&block.txdata) {
+        let (id, sat, expiry) = (params.id(), params.capacity.to_sat(), params.expiry_height);
+        if buyer.restored(params, key_index, out) {
+            info!(
+                "channel {id} of this wallet was found: {sat} sat come back after block {expiry}"
+            );
         }
     }
 }
