@@ -96,7 +96,7 @@ impl Foundation {
             let state = match source.broadcast(&tx).await {
                 Broadcast::Accepted | Broadcast::Known => SendState::Sent,
                 Broadcast::Rejected { reason } | Broadcast::Unreachable { reason } => {
-                    tokio::spawn(async move { broadcast(source.as_ref(), tx).await });
+                    tokio::spawn(async move { broadcast(source.as_ref(), &tx).await });
                     SendState::Waiting { reason }
                 }
             };

@@ -4,6 +4,7 @@
 //! It signs what it is given and spends only what it is told to. It never talks to anyone; blocks
 //! are shown to it, its changes are handed out to be stored.
 
+mod bump;
 mod history;
 mod keys;
 mod passphrase;

@@ -1,6 +1,6 @@
 //! What the operator asks, and is told.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use bitmesh_core::{
@@ -74,6 +74,7 @@ impl Session {
         }
         self.intent = Intent::Leave;
         self.not_before = Instant::now();
+        self.aside.hold(id, Duration::ZERO);
         let report = self.buyer.channels().find(|report| report.channel == id);
         Ok(value(report))
     }
@@ -102,7 +103,7 @@ impl Session {
                 .active
                 .and_then(|id| self.buyer.channels().find(|report| report.channel == id)),
             budget_sat: self.budget.to_sat(),
-            spent_sat: self.spent().to_sat(),
+            spent_sat: self.buyer.spent().to_sat(),
             account: self.account.clone(),
             counted_octets: self.counted,
             tick_octets: payer.map(Payer::tick).unwrap_or_default(),

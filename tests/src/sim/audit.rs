@@ -1,0 +1,267 @@
+//! What must hold, checked by an own reading of the journals and of the chain: nothing here asks the
+//! rules under test what they think.
+
+use std::{collections::BTreeMap, fmt};
+
+use bitmesh_core::{
+    bitcoin::{Amount, OutPoint},
+    channel::{ChannelId, ChannelParams, Entry, ProviderEvent, SubscriberEvent},
+    ledger::Usage,
+    station::Station,
+    units::{Msat, Octets},
+};
+
+use super::kernel::{Kernel, OVERSHOOT_MAX};
+
+/// Something happened that must not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which invariant.
+    pub invariant: &'static str,
+    /// The numbers.
+    pub detail: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.detail)
+    }
+}
+
+/// An error of the invariant's name.
+pub fn violated<T>(invariant: &'static str, detail: impl Into<String>) -> Result<T, Violation> {
+    Err(Violation { invariant, detail: detail.into() })
+}
+
+/// A channel as its provider's durable journal has it.
+#[derive(Clone, Debug)]
+pub struct Sold {
+    /// The terms.
+    pub params: ChannelParams,
+    /// Who opened it.
+    pub station: Station,
+    base: Usage,
+    funding: Option<OutPoint>,
+    /// The best commitment, and what it spends.
+    pub best: Option<(Amount, OutPoint)>,
+    /// The newest payment that was acknowledged, and what it spends.
+    pub acknowledged: Option<(Amount, OutPoint)>,
+    /// What a reorganisation voided, at most.
+    pub voided: Amount,
+}
+
+impl Sold {
+    /// Sum of the durable payments.
+    pub fn paid(&self) -> Amount {
+        self.best.map_or(Amount::ZERO, |(paid, _)| paid)
+    }
+
+    fn bought(&self) -> Octets {
+        octets_for(&self.params, self.paid())
+    }
+}
+
+/// A channel as its subscriber's durable journal has it.
+#[derive(Clone, Debug)]
+pub struct Bought {
+    /// The terms.
+    pub params: ChannelParams,
+    /// Sum of the payments that were signed.
+    pub signed: Amount,
+    /// The newest payment that left the subscriber.
+    pub sent: Amount,
+    /// Octets counted while it was paid on, restarts included.
+    pub counted: u64,
+    /// Times that the subscriber began to count anew meanwhile.
+    pub counts: u64,
+}
+
+/// Everything that is watched.
+#[derive(Debug, Default)]
+pub struct Audit {
+    /// Of an honest provider.
+    pub sold: BTreeMap<ChannelId, Sold>,
+    /// Of honest subscribers.
+    pub bought: BTreeMap<ChannelId, Bought>,
+    most_bought: BTreeMap<Station, u64>,
+    /// The deepest reorganisation so far, in blocks.
+    pub deepest: u32,
+    /// Payments that became durable.
+    pub payments: u64,
+}
+
+/// What a sum buys.
+pub fn octets_for(params: &ChannelParams, paid: Amount) -> Octets {
+    let bought = Msat::from_amount(paid).and_then(|paid| params.schedule.octets_for(paid));
+    bought.unwrap_or_default()
+}
+
+impl Audit {
+    /// Entries of the provider's journal became durable.
+    pub fn provider_committed(
+        &mut self,
+        entries: &[Entry<ProviderEvent>],
+    ) -> Result<(), Violation> {
+        for entry in entries {
+            let Entry::Channel { channel, event } = entry else { continue };
+            if let ProviderEvent::Opened { params, station, used, .. } = event {
+                let sold = Sold {
+                    params: (**params).clone(),
+                    station: *station,
+                    base: *used,
+                    funding: None,
+                    best: None,
+                    acknowledged: None,
+                    voided: Amount::ZERO,
+                };
+                self.sold.insert(*channel, sold);
+                continue;
+            }
+            let Some(sold) = self.sold.get_mut(channel) else {
+                return violated("a journal begins with the opening", format!("{channel}"));
+            };
+            match event {
+                ProviderEvent::Funded(funding) => {
+                    sold.funding = Some(funding.outpoint);
+                    if let Some((paid, _)) =
+                        sold.best.filter(|(_, outpoint)| *outpoint != funding.outpoint)
+                    {
+                        sold.voided = sold.voided.max(paid);
+                        (sold.best, sold.acknowledged) = (None, None);
+                    }
+                }
+                ProviderEvent::Unfunded => sold.funding = None,
+                ProviderEvent::Paid { paid, .. } => {
+                    if *paid <= sold.paid() || *paid > sold.params.payable() {
+                        return violated(
+                            "the best state only grows, within the channel",
+                            format!("{paid} after {}", sold.paid()),
+                        );
+                    }
+                    let Some(outpoint) = sold.funding else {
+                        return violated("a payment spends a funding", format!("{channel}"));
+                    };
+                    sold.best = Some((*paid, outpoint));
+                    self.payments += 1;
+                }
+                _ => {}
+            }
+            let station = sold.station;
+            let bought = self.bought_by(station);
+            let most = self.most_bought.entry(station).or_default();
+            *most = bought.max(*most);
+        }
+        Ok(())
+    }
+
+    /// Entries of a subscriber's journal became durable.
+    pub fn subscriber_committed(&mut self, entries: &[Entry<SubscriberEvent>]) {
+        for entry in entries {
+            let Entry::Channel { channel, event } = entry else { continue };
+            match event {
+                SubscriberEvent::Negotiated { params, .. } => {
+                    let bought = Bought {
+                        params: (**params).clone(),
+                        signed: Amount::ZERO,
+                        sent: Amount::ZERO,
+                        counted: 0,
+                        counts: 0,
+                    };
+                    self.bought.insert(*channel, bought);
+                }
+                SubscriberEvent::PaymentSigned { paid, .. } => {
+                    if let Some(bought) = self.bought.get_mut(channel) {
+                        bought.signed = bought.signed.max(*paid);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Octets that a station may have used by what is durably paid, in its life.
+    fn bought_by(&self, station: Station) -> u64 {
+        let own = || self.sold.values().filter(|sold| sold.station == station);
+        let base = own().map(|sold| sold.base.billed().0).min().unwrap_or(0);
+        own().fold(base, |sum, sold| sum.saturating_add(sold.bought().0))
+    }
+
+    /// A limit is about to be raised.
+    pub fn granted(&self, station: Station, limit: Octets) -> Result<(), Violation> {
+        let bought = self.bought_by(station);
+        if limit.0 > bought {
+            return violated(
+                "no credit without a durable payment",
+                format!("{station} is granted {limit} and bought {}", Octets(bought)),
+            );
+        }
+        Ok(())
+    }
+
+    /// A payment is about to be acknowledged.
+    pub fn acknowledged(&mut self, channel: &ChannelId, paid: Amount) -> Result<(), Violation> {
+        match self.sold.get_mut(channel) {
+            Some(sold) if sold.paid() >= paid => {
+                sold.acknowledged = sold.acknowledged.max(sold.best);
+                Ok(())
+            }
+            _ => violated(
+                "no acknowledgement before the payment is durable",
+                format!("{paid} on {channel}"),
+            ),
+        }
+    }
+
+    /// What the kernel honours and forwarded, against what is durably paid.
+    pub fn check_kernel(&self, kernel: &Kernel) -> Result<(), Violation> {
+        for (station, slot) in kernel.slots() {
+            let bought = self.bought_by(station);
+            if slot.limit > bought.max(slot.used) {
+                return violated(
+                    "credit is a function of the durable journal",
+                    format!(
+                        "{station} may use {} and bought {}",
+                        Octets(slot.limit),
+                        Octets(bought)
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What was forwarded, against the most that was ever paid for.
+    pub fn check_forwarded(&self, kernel: &Kernel) -> Result<(), Violation> {
+        for (station, slot) in kernel.slots() {
+            let most = self.most_bought.get(&station).copied().unwrap_or(0);
+            if slot.used > most.saturating_add(OVERSHOOT_MAX) {
+                return violated(
+                    "nothing unpaid is forwarded but a frame for each CPU",
+                    format!("{station} used {} and bought {}", Octets(slot.used), Octets(most)),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What a subscriber signed on a channel, against what it counted.
+    pub fn check_spent(&self, channel: &ChannelId) -> Result<(), Violation> {
+        let Some(bought) = self.bought.get(channel) else { return Ok(()) };
+        let ahead = bought.params.tick_max.0.saturating_mul(bought.counts.max(1));
+        let most = Octets(bought.counted.saturating_add(ahead).saturating_add(OVERSHOOT_MAX));
+        let cost = bought.params.schedule.cost_of(most).map(Msat::to_amount_ceil);
+        let cost = cost.unwrap_or(Amount::MAX_MONEY) + Amount::ONE_SAT;
+        if bought.signed > cost {
+            return violated(
+                "a subscriber pays for what it used and one tick",
+                format!(
+                    "{} signed, {} counted, {} ahead at most",
+                    bought.signed,
+                    Octets(bought.counted),
+                    Octets(ahead)
+                ),
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,633 @@
+//! An honest subscriber: the real buyer and payer, between a wallet, a store and a counter of its own.
+
+use std::sync::Arc;
+
+use bitmesh_core::{
+    bitcoin::{Amount, Network, OutPoint, Transaction, TxOut},
+    buyer::{Action, Buyer},
+    channel::{
+        Batch, ChannelId, ChannelParams, ChannelStatus, Durable, Entry, Refund, SubscriberEvent,
+        close_digest,
+    },
+    offer::SignedOffer,
+    payer::{Next, Payer},
+    units::Octets,
+    wire::{AccountReport, ChannelReport, CloseRequest, OpenRequest, PaymentRequest},
+};
+
+use super::{
+    Sabotage,
+    audit::{Violation, violated},
+    chain::least_fee,
+    kernel::{FRAME_MAX, Kernel},
+    keys::Owner,
+    seller::{Crash, Step, hand_in, next_step, station, told},
+    world::{Answer, Ask, COINS, Context, Event, coin},
+};
+
+type Out = Batch<SubscriberEvent, Action>;
+
+/// How often the provider's view is fetched while nothing is paid, in milliseconds.
+const ACCOUNT_INTERVAL_MS: u64 = 2_000;
+/// Virtual size of a funding transaction, in octets.
+const FUNDING_VSIZE: u64 = 154;
+
+/// A question that waits for its answer.
+struct Asked {
+    number: u64,
+    ask: Ask,
+    sent_ms: u64,
+    counted: Octets,
+}
+
+/// The subscriber.
+pub struct Customer {
+    index: usize,
+    owner: Owner,
+    buyer: Option<Buyer>,
+    journal: Vec<Entry<SubscriberEvent>>,
+    payer: Option<Payer>,
+    /// Its count since it started last.
+    counted: Octets,
+    active: Option<ChannelId>,
+    unacknowledged: bool,
+    asked: Option<Asked>,
+    next_number: u64,
+    account_due_ms: u64,
+    blind: bool,
+    unsent: Vec<Transaction>,
+    coins_used: u32,
+    stepping: bool,
+    /// Steps of use that are left before it leaves.
+    steps: u32,
+    /// How it leaves: asks for the close, or is just gone.
+    vanishes: bool,
+    budget: Amount,
+    gave_up: bool,
+}
+
+impl Customer {
+    /// One that has never bought.
+    pub fn new(index: usize, context: &mut Context) -> Self {
+        let capacity = context.plan.capacity;
+        Self {
+            index,
+            owner: Owner(index + 1),
+            buyer: None,
+            journal: Vec::new(),
+            payer: None,
+            counted: Octets(0),
+            active: None,
+            unacknowledged: false,
+            asked: None,
+            next_number: 0,
+            account_due_ms: 0,
+            blind: false,
+            unsent: Vec::new(),
+            coins_used: 0,
+            stepping: false,
+            steps: context.rng.u32(0..40),
+            vanishes: context.one_in(5),
+            budget: capacity + Amount::from_sat(context.rng.u64(0..capacity.to_sat())),
+            gave_up: false,
+        }
+    }
+
+    /// From what is durable.
+    pub fn start(&mut self, context: &mut Context) -> Result<(), Violation> {
+        let mut buyer = Buyer::new(Network::Regtest);
+        for entry in &self.journal {
+            if let Err(error) = buyer.replay(entry) {
+                return violated("a durable journal can be replayed", error.to_string());
+            }
+        }
+        for (id, bought) in &mut context.audit.bought {
+            let Some(channel) = buyer.book().get(id) else { continue };
+            if channel.paid() < bought.sent {
+                return violated(
+                    "a restart knows what was signed and sent",
+                    format!("{} of {}", channel.paid(), bought.sent),
+                );
+            }
+        }
+        let tip = buyer.book().tip();
+        let alive = buyer.book().iter().find(|(_, channel)| {
+            !matches!(
+                channel.status(tip),
+                ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. }
+            )
+        });
+        self.active = alive.map(|(id, _)| *id);
+        self.unacknowledged = alive.is_some_and(|(_, channel)| channel.best().is_some());
+        let resumed = buyer.resume();
+        (self.payer, self.counted) = (None, Octets(0));
+        self.buyer = Some(buyer);
+        self.settle(resumed, context)?;
+        self.follow(context)
+    }
+
+    /// After a crash.
+    pub fn restart(&mut self, context: &mut Context) -> Result<(), Violation> {
+        if self.buyer.is_some() {
+            return Ok(());
+        }
+        context.note(|| format!("subscriber {} starts again", self.index));
+        self.start(context)
+    }
+
+    fn crash(&mut self, crash: Crash, context: &mut Context) -> Result<(), Violation> {
+        context.note(|| format!("subscriber {} crashes: {crash:?}", self.index));
+        let before = self.buyer.take();
+        self.asked = None;
+        self.unsent.clear();
+        let down = if context.rng.bool() { 1_000 } else { context.rng.u64(1_000..6_000_000) };
+        context.after(down, Event::Restart(self.index + 1));
+        if let (Some(before), Crash::Amid(_)) = (before, crash) {
+            let mut again = Buyer::new(Network::Regtest);
+            for entry in &self.journal {
+                if let Err(error) = again.replay(entry) {
+                    return violated("a durable journal can be replayed", error.to_string());
+                }
+            }
+            let same = before.book().iter().eq(again.book().iter())
+                && before.book().tips().eq(again.book().tips())
+                && before.next_key_index() == again.next_key_index();
+            if !same {
+                return violated("a replay gives the state before the crash", "it does not");
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, out: Out, context: &mut Context) -> Result<(), Violation> {
+        let entries = out.entries().to_vec();
+        let actions = out.release(&Durable::committed());
+        let crash = Crash::draw(context, &entries, actions.len());
+        let early = context.plan.sabotage == Some(Sabotage::SendBeforeDurable);
+        if !early {
+            if crash == Some(Crash::BeforeCommit) {
+                return self.crash(Crash::BeforeCommit, context);
+            }
+            self.commit(&entries, context);
+        }
+        for (i, action) in actions.into_iter().enumerate() {
+            if crash == Some(Crash::Amid(i)) {
+                return self.crash(Crash::Amid(i), context);
+            }
+            self.perform(action, context)?;
+        }
+        if early {
+            if crash == Some(Crash::BeforeCommit) {
+                return self.crash(Crash::BeforeCommit, context);
+            }
+            self.commit(&entries, context);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, entries: &[Entry<SubscriberEvent>], context: &mut Context) {
+        for entry in entries {
+            if let Entry::Channel { event, .. } = entry {
+                context.note(|| format!("subscriber {} stores {}", self.index, brief(event)));
+            }
+        }
+        self.journal.extend_from_slice(entries);
+        context.audit.subscriber_committed(entries);
+    }
+
+    fn perform(&mut self, action: Action, context: &mut Context) -> Result<(), Violation> {
+        match action {
+            Action::Broadcast(tx) if self.blind => self.unsent.push(tx),
+            Action::Broadcast(tx) => {
+                let who = format!("subscriber {}", self.index);
+                hand_in(&who, &tx, context)?;
+            }
+            Action::Pay(channel, paid, signature) if Some(channel) == self.active => {
+                self.send(channel, PaymentRequest { paid, signature }, context);
+            }
+            Action::Pay(..) => {}
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, channel: ChannelId, payment: PaymentRequest, context: &mut Context) {
+        if let Some(bought) = context.audit.bought.get_mut(&channel) {
+            bought.sent = bought.sent.max(payment.paid);
+        }
+        self.ask(Ask::Pay(channel, payment), context);
+    }
+
+    fn ask(&mut self, ask: Ask, context: &mut Context) {
+        let number = self.next_number;
+        self.next_number += 1;
+        let (sent_ms, counted) = (context.now_ms, self.counted);
+        context.ask(self.index, number, ask.clone());
+        self.asked = Some(Asked { number, ask, sent_ms, counted });
+    }
+
+    /// Something is sent and received, and then whatever is due is done.
+    pub fn step(&mut self, kernel: &mut Kernel, context: &mut Context) -> Result<(), Violation> {
+        self.stepping = false;
+        if self.buyer.is_none() {
+            return Ok(());
+        }
+        if self.payer.is_some() && self.steps > 0 {
+            self.steps -= 1;
+            let frame = if context.rng.bool() { 1_500 } else { FRAME_MAX };
+            let wanted = context.rng.u64(0..3 << 20);
+            let race = context.rng.bool();
+            let passed = kernel.forward(station(self.index), wanted, frame, race);
+            // Of what was refused, some had been sent already.
+            let lost = if context.one_in(8) { context.rng.u64(0..frame) } else { 0 };
+            self.count(passed + lost.min(wanted.saturating_sub(passed)), context);
+        }
+        self.drive(context)?;
+        self.plan_step(context);
+        Ok(())
+    }
+
+    fn count(&mut self, octets: u64, context: &mut Context) {
+        self.counted = self.counted.saturating_add(Octets(octets));
+        let active = self.active.and_then(|id| context.audit.bought.get_mut(&id));
+        if let Some(bought) = active {
+            bought.counted += octets;
+        }
+        if let Some(payer) = &mut self.payer {
+            payer.count(self.counted, context.now_ms);
+        }
+    }
+
+    /// Steps follow each other quickly while there is something to use, and rest otherwise.
+    fn plan_step(&mut self, context: &mut Context) {
+        let open = self.active_status() == Some(ChannelStatus::Open);
+        if self.stepping || !open {
+            return;
+        }
+        self.stepping = true;
+        let burst = self.steps > 0 && !context.one_in(12);
+        let wait = if burst { context.rng.u64(10..300) } else { context.rng.u64(1..4_000_000) };
+        context.after(wait, Event::Step(self.index));
+    }
+
+    fn active_status(&self) -> Option<ChannelStatus> {
+        let buyer = self.buyer.as_ref()?;
+        let channel = buyer.book().get(&self.active?)?;
+        Some(channel.status(buyer.book().tip()))
+    }
+
+    /// One step of whatever comes next.
+    fn drive(&mut self, context: &mut Context) -> Result<(), Violation> {
+        if self.asked.is_some() || self.buyer.is_none() {
+            return Ok(());
+        }
+        let leaving = self.steps == 0;
+        let (Some(id), Some(status)) = (self.active, self.active_status()) else {
+            if !leaving && !self.blind {
+                self.open(context);
+            }
+            return Ok(());
+        };
+        match status {
+            ChannelStatus::Unfunded => self.fund(id, context),
+            ChannelStatus::Confirming { .. } => Ok(()),
+            ChannelStatus::Open if leaving => self.leave(id, context),
+            ChannelStatus::Open => self.pay(id, context),
+            ChannelStatus::Closing if self.vanishes && leaving => Ok(()),
+            ChannelStatus::Closing => {
+                let Some(buyer) = &self.buyer else { return Ok(()) };
+                let key = buyer.book().get(&id).map_or(0, |channel| channel.key_index());
+                let signature = self.owner.sign(key, close_digest(&id));
+                self.ask(Ask::Close(id, CloseRequest { signature }), context);
+                Ok(())
+            }
+            ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. } => {
+                (self.active, self.payer) = (None, None);
+                Ok(())
+            }
+        }
+    }
+
+    fn open(&mut self, context: &mut Context) {
+        let Some(buyer) = &self.buyer else { return };
+        if self.coins_used >= COINS || self.gave_up || buyer.book().tip() == 0 {
+            return;
+        }
+        let offer = context.offer.clone();
+        let verified = offer.verify(super::spend::secp(), Network::Regtest, context.seconds());
+        if verified.is_err() {
+            return;
+        }
+        let open = OpenRequest {
+            offer: offer.offer.id(),
+            subscriber: self.owner.public_key(buyer.next_key_index()),
+            capacity: context.plan.capacity,
+            expiry_height: buyer.book().tip() + context.plan.lifetime,
+            remainder_script: self.owner.script(),
+        };
+        self.ask(Ask::Open(open), context);
+    }
+
+    fn opened(
+        &mut self,
+        open: OpenRequest,
+        offer: &SignedOffer,
+        report: &ChannelReport,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        let params = ChannelParams {
+            network: offer.offer.network,
+            offer: open.offer,
+            subscriber: open.subscriber,
+            provider: report.params.provider,
+            expiry_height: open.expiry_height,
+            capacity: open.capacity,
+            remainder_script: open.remainder_script,
+            schedule: offer.offer.schedule.clone(),
+            confirmations: offer.offer.terms.confirmations,
+            tick_max: offer.offer.terms.tick_max,
+        };
+        let Some(buyer) = &mut self.buyer else { return Ok(()) };
+        if params.validate().is_err()
+            || params.id() != report.channel
+            || offer.offer.id() != open.offer
+            || buyer.book().get(&params.id()).is_some()
+        {
+            return Ok(());
+        }
+        let mut out = Out::default();
+        let id = buyer.negotiated(params, offer.offer.provider, "http://[::1]".into(), &mut out);
+        self.active = Some(id);
+        self.unacknowledged = false;
+        self.settle(out, context)?;
+        self.fund(id, context)
+    }
+
+    fn fund(&mut self, id: ChannelId, context: &mut Context) -> Result<(), Violation> {
+        let Some(buyer) = &mut self.buyer else { return Ok(()) };
+        let Some(channel) = buyer.book().get(&id) else { return Ok(()) };
+        if channel.funding_tx().is_some() || self.coins_used >= COINS || self.blind {
+            return Ok(());
+        }
+        let params = channel.params();
+        let from = coin(self.index + 1, self.coins_used, params.capacity + Amount::from_sat(2_000_000));
+        let fee = least_fee(context.estimate(), FUNDING_VSIZE);
+        let output = vec![
+            TxOut { value: params.capacity, script_pubkey: params.funding_script() },
+            TxOut {
+                value: Amount::from_sat(2_000_000u64.saturating_sub(fee)),
+                script_pubkey: self.owner.script(),
+            },
+        ];
+        let tx = self.owner.spend(2, (from.0, &from.1), output);
+        self.coins_used += 1;
+        let mut out = Out::default();
+        if !buyer.funding_signed(id, tx, &mut out) {
+            return violated("a wallet's funding funds the channel", id.to_string());
+        }
+        self.settle(out, context)
+    }
+
+    fn leave(&mut self, id: ChannelId, context: &mut Context) -> Result<(), Violation> {
+        if self.vanishes {
+            return Ok(());
+        }
+        let Some(buyer) = &mut self.buyer else { return Ok(()) };
+        let mut out = Out::default();
+        buyer.close(id, &mut out);
+        self.settle(out, context)
+    }
+
+    fn pay(&mut self, id: ChannelId, context: &mut Context) -> Result<(), Violation> {
+        let Some(buyer) = &mut self.buyer else { return Ok(()) };
+        let Some(channel) = buyer.book().get(&id) else { return Ok(()) };
+        if channel.disputed().is_some() {
+            let mut out = Out::default();
+            buyer.close(id, &mut out);
+            self.steps = 0;
+            return self.settle(out, context);
+        }
+        if let (true, Some((paid, signature))) = (self.unacknowledged, channel.best()) {
+            self.send(id, PaymentRequest { paid, signature }, context);
+            return Ok(());
+        }
+        if self.payer.is_none() || context.now_ms >= self.account_due_ms {
+            self.account_due_ms = context.now_ms + ACCOUNT_INTERVAL_MS;
+            self.ask(Ask::Account, context);
+            return Ok(());
+        }
+        let Some(payer) = &self.payer else { return Ok(()) };
+        let elsewhere: Amount =
+            buyer.book().iter().filter(|(other, _)| **other != id).map(|(_, c)| c.paid()).sum();
+        let budget = self.budget.checked_sub(elsewhere).unwrap_or_default();
+        let params = channel.params();
+        match payer.next(channel.paid(), params.payable(), budget, &params.schedule) {
+            Next::Wait => Ok(()),
+            next @ (Next::BudgetSpent | Next::ChannelSpent) => {
+                if next == Next::BudgetSpent {
+                    self.steps = 0;
+                }
+                let mut out = Out::default();
+                buyer.close(id, &mut out);
+                self.settle(out, context)
+            }
+            Next::Pay(mut sum) => {
+                if context.plan.sabotage == Some(Sabotage::PayDouble) {
+                    sum = (sum + sum).min(params.payable());
+                }
+                let Ok(message) = channel.payment(sum, buyer.book().tip()) else { return Ok(()) };
+                let signature = self.owner.sign(channel.key_index(), message);
+                let mut out = Out::default();
+                self.unacknowledged = true;
+                buyer.payment_signed(id, sum, signature, &mut out);
+                self.settle(out, context)?;
+                context.audit.check_spent(&id)
+            }
+        }
+    }
+
+    /// An answer arrives.
+    pub fn answered(
+        &mut self,
+        number: u64,
+        answer: Answer,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        let Some(asked) = self.asked.take_if(|asked| asked.number == number) else {
+            return Ok(());
+        };
+        context.note(|| format!("subscriber {} is told {}", self.index, told(&answer)));
+        match (answer, asked.ask) {
+            (Answer::Channel(report), Ask::Open(open)) => {
+                let offer = context.offer.clone();
+                self.opened(open, &offer, &report, context)?;
+            }
+            (Answer::Paid(reply), Ask::Pay(_, payment)) => {
+                if reply.paid >= payment.paid {
+                    self.unacknowledged = false;
+                }
+                self.report(&reply.account, asked.counted, asked.sent_ms, context)?;
+            }
+            (Answer::Account(report), _) => {
+                if self.payer.is_none() {
+                    self.observe(context);
+                    self.account_due_ms = context.now_ms;
+                } else {
+                    self.report(&report, asked.counted, asked.sent_ms, context)?;
+                }
+            }
+            (Answer::Refused(_), Ask::Open(_)) => self.gave_up = context.one_in(3),
+            (Answer::Refused(_), Ask::Pay(..)) => self.steps = self.steps.saturating_sub(1),
+            _ => {}
+        }
+        if matches!(self.asked, None) && self.active_status() == Some(ChannelStatus::Open) {
+            self.drive(context)?;
+        }
+        self.plan_step(context);
+        Ok(())
+    }
+
+    /// Starts to count.
+    fn observe(&mut self, context: &mut Context) {
+        let active = self.active.and_then(|id| context.audit.bought.get_mut(&id));
+        let Some(bought) = active else { return };
+        bought.counts += 1;
+        let mut payer = Payer::new(bought.params.tick_max);
+        payer.count(self.counted, context.now_ms);
+        self.payer = Some(payer);
+    }
+
+    fn report(
+        &mut self,
+        account: &AccountReport,
+        counted: Octets,
+        sent_ms: u64,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        self.account_due_ms = context.now_ms + ACCOUNT_INTERVAL_MS;
+        let (Some(payer), Some(buyer)) = (&mut self.payer, &mut self.buyer) else { return Ok(()) };
+        payer.count(self.counted, context.now_ms);
+        let round_trip = (context.now_ms - sent_ms).max(1);
+        let (bought, used) = (account.bought_octets, account.used_octets());
+        let judged = payer.report(bought, used, counted, round_trip);
+        let mut out = Out::default();
+        if let (Err(dispute), Some(id)) = (judged, self.active) {
+            if context.plan.honest_provider {
+                return violated("honest peers agree on what was used", dispute.to_string());
+            }
+            buyer.disputed(id, dispute, &mut out);
+        }
+        self.settle(out, context)
+    }
+
+    /// The chain source answers again, or no longer.
+    pub fn sees(&mut self, sees: bool, context: &mut Context) -> Result<(), Violation> {
+        self.blind = !sees;
+        if sees {
+            let who = format!("subscriber {}", self.index);
+            for tx in std::mem::take(&mut self.unsent) {
+                hand_in(&who, &tx, context)?;
+            }
+            self.follow(context)?;
+        }
+        Ok(())
+    }
+
+    /// Catches up with the chain.
+    pub fn follow(&mut self, context: &mut Context) -> Result<(), Violation> {
+        if self.blind {
+            return Ok(());
+        }
+        while let Some(buyer) = &mut self.buyer {
+            let mut out = Out::default();
+            match next_step(buyer.book().tips().next_back(), context) {
+                None => break,
+                Some(Step::Disconnect(height)) => buyer.disconnect(height, &mut out),
+                Some(Step::Connect(height)) => {
+                    let Some((block, _)) = context.chain.block(height) else { break };
+                    let block = Arc::clone(block);
+                    buyer.connect(height, &block, &mut out);
+                }
+            }
+            self.settle(out, context)?;
+        }
+        if let Some(buyer) = &self.buyer {
+            let who = format!("subscriber {}", self.index);
+            for tx in buyer.unconfirmed() {
+                hand_in(&who, &tx, context)?;
+            }
+        }
+        self.refund(context)?;
+        self.drive(context)?;
+        self.plan_step(context);
+        Ok(())
+    }
+
+    fn refund(&mut self, context: &mut Context) -> Result<(), Violation> {
+        let Some(buyer) = &mut self.buyer else { return Ok(()) };
+        let mut out = Out::default();
+        for due in buyer.refunds_due() {
+            let Some(channel) = buyer.book().get(&due.channel) else { continue };
+            let script = self.owner.script();
+            let rate = context.estimate();
+            let Ok(refund) = Refund::new(channel.params(), due.outpoint, &script, rate) else {
+                continue;
+            };
+            let Some(message) = refund.sighash() else { continue };
+            let own = self.owner.sign(due.key_index, message);
+            if let Some(tx) = refund.finish(own) {
+                buyer.refund_signed(due.channel, tx, &mut out);
+            }
+        }
+        self.settle(out, context)
+    }
+
+    /// Whether nothing can change any more.
+    pub fn is_done(&self) -> bool {
+        let Some(buyer) = &self.buyer else { return false };
+        let over = buyer.book().iter().all(|(_, channel)| channel.finished());
+        let leaving = self.steps == 0 || self.gave_up || self.coins_used >= COINS;
+        over && !self.blind && leaving
+    }
+
+    /// At the end: what was not paid came back.
+    pub fn settle_accounts(&self, context: &Context) -> Result<(), Violation> {
+        let Some(buyer) = &self.buyer else { return Ok(()) };
+        for (id, channel) in buyer.book().iter() {
+            let Some(funding) = channel.funding() else { continue };
+            context.audit.check_spent(id)?;
+            let Some((tx, _)) = context.chain.spender(&funding.outpoint) else {
+                return violated("the rest comes back", format!("{id} is never spent"));
+            };
+            let own = |outpoint: &OutPoint| *outpoint == funding.outpoint;
+            let at = tx.input.iter().position(|input| own(&input.previous_output));
+            let back = at.and_then(|at| tx.output.get(at));
+            let back = back.filter(|output| output.script_pubkey == self.owner.script());
+            let back = back.map_or(Amount::ZERO, |output| output.value);
+            let refunded = tx.input.len() == 1 && tx.output.len() == 1;
+            let capacity = channel.params().capacity;
+            let signed = context.audit.bought.get(id).map_or(Amount::ZERO, |bought| bought.signed);
+            let least = capacity - signed;
+            let fee = context.chain.input_value(tx).map_or(Amount::ZERO, |value| {
+                value - tx.output.iter().map(|output| output.value).sum::<Amount>()
+            });
+            let whole = refunded && back + fee == capacity;
+            if back < least && !whole {
+                return violated(
+                    "the rest comes back",
+                    format!("{back} of {capacity} with {signed} signed on {id}"),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn brief(event: &SubscriberEvent) -> String {
+    match event {
+        SubscriberEvent::Negotiated { params, .. } => format!("terms of {}", params.id()),
+        SubscriberEvent::FundingSigned { tx } => format!("the funding {}", tx.compute_txid()),
+        SubscriberEvent::PaymentSigned { paid, .. } => format!("{paid} signed"),
+        SubscriberEvent::RefundSigned { tx, .. } => format!("the refund {}", tx.compute_txid()),
+        other => format!("{other:?}"),
+    }
+}
