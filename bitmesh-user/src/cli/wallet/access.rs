@@ -17,7 +17,7 @@ use super::RoleArg;
 use crate::{
     api::{ADMIN_SOCKET, AdminError, ApiError, Ask, Reply, WalletAsk, ask_admin, value},
     config::{Common, CommonArgs, default_data_dir},
-    runloop::{Offline, Progress, unlock},
+    runloop::{Findings, Offline, Progress, unlock},
     store::{Store, StoreRole},
     wallet::{Sealed, Seed, SeedError, seed},
 };
@@ -151,27 +151,37 @@ impl Access {
         role: StoreRole,
         seed: &mut Seed,
     ) -> Result<Self> {
-        let mut offline = Offline::open(common, role, seed).await?;
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.set_style(ProgressStyle::with_template(
-            "following the chain {bar:30} block {pos} of {len}, {eta} left",
-        )?);
-        let mut start = None;
-        let findings = offline
-            .sync(|Progress { height, tip }| {
-                let first = *start.get_or_insert(height);
-                if tip.saturating_sub(first) >= PROGRESS_FROM_BLOCKS {
-                    bar.set_length(tip.into());
-                    bar.set_position(height.into());
-                    bar.enable_steady_tick(Duration::from_millis(200));
-                }
-            })
-            .await;
+        let bar = connecting();
+        let opened = Self::follow(common, role, seed, &bar).await;
         bar.finish_and_clear();
-        for told in findings?.told {
+        let (offline, findings) = opened?;
+        for told in findings.told {
             eprintln!("{told}");
         }
         Ok(Self::Offline(Box::new(offline)))
+    }
+
+    async fn follow(
+        common: &Common,
+        role: StoreRole,
+        seed: &mut Seed,
+        bar: &ProgressBar,
+    ) -> Result<(Offline, Findings)> {
+        let mut offline = Offline::open(common, role, seed).await?;
+        let blocks = ProgressStyle::with_template(
+            "following the chain {bar:30} block {pos} of {len}, {eta} left",
+        )?;
+        let mut start = None;
+        let progress = |Progress { height, tip }| {
+            let first = *start.get_or_insert(height);
+            if tip.saturating_sub(first) >= PROGRESS_FROM_BLOCKS {
+                bar.set_style(blocks.clone());
+                bar.set_length(tip.into());
+                bar.set_position(height.into());
+            }
+        };
+        let findings = offline.sync(progress).await?;
+        Ok((offline, findings))
     }
 
     /// Asks the daemon, or the wallet itself.
@@ -212,6 +222,15 @@ fn told(reply: Reply) -> Result<Value> {
 pub(in crate::cli) fn typed<T: DeserializeOwned>(raw: &Value) -> Result<T> {
     serde_json::from_value(raw.clone())
         .context("the daemon is of another version; restart it with this one")
+}
+
+/// Shown on a terminal until the chain is there.
+pub(super) fn connecting() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_message("connecting to the chain");
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar.set_style(ProgressStyle::default_spinner());
+    bar
 }
 
 /// Whether somebody can be asked.

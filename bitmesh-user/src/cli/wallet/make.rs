@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{
     super::print,
-    access::{Access, Place, is_terminal, typed},
+    access::{Access, Place, connecting, is_terminal, typed},
     show,
 };
 use crate::{
@@ -28,8 +28,9 @@ use crate::{
     wallet::{Passphrase, Sealed, Seed, Words},
 };
 
-/// Height on Bitcoin's main chain below which no wallet of this program can have anything.
-const FIRST_BIRTHDAY: u32 = 900_000;
+/// Height on Bitcoin's main chain below which no wallet of this program can have anything; where the
+/// light client's headers begin.
+const FIRST_BIRTHDAY: u32 = 910_000;
 /// Longest file that is read as words, in octets.
 const WORDS_FILE_MAX_OCTETS: u64 = 2_048;
 
@@ -97,8 +98,10 @@ impl CreateArgs {
         }
         let words = Words::generate()?;
         let mut seed = Seed::new(words, new_passphrase(&common)?)?;
-        let offline = Offline::open(&common, role, &mut seed).await?;
-        offline.close().await?;
+        let connecting = connecting();
+        let opened = Offline::open(&common, role, &mut seed).await;
+        connecting.finish_and_clear();
+        opened?.close().await?;
         let birthday = seed.birthday().context("it was kept")?;
         if let Some(file) = &self.words_file {
             write_words(file, seed.words(), birthday)?;
