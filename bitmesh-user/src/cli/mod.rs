@@ -2,6 +2,7 @@
 //! nothing about money.
 
 mod bench;
+mod channels;
 mod show;
 mod wallet;
 
@@ -79,7 +80,8 @@ enum Command {
     #[command(after_help = "Example:\n  bitmesh status --json | jq .synced")]
     Status(Query),
     /// Payment channels: state, paid, bought
-    Channels(Query),
+    #[command(after_help = "Examples:\n  bitmesh channels\n  bitmesh channels export-refund")]
+    Channels(Box<channels::ChannelsArgs>),
     /// Stations by account: bought, used, credit (provider)
     Stations(Query),
     /// The wallet: balance, address, history, send, create, restore
@@ -246,9 +248,7 @@ impl Command {
             Self::Sell(_) | Self::Guard(_) | Self::Doctor(_) | Self::Bench(_) => Ok(()),
             Self::Buy(args) => Box::pin(runloop::buy(args.resolve()?)).await,
             Self::Status(query) => query.show::<Status>("/v1/status", show::status).await,
-            Self::Channels(query) => {
-                query.show::<Vec<ChannelReport>>("/v1/channels", |c| show::channels(c)).await
-            }
+            Self::Channels(args) => Box::pin(args.run()).await,
             Self::Stations(query) => {
                 query.show::<Vec<AccountReport>>("/v1/stations", |s| show::stations(s)).await
             }
