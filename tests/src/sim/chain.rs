@@ -415,7 +415,7 @@ impl Chain {
 
 /// What a transaction of a size pays at least at a rate, in satoshi.
 pub fn least_fee(rate: FeeRate, vsize: u64) -> u64 {
-    (rate.to_sat_per_kwu() * vsize * 4).div_ceil(1_000)
+    rate.to_sat_per_kwu().saturating_mul(vsize * 4).div_ceil(1_000)
 }
 
 fn is_dust(output: &TxOut) -> bool {

@@ -6,16 +6,16 @@ use bitmesh_core::{
         absolute::LockTime, transaction::Version,
     },
     channel::{
-        ChannelParams, ChannelStatus, Refund, close_digest, funding_outpoint, payment_sighash,
+        ChannelParams, ChannelStatus, Close, PROTOCOL_VERSION, Refund, close_digest, funding_outpoint, payment_sighash,
     },
     offer::SignedOffer,
-    wire::{CloseRequest, OpenRequest, PaymentRequest},
+    wire::{CloseProposal, CloseRequest, OpenRequest, PaymentRequest},
 };
 
 use super::{
     chain::{Waiting, least_fee},
     kernel::{FRAME_MAX, Kernel},
-    keys::Owner,
+    keys::{Owner, PROVIDER},
     seller::station,
     world::{Answer, Ask, COINS, Context, Event, coin},
 };
@@ -114,6 +114,7 @@ impl Cheat {
         let key = self.next_key;
         self.next_key += context.rng.u32(0..2);
         let open = OpenRequest {
+            version: PROTOCOL_VERSION,
             offer: offer.offer.id(),
             subscriber: self.owner.public_key(key),
             capacity: context.plan.capacity,
@@ -243,11 +244,27 @@ impl Cheat {
         }
     }
 
+    /// Asks for the close, and proposes one of any sum.
     fn close(&mut self, context: &mut Context) {
+        let paid = self.paid;
         let Some(opened) = self.any(context) else { return };
         let id = opened.params.id();
         let signature = self.owner.sign(opened.key, close_digest(&id));
-        self.ask(Ask::Close(id, CloseRequest { signature }), context);
+        let outpoint = opened.fundings.first().and_then(|tx| funding_outpoint(&opened.params, tx));
+        let proposal = outpoint.and_then(|outpoint| {
+            let paid = match context.rng.u32(0..4) {
+                0 => Amount::from_sat(paid / 2),
+                1 => Amount::ZERO,
+                _ => Amount::from_sat(paid),
+            };
+            let fee = Amount::from_sat(context.rng.u64(100..20_000));
+            let payout = PROVIDER.script();
+            let close = Close::new(&opened.params, outpoint, paid, &payout, fee).ok()?;
+            let signature = self.owner.sign(opened.key, close.sighash()?);
+            Some(CloseProposal { paid, fee, signature })
+        });
+        let proposal = proposal.filter(|_| context.rng.bool());
+        self.ask(Ask::Close(id, CloseRequest { signature, proposal }), context);
     }
 
     /// Too early, or not: the chain has to tell.

@@ -6,13 +6,15 @@ use bitmesh_core::{
     bitcoin::{Amount, Network, OutPoint, Transaction, TxOut},
     buyer::{Action, Buyer},
     channel::{
-        Batch, ChannelId, ChannelParams, ChannelStatus, Durable, Entry, Refund, SubscriberEvent,
+        Batch, ChannelId, ChannelParams, ChannelStatus, Durable, Entry, PROTOCOL_VERSION, Refund, SubscriberEvent,
         close_digest,
     },
     offer::SignedOffer,
     payer::{Next, Payer},
     units::Octets,
-    wire::{AccountReport, ChannelReport, CloseRequest, OpenRequest, PaymentRequest},
+    wire::{
+        AccountReport, ChannelReport, CloseProposal, CloseRequest, OpenRequest, PaymentRequest,
+    },
 };
 
 use super::{
@@ -21,14 +23,18 @@ use super::{
     chain::least_fee,
     kernel::{FRAME_MAX, Kernel},
     keys::Owner,
-    seller::{Crash, Step, hand_in, next_step, station, told},
-    world::{Answer, Ask, COINS, Context, Event, coin},
+    seller::{Crash, Step, hand_in, is_close, next_step, station, told},
+    world::{Answer, Ask, Context, Event, coin},
 };
 
 type Out = Batch<SubscriberEvent, Action>;
 
 /// How often the provider's view is fetched while nothing is paid, in milliseconds.
 const ACCOUNT_INTERVAL_MS: u64 = 2_000;
+/// Channels that it opens at most, one after the other.
+const CHANNELS_MAX: u32 = 2;
+/// Blocks after which it opens no more.
+const OPENING_BLOCKS: u32 = 300;
 /// Virtual size of a funding transaction, in octets.
 const FUNDING_VSIZE: u64 = 154;
 
@@ -205,7 +211,10 @@ impl Customer {
             Action::Pay(channel, paid, signature) if Some(channel) == self.active => {
                 self.send(channel, PaymentRequest { paid, signature }, context);
             }
-            Action::Pay(..) => {}
+            Action::Close(channel, proposal) if self.asked.is_none() => {
+                self.ask_to_close(channel, Some(proposal), context);
+            }
+            Action::Pay(..) | Action::Close(..) => {}
         }
         Ok(())
     }
@@ -294,10 +303,10 @@ impl Customer {
             ChannelStatus::Open => self.pay(id, context),
             ChannelStatus::Closing if self.vanishes && leaving => Ok(()),
             ChannelStatus::Closing => {
-                let Some(buyer) = &self.buyer else { return Ok(()) };
-                let key = buyer.book().get(&id).map_or(0, |channel| channel.key_index());
-                let signature = self.owner.sign(key, close_digest(&id));
-                self.ask(Ask::Close(id, CloseRequest { signature }), context);
+                let known = self.buyer.as_ref().and_then(|buyer| buyer.book().get(&id));
+                let proposal = known.and_then(|channel| channel.proposed_close());
+                let proposal = proposal.map(CloseProposal::from);
+                self.ask_to_close(id, proposal, context);
                 Ok(())
             }
             ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. } => {
@@ -307,9 +316,47 @@ impl Customer {
         }
     }
 
+    fn ask_to_close(
+        &mut self,
+        id: ChannelId,
+        proposal: Option<CloseProposal>,
+        context: &mut Context,
+    ) {
+        let known = self.buyer.as_ref().and_then(|buyer| buyer.book().get(&id));
+        let key = known.map_or(0, |channel| channel.key_index());
+        let signature = self.owner.sign(key, close_digest(&id));
+        self.ask(Ask::Close(id, CloseRequest { signature, proposal }), context);
+    }
+
+    fn close_answered(
+        &mut self,
+        id: ChannelId,
+        report: ChannelReport,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        let Some(buyer) = &mut self.buyer else { return Ok(()) };
+        let mut out = Out::default();
+        if let Some(close) = report.closed_by_both {
+            buyer.close_answered(id, close.tx, &mut out);
+        }
+        if let Some(payout_script) = report.payout_script {
+            let due = buyer.close_due(&id, &payout_script, context.estimate());
+            let known = buyer.book().get(&id);
+            if let (Ok(Some(close)), Some(channel)) = (due, known)
+                && let Some(message) = close.sighash()
+            {
+                let signature = self.owner.sign(channel.key_index(), message);
+                buyer.close_signed(id, close, signature, &mut out);
+            }
+        }
+        self.settle(out, context)
+    }
+
     fn open(&mut self, context: &mut Context) {
         let Some(buyer) = &self.buyer else { return };
-        if self.coins_used >= COINS || self.gave_up || buyer.book().tip() == 0 {
+        let late = context.chain.height() > context.chain.first() + OPENING_BLOCKS;
+        if self.coins_used >= CHANNELS_MAX || self.gave_up || buyer.book().tip() == 0 || late {
+            self.steps = if late { 0 } else { self.steps };
             return;
         }
         let offer = context.offer.clone();
@@ -318,6 +365,7 @@ impl Customer {
             return;
         }
         let open = OpenRequest {
+            version: PROTOCOL_VERSION,
             offer: offer.offer.id(),
             subscriber: self.owner.public_key(buyer.next_key_index()),
             capacity: context.plan.capacity,
@@ -335,6 +383,8 @@ impl Customer {
         context: &mut Context,
     ) -> Result<(), Violation> {
         let params = ChannelParams {
+            version: PROTOCOL_VERSION,
+            unconfirmed_max: offer.offer.terms.unconfirmed_of(open.capacity),
             network: offer.offer.network,
             offer: open.offer,
             subscriber: open.subscriber,
@@ -365,7 +415,7 @@ impl Customer {
     fn fund(&mut self, id: ChannelId, context: &mut Context) -> Result<(), Violation> {
         let Some(buyer) = &mut self.buyer else { return Ok(()) };
         let Some(channel) = buyer.book().get(&id) else { return Ok(()) };
-        if channel.funding_tx().is_some() || self.coins_used >= COINS || self.blind {
+        if channel.funding_tx().is_some() || self.coins_used >= CHANNELS_MAX || self.blind {
             return Ok(());
         }
         let params = channel.params();
@@ -475,6 +525,9 @@ impl Customer {
                     self.report(&report, asked.counted, asked.sent_ms, context)?;
                 }
             }
+            (Answer::Channel(report), Ask::Close(id, _)) => {
+                self.close_answered(id, *report, context)?;
+            }
             (Answer::Refused(_), Ask::Open(_)) => self.gave_up = context.one_in(3),
             (Answer::Refused(_), Ask::Pay(..)) => self.steps = self.steps.saturating_sub(1),
             _ => {}
@@ -508,7 +561,9 @@ impl Customer {
         payer.count(self.counted, context.now_ms);
         let round_trip = (context.now_ms - sent_ms).max(1);
         let (bought, used) = (account.bought_octets, account.used_octets());
-        let judged = payer.report(bought, used, counted, round_trip);
+        let channels = buyer.book().iter();
+        let own = channels.fold(Octets(0), |sum, (_, channel)| sum.saturating_add(channel.bought()));
+        let judged = payer.report(own, bought, used, counted, round_trip);
         let mut out = Out::default();
         if let (Err(dispute), Some(id)) = (judged, self.active) {
             if context.plan.honest_provider {
@@ -539,7 +594,7 @@ impl Customer {
         }
         while let Some(buyer) = &mut self.buyer {
             let mut out = Out::default();
-            match next_step(buyer.book().tips().next_back(), context) {
+            match next_step(buyer.book().tips().last(), context) {
                 None => break,
                 Some(Step::Disconnect(height)) => buyer.disconnect(height, &mut out),
                 Some(Step::Connect(height)) => {
@@ -585,7 +640,7 @@ impl Customer {
     pub fn is_done(&self) -> bool {
         let Some(buyer) = &self.buyer else { return false };
         let over = buyer.book().iter().all(|(_, channel)| channel.finished());
-        let leaving = self.steps == 0 || self.gave_up || self.coins_used >= COINS;
+        let leaving = self.steps == 0 || self.gave_up || self.coins_used >= CHANNELS_MAX;
         over && !self.blind && leaving
     }
 
@@ -611,7 +666,11 @@ impl Customer {
                 value - tx.output.iter().map(|output| output.value).sum::<Amount>()
             });
             let whole = refunded && back + fee == capacity;
-            if back < least && !whole {
+            let closed = is_close(tx) && {
+                let payout = tx.output.get(1).map_or(Amount::ZERO, |output| output.value);
+                back + fee + payout == capacity && payout <= signed && back >= least / 2
+            };
+            if back < least && !whole && !closed {
                 return violated(
                     "the rest comes back",
                     format!("{back} of {capacity} with {signed} signed on {id}"),

@@ -6,9 +6,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use bitmesh_core::{
     bitcoin::{FeeRate, Network, ScriptBuf, Transaction},
     channel::{Batch, ChannelId, Claim, Durable, Entry, ProviderChannel, ProviderEvent},
-    controller::{self, Action, Controller, DueClaim, Input, RequestId},
+    controller::{self, Action, CloseOwn, Controller, DueClaim, Input, RequestId},
     station::Station,
     units::Octets,
+    wire::CloseRequest,
 };
 
 use super::{
@@ -65,6 +66,8 @@ pub struct Seller {
     waiting: BTreeMap<RequestId, Waiting>,
     next_request: u64,
     unsent: Vec<Transaction>,
+    /// Claims that wait for a fee estimate.
+    due: Vec<DueClaim>,
     blind: bool,
     /// For each block, whether it was able to act, and the fee rate that blocks asked for.
     abilities: BTreeMap<u32, (bool, FeeRate)>,
@@ -92,6 +95,7 @@ impl Seller {
             waiting: BTreeMap::new(),
             next_request: 0,
             unsent: Vec::new(),
+            due: Vec::new(),
             blind: false,
             abilities: BTreeMap::new(),
         }
@@ -164,6 +168,7 @@ impl Seller {
         context.note(|| format!("the provider crashes: {crash:?}"));
         let before = self.controller.take();
         self.unsent.clear();
+        self.due.clear();
         let down = if context.rng.bool() { 1_000 } else { context.rng.u64(1_000..6_000_000) };
         context.after(down, Event::Restart(0));
         for (_, waiting) in std::mem::take(&mut self.waiting) {
@@ -217,7 +222,7 @@ impl Seller {
                 if crash == Some(Crash::Amid(i)) {
                     return self.crash(Crash::Amid(i), context);
                 }
-                self.perform(action, &mut reclaimed, &mut out, context)?;
+                self.perform(action, &mut reclaimed, context)?;
             }
             if early {
                 if crash == Some(Crash::BeforeCommit) {
@@ -259,7 +264,6 @@ impl Seller {
         &mut self,
         action: Action,
         reclaimed: &mut Vec<Station>,
-        more: &mut Out,
         context: &mut Context,
     ) -> Result<(), Violation> {
         match action {
@@ -278,7 +282,8 @@ impl Seller {
                 reclaimed.push(station);
             }
             Action::Reply(request, answer) => self.reply(request, answer, context)?,
-            Action::Claim(due) => self.claim(due, more, context),
+            // The node is asked for its estimate first, and has caught up by the time it answers.
+            Action::Claim(due) => self.due = due,
             Action::Broadcast(tx) => self.broadcast(tx, context)?,
         }
         Ok(())
@@ -307,21 +312,23 @@ impl Seller {
         Ok(())
     }
 
-    fn claim(&mut self, due: Vec<DueClaim>, more: &mut Out, context: &mut Context) {
-        if self.blind {
-            return;
+    /// The node answered with its estimate.
+    fn claim(&mut self, context: &mut Context) -> Result<(), Violation> {
+        let due = std::mem::take(&mut self.due);
+        if self.blind || due.is_empty() {
+            return Ok(());
         }
         let rate = context.estimate();
         let raised = due.iter().filter_map(|due| due.replaces).max().map(bumped);
         if raised.is_some() && context.plan.sabotage == Some(Sabotage::NeverBump) {
-            return;
+            return Ok(());
         }
         let rate = raised.map_or(rate, |raised| raised.max(rate));
         let payout = payout_script();
         let pays = |due: &DueClaim| Claim::new(vec![due.input.clone()], &payout, rate).is_ok();
         let due: Vec<_> = due.into_iter().filter(pays).collect();
         let inputs = due.iter().map(|due| due.input.clone()).collect();
-        let Ok(claim) = Claim::new(inputs, &payout, rate) else { return };
+        let Ok(claim) = Claim::new(inputs, &payout, rate) else { return Ok(()) };
         let fee = claim.fee();
         let own: Vec<_> = claim
             .sighashes()
@@ -329,11 +336,9 @@ impl Seller {
             .zip(&due)
             .map(|(message, due)| PROVIDER.sign(due.key_index, message))
             .collect();
-        let (Some(tx), Some(controller)) = (claim.finish(&own), &mut self.controller) else {
-            return;
-        };
+        let Some(tx) = claim.finish(&own) else { return Ok(()) };
         let channels = due.into_iter().map(|due| due.channel).collect();
-        controller.handle(Input::Claimed { channels, tx, fee, fee_rate: rate }, more);
+        self.put(Input::Claimed { channels, tx, fee, fee_rate: rate }, context)
     }
 
     fn broadcast(&mut self, tx: Transaction, context: &mut Context) -> Result<(), Violation> {
@@ -370,7 +375,10 @@ impl Seller {
                 self.low_credit(from, context)?;
                 Input::Pay { request, channel, payment, station: Some(peer) }
             }
-            Ask::Close(channel, close) => Input::Close { request, channel, close },
+            Ask::Close(channel, close) => {
+                let own = self.own_for_close(&channel, &close);
+                Input::Close { request, channel, close, own }
+            }
             Ask::Channel(channel) => {
                 let Some(controller) = &self.controller else { return Ok(()) };
                 let answer = match controller.channel(&channel) {
@@ -392,6 +400,16 @@ impl Seller {
             }
         };
         self.put(input, context)
+    }
+
+    /// What the wallet adds to a wish to close.
+    fn own_for_close(&self, channel: &ChannelId, close: &CloseRequest) -> CloseOwn {
+        let Some(controller) = &self.controller else { return CloseOwn::default() };
+        let needs = controller.close_needs(channel, close);
+        CloseOwn {
+            payout_script: needs.payout_script.then(payout_script),
+            signature: needs.signature.map(|(index, message)| PROVIDER.sign(index, message)),
+        }
     }
 
     /// A station's counters are read out of turn.
@@ -431,7 +449,7 @@ impl Seller {
             return Ok(());
         }
         while let Some(controller) = &self.controller {
-            let step = next_step(controller.book().tips().next_back(), context);
+            let step = next_step(controller.book().tips().last(), context);
             if let (Some(Sabotage::SleepThroughMargin), Some(Step::Connect(height))) =
                 (context.plan.sabotage, &step)
                 && let Some(sold) = context.audit.sold.values().next()
@@ -444,7 +462,7 @@ impl Seller {
                 }
             }
             match step {
-                None => return Ok(()),
+                None => return self.claim(context),
                 Some(Step::Disconnect(height)) => {
                     self.put(Input::BlockDisconnected { height }, context)?;
                 }
@@ -499,6 +517,9 @@ impl Seller {
                 .filter(|output| output.script_pubkey == payout_script())
                 .map(|output| output.value.to_sat())
                 .sum();
+            if is_close(tx) && due < bitmesh_core::channel::DUST.to_sat() {
+                continue;
+            }
             if payout == 0 {
                 if self.could_claim(sold, id) {
                     return violated("what was paid is claimed", format!("{paid} on {id} refunded"));
@@ -507,6 +528,15 @@ impl Seller {
             }
             let given: u64 = tx.output.iter().map(|output| output.value.to_sat()).sum();
             let fee = context.chain.input_value(tx).map_or(0, |value| value.to_sat() - given);
+            if is_close(tx) {
+                if payout < due {
+                    return violated(
+                        "a close pays the provider what was paid",
+                        format!("{payout} of {due}"),
+                    );
+                }
+                continue;
+            }
             if payout + fee != due {
                 return violated(
                     "payout and fee are the best commitments' sum",
@@ -578,6 +608,13 @@ pub fn hand_in(who: &str, tx: &Transaction, context: &mut Context) -> Result<(),
         }
         _ => Ok(()),
     }
+}
+
+/// Whether both ends signed every output: not a claim, which only the provider signs as a whole.
+pub fn is_close(tx: &Transaction) -> bool {
+    let witness = tx.input.first().map(|input| &input.witness);
+    let flags = |at| witness.and_then(|witness| witness.nth(at)).and_then(|w| w.last().copied());
+    (flags(0), flags(1)) == (Some(1), Some(1))
 }
 
 fn bumped(last: FeeRate) -> FeeRate {
