@@ -23,6 +23,8 @@ pub const USER: &str = "lab";
 pub const PASSWORD: &str = "lab";
 /// Port of the node's RPC.
 const PORT: u16 = 18_443;
+/// How far above it is the port for peers.
+const PEER_PORT_ABOVE: u16 = 1_000;
 /// Time that a node has to start.
 const START_DEADLINE: Duration = Duration::from_mins(1);
 /// Methods of ours that ask a wallet.
@@ -79,7 +81,10 @@ impl<'a> Node<'a> {
             .arg("-regtest")
             .arg(format!("-datadir={}", self.directory.path().display()))
             .args([
-                "-listen=0",
+                "-listen=1",
+                "-listenonion=0",
+                "-blockfilterindex=1",
+                "-peerblockfilters=1",
                 "-dnsseed=0",
                 "-fixedseeds=0",
                 "-discover=0",
@@ -95,6 +100,7 @@ impl<'a> Node<'a> {
                 "-persistmempool=1",
             ])
             .arg(format!("-rpcport={}", self.port))
+            .arg(format!("-bind=0.0.0.0:{}", self.port + PEER_PORT_ABOVE))
             .arg(format!("-rpcuser={USER}"))
             .arg(format!("-rpcpassword={PASSWORD}"))
             .stdin(Stdio::null())
@@ -123,6 +129,11 @@ impl<'a> Node<'a> {
     /// Where the RPC is for who reaches the node at `address`.
     pub fn url(&self, address: &str) -> String {
         format!("http://{address}:{}", self.port)
+    }
+
+    /// Where peers connect to who reach the node at `address`.
+    pub fn peer(&self, address: &str) -> String {
+        format!("{address}:{}", self.port + PEER_PORT_ABOVE)
     }
 
     /// Where the chain is kept.

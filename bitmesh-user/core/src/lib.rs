@@ -15,6 +15,7 @@ pub mod offer;
 pub mod payer;
 pub mod pricing;
 pub mod station;
+pub mod succession;
 pub mod units;
 pub mod wire;
 

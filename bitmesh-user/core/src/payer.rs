@@ -97,6 +97,12 @@ impl Payer {
         }
     }
 
+    /// Goes on on a channel whose terms ask for at most `tick_max` to be paid ahead. What was counted
+    /// and reported stays: it is the account's, not a channel's.
+    pub fn go_on(&mut self, tick_max: Octets) {
+        self.tick_max = tick_max.min(TICK_MAX_OCTETS);
+    }
+
     /// Takes a reading of our own counter, cumulative, at a monotonic time in milliseconds.
     pub fn count(&mut self, octets: Octets, now_ms: u64) {
         self.counted = self.counted.max(octets);

@@ -8,11 +8,16 @@ mod admin;
 mod client;
 mod public;
 mod server;
+mod wallet;
 
 pub use admin::{ADMIN_SOCKET, AdminError, ask_admin, serve_admin};
 pub use client::{ClientError, Provider};
 pub use public::router;
 pub use server::{ServeError, listen_on, serve_lan};
+pub use wallet::{
+    AddressReport, FEE_RATE_MAX_SAT_PER_VB, FeeRateReport, HISTORY_MAX, PastKind, PastReport,
+    RefundExport, SendOrder, SendReport, SendState, WalletAsk,
+};
 
 use std::net::IpAddr;
 
@@ -70,6 +75,10 @@ pub enum Ask {
     Stations,
     /// The operator's: balance and an address to fund it.
     Wallet,
+    /// The operator's: something else of the wallet.
+    OfWallet(WalletAsk),
+    /// The operator's, of a subscriber: what a stock wallet takes to refund channels.
+    Refunds,
     /// The operator's: close, as the end that it runs.
     CloseOwn(ChannelId),
     /// The operator's: raise or set what may be spent.

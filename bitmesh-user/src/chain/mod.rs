@@ -3,6 +3,7 @@
 
 mod esplora;
 mod follower;
+mod light;
 mod rpc;
 mod verify;
 mod watched;
@@ -14,6 +15,7 @@ use bitmesh_core::bitcoin;
 
 pub use esplora::Esplora;
 pub use follower::{ChainEvent, Events, follow};
+pub use light::LightClient;
 pub use rpc::NodeRpc;
 pub use watched::Watched;
 

@@ -3,6 +3,7 @@
 
 mod bench;
 mod show;
+mod wallet;
 
 use std::{
     io::{self, Write as _},
@@ -26,10 +27,7 @@ use crate::{
     dataplane::DEFAULT_TABLE_SLOTS,
     doctor::{self, Level},
     guard::{self, GuardArgs},
-    runloop::{
-        self,
-        status::{Status, WalletStatus},
-    },
+    runloop::{self, status::Status},
 };
 
 /// Share an internet connection and be paid for it in bitcoin, octet by octet; or buy one.
@@ -84,8 +82,15 @@ enum Command {
     Channels(Query),
     /// Stations by account: bought, used, credit (provider)
     Stations(Query),
-    /// Balance, and an address to send bitcoin to
-    Wallet(Query),
+    /// The wallet: balance, address, history, send, create, restore
+    #[command(
+        long_about = "Without a command: balance, and an address to send bitcoin to. It asks the \
+            daemon that runs; where none does, it opens the wallet itself and follows the chain \
+            first.",
+        after_help = "Examples:\n  bitmesh wallet\n  bitmesh wallet create\n  \
+            bitmesh wallet address --amount 50000\n  bitmesh wallet send bc1q... 20000"
+    )]
+    Wallet(Box<wallet::WalletArgs>),
     /// What may be spent (subscriber); without --add or --set, shows it
     #[command(after_help = "Example:\n  bitmesh budget --add 5000")]
     Budget(BudgetArgs),
@@ -247,7 +252,7 @@ impl Command {
             Self::Stations(query) => {
                 query.show::<Vec<AccountReport>>("/v1/stations", |s| show::stations(s)).await
             }
-            Self::Wallet(query) => query.show::<WalletStatus>("/v1/wallet", show::wallet).await,
+            Self::Wallet(args) => Box::pin(args.run()).await,
             Self::Budget(args) => args.run().await,
             Self::Share(args) => args.run().await,
             Self::Close(args) => args.run().await,

@@ -14,12 +14,12 @@ use comfy_table::{ContentArrangement, Table, presets};
 use crate::{
     api::ShareCode,
     bench::grouped,
-    runloop::status::{GuardStatus, ProviderStatus, Status, SubscriberStatus, WalletStatus},
+    runloop::status::{GuardStatus, ProviderStatus, Status, SubscriberStatus},
     terminal::table,
 };
 
 /// Two columns without lines between them.
-fn facts(rows: &[(&str, String)]) -> String {
+pub(super) fn facts(rows: &[(&str, String)]) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     for (name, value) in rows {
@@ -28,11 +28,11 @@ fn facts(rows: &[(&str, String)]) -> String {
     table.to_string()
 }
 
-fn short(id: impl Display) -> String {
+pub(super) fn short(id: impl Display) -> String {
     id.to_string().chars().take(12).collect()
 }
 
-fn sat(sat: u64) -> String {
+pub(super) fn sat(sat: u64) -> String {
     format!("{} sat", grouped(sat))
 }
 
@@ -151,15 +151,6 @@ pub(super) fn share(code: &ShareCode, seconds: u64) -> String {
 
 pub(super) fn removed(report: &AccountReport) -> String {
     format!("{} no longer uses this account's credit", report.station)
-}
-
-pub(super) fn wallet(wallet: &WalletStatus) -> String {
-    facts(&[
-        ("balance", sat(wallet.confirmed_sat)),
-        ("pending", sat(wallet.pending_sat)),
-        ("receive at", wallet.address.clone()),
-        ("seed", format!("fingerprint {}", wallet.fingerprint)),
-    ])
 }
 
 pub(super) fn offer(offer: &SignedOffer) -> String {

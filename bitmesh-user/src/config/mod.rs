@@ -43,6 +43,21 @@ pub struct CommonArgs {
     #[arg(long, env = "BITMESH_NETWORK")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// Where blocks come from: `light` asks peers of the network, `node` your own Bitcoin Core or
+    /// Knots, `esplora` a server
+    /// [default: what is named below; then, to sell, the node whose cookie file is found; then light]
+    #[arg(long, value_enum, value_name = "SOURCE", env = "BITMESH_CHAIN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainArg>,
+    /// Peer for the light client, as HOST or HOST:PORT; repeat it for more. It has to have filters
+    /// (blockfilterindex=1, peerblockfilters=1) [default: found by the network's seeds]
+    #[arg(long, value_name = "PEER")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer: Vec<String>,
+    /// Esplora server, as <https://host/api>
+    #[arg(long, value_name = "URL", env = "BITMESH_ESPLORA")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub esplora: Option<String>,
     /// File with the passphrase that opens the wallet's seed
     /// [default: systemd's credential bitmesh-passphrase, else asked for]
     #[arg(long, value_name = "FILE", env = "BITMESH_PASSPHRASE_FILE")]
@@ -65,6 +80,40 @@ pub struct CommonArgs {
     #[arg(long, value_name = "PASSWORD", env = "BITMESH_NODE_PASSWORD", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_password: Option<String>,
+}
+
+/// Kind of chain source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChainArg {
+    /// Compact filters from peers.
+    Light,
+    /// A node's RPC.
+    Node,
+    /// An Esplora server.
+    Esplora,
+}
+
+/// Where blocks come from.
+#[derive(Clone)]
+pub enum SourceConfig {
+    /// Peers.
+    Light {
+        /// Those that were named.
+        peers: Vec<String>,
+    },
+    /// A node.
+    Node {
+        /// Of its RPC.
+        url: String,
+        /// The way in.
+        login: NodeLogin,
+    },
+    /// A server.
+    Esplora {
+        /// Where its paths start.
+        url: String,
+    },
 }
 
 /// How to log in to the node.
@@ -95,19 +144,30 @@ pub struct Common {
     pub data_dir: PathBuf,
     /// The chain.
     pub network: Network,
+    /// Where blocks come from.
+    pub source: SourceConfig,
+    /// Why from there.
+    pub source_reason: &'static str,
     /// Where the seed's passphrase is, if that was named.
     pub passphrase_file: Option<PathBuf>,
-    /// The node's RPC.
-    pub node: String,
-    /// The way in.
-    pub node_login: NodeLogin,
 }
 
 impl CommonArgs {
-    fn resolve(self, role: &str) -> Result<Common> {
+    /// With what the file says that is named, below the flags.
+    pub(crate) fn with_file(self) -> Result<Self> {
+        merge(self.config.clone().as_deref(), self)
+    }
+
+    pub(crate) fn resolve(self, role: &str) -> Result<Common> {
         let network = self.network.unwrap_or(Network::Bitcoin);
-        let data_dir = self.data_dir.unwrap_or_else(|| default_data_dir(role));
+        let data_dir = self.data_dir.clone().unwrap_or_else(|| default_data_dir(role));
+        let passphrase_file = self.passphrase_file.clone();
+        let (source, source_reason) = self.source(network, role)?;
         make_private(&data_dir)?;
+        Ok(Common { data_dir, network, source, source_reason, passphrase_file })
+    }
+
+    fn source(self, network: Network, role: &str) -> Result<(SourceConfig, &'static str)> {
         let (port, folder) = match network {
             Network::Bitcoin => (8_332, ""),
             Network::Testnet => (18_332, "testnet3"),
@@ -115,19 +175,57 @@ impl CommonArgs {
             Network::Signet => (38_332, "signet"),
             Network::Regtest => (18_443, "regtest"),
         };
-        let node = self.node.unwrap_or_else(|| format!("http://127.0.0.1:{port}"));
-        let node_login = match (self.node_user, self.node_password) {
-            (Some(user), Some(password)) => NodeLogin::Password { user, password },
-            (Some(_), None) => {
-                bail!("a node_user needs a node_password; set BITMESH_NODE_PASSWORD")
+        let names_node = self.node.is_some()
+            || self.node_cookie.is_some()
+            || self.node_user.is_some()
+            || self.node_password.is_some();
+        let default_cookie = home().join(".bitcoin").join(folder).join(".cookie");
+        let named = [
+            (ChainArg::Light, !self.peer.is_empty(), "--peer"),
+            (ChainArg::Node, names_node, "--node"),
+            (ChainArg::Esplora, self.esplora.is_some(), "--esplora"),
+        ];
+        let mut named = named.into_iter().filter(|(_, is_named, _)| *is_named);
+        let (chosen, reason) = match (self.chain, named.next(), named.next()) {
+            (_, Some((_, _, one)), Some((_, _, other))) => {
+                bail!("{one} and {other} name two sources of blocks; name one")
             }
-            _ => NodeLogin::Cookie(
-                self.node_cookie
-                    .unwrap_or_else(|| home().join(".bitcoin").join(folder).join(".cookie")),
-            ),
+            (Some(chain), Some((kind, _, flag)), None) if chain != kind => {
+                bail!("{flag} is of no use with that --chain; leave one of them out")
+            }
+            (Some(chain), ..) => (chain, "--chain says so"),
+            (None, Some((kind, _, _)), None) => (kind, "it was named"),
+            (None, ..) if role == "sell" && default_cookie.exists() => {
+                (ChainArg::Node, "its cookie file was found")
+            }
+            (None, ..) => (ChainArg::Light, "no node and no server was named"),
         };
-        let passphrase_file = self.passphrase_file;
-        Ok(Common { data_dir, network, passphrase_file, node, node_login })
+        let source = match chosen {
+            ChainArg::Light if network == Network::Regtest && self.peer.is_empty() => {
+                bail!(
+                    "regtest has no seeds to find peers by; name one with --peer, or a node with --node"
+                )
+            }
+            ChainArg::Light => SourceConfig::Light { peers: self.peer },
+            ChainArg::Esplora => {
+                let url = self
+                    .esplora
+                    .context("--chain esplora needs a server; name it with --esplora URL")?;
+                SourceConfig::Esplora { url }
+            }
+            ChainArg::Node => {
+                let url = self.node.unwrap_or_else(|| format!("http://127.0.0.1:{port}"));
+                let login = match (self.node_user, self.node_password) {
+                    (Some(user), Some(password)) => NodeLogin::Password { user, password },
+                    (Some(_), None) => {
+                        bail!("a node_user needs a node_password; set BITMESH_NODE_PASSWORD")
+                    }
+                    _ => NodeLogin::Cookie(self.node_cookie.unwrap_or(default_cookie)),
+                };
+                SourceConfig::Node { url, login }
+            }
+        };
+        Ok((source, reason))
     }
 }
 
@@ -175,8 +273,10 @@ const KNOWN: &[&str] = &[
     "capacity",
     "capacity_max",
     "capacity_min",
+    "chain",
     "confirmations",
     "data_dir",
+    "esplora",
     "instance",
     "isolate",
     "lan",
@@ -187,6 +287,7 @@ const KNOWN: &[&str] = &[
     "node_password",
     "node_user",
     "passphrase_file",
+    "peer",
     "price",
     "price_max",
     "provider",
@@ -247,15 +348,39 @@ mod tests {
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         let directory = tempfile::tempdir().unwrap();
         let flags = SellArgs { price: Some(7), ..SellArgs::default() };
-        let toml = "lan = [\"eth1\"]\nprice = 5\nconfirmations = 3\nnetwork = \"regtest\"\n";
+        let toml = "lan = [\"eth1\"]\nprice = 5\nconfirmations = 3\nnetwork = \"regtest\"\nchain = \"node\"\n";
         let config = sell(directory.path(), toml, flags).unwrap();
         assert_eq!(config.schedule, Schedule::flat(7));
         assert_eq!(config.terms.confirmations, 3);
         assert_eq!(config.lan, ["eth1"]);
         assert_eq!(config.api_port, API_PORT);
-        assert_eq!(config.common.node, "http://127.0.0.1:18443");
+        assert_eq!(named(&config.common.source), "http://127.0.0.1:18443");
         let mode = std::fs::metadata(config.common.data_dir).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
+    }
+
+    fn named(source: &SourceConfig) -> String {
+        match source {
+            SourceConfig::Light { peers } => peers.join(" "),
+            SourceConfig::Node { url, .. } | SourceConfig::Esplora { url } => url.clone(),
+        }
+    }
+
+    #[test]
+    fn what_is_named_chooses_the_source() {
+        let directory = tempfile::tempdir().unwrap();
+        for (toml, source) in [
+            ("peer = [\"a\", \"b:1\"]", "a b:1"),
+            ("esplora = \"https://blocks.example/api\"", "https://blocks.example/api"),
+            ("node = \"http://a:1\"", "http://a:1"),
+            ("node_cookie = \"/cookie\"", "http://127.0.0.1:8332"),
+            ("chain = \"node\"\nnetwork = \"signet\"", "http://127.0.0.1:38332"),
+            ("chain = \"light\"", ""),
+        ] {
+            let toml = format!("lan = [\"eth1\"]\n{toml}\n");
+            let config = sell(directory.path(), &toml, SellArgs::default()).unwrap();
+            assert_eq!(named(&config.common.source), source, "{toml}");
+        }
     }
 
     #[test]
@@ -290,6 +415,10 @@ mod tests {
             ("lan = [\"a\"]\ninstance = \"../x\"\n", "--instance"),
             ("lan = [\"a\"]\nnetwork = \"moon\"\n", "moon"),
             ("lan = [\"a\"]\nnode_user = \"x\"\n", "node_password"),
+            ("lan = [\"a\"]\nnode = \"x\"\npeer = [\"y\"]\n", "two sources"),
+            ("lan = [\"a\"]\nchain = \"light\"\nnode = \"x\"\n", "no use"),
+            ("lan = [\"a\"]\nchain = \"esplora\"\n", "--esplora URL"),
+            ("lan = [\"a\"]\nchain = \"light\"\nnetwork = \"regtest\"\n", "--peer"),
         ] {
             let error = sell(directory.path(), toml, SellArgs::default()).err().unwrap();
             let error = format!("{error:#}");

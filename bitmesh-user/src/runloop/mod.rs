@@ -5,9 +5,12 @@
 //! itself.
 
 mod buy;
+mod offline;
 mod sell;
+mod source;
 pub mod status;
 mod unlock;
+mod wallet;
 
 use std::{
     net::IpAddr,
@@ -30,26 +33,29 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 pub use buy::buy;
+pub use offline::{Findings, Offline, Progress};
 pub use sell::{Ready, detach, prepare, sell};
+pub use unlock::{new_passphrase, unlock};
 
 use self::{
-    status::{ChainStatus, WalletStatus},
-    unlock::{keep, unlock},
+    source::{first_tip, open_source},
+    status::ChainStatus,
+    unlock::keep,
 };
 use crate::{
     api::{ApiError, Provider},
-    chain::{Broadcast, ChainEvent, ChainSource, Events, NodeRpc, Watched, follow},
+    chain::{Broadcast, ChainEvent, ChainSource, Events, Watched, follow},
     config::{API_PORT, Common},
     gateway::Gateway,
     store::{Store, StoreError, StoreRole},
     wallet::{Seed, SeedError, Wallet, seed},
 };
 
-/// How often the node is asked for new blocks.
+/// How often the source is asked for new blocks.
 const CHAIN_INTERVAL: Duration = Duration::from_millis(500);
 /// Blocks in which a claim or a funding should confirm.
 const FEE_TARGET_BLOCKS: u16 = 6;
-/// How often a broadcast is tried while the node does not answer.
+/// How often a broadcast is tried while the source does not answer.
 const BROADCAST_TRIES: u32 = 20;
 /// Pause between them.
 const BROADCAST_PAUSE: Duration = Duration::from_secs(3);
@@ -59,6 +65,7 @@ const BIRTHDAY_DEPTH_BLOCKS: u32 = 10;
 
 /// What both roles stand on: the disk, the keys and the chain.
 struct Foundation {
+    role: StoreRole,
     data_dir: PathBuf,
     store: Store,
     wallet: Wallet,
@@ -77,13 +84,13 @@ impl Foundation {
         let mut store = Store::open(&common.data_dir, role, common.network).await?;
         let mut entries = store.load::<E>().await?;
         let changes = store.wallet_changes().await?;
-        let source: Arc<dyn ChainSource> =
-            Arc::new(NodeRpc::new(&common.node, common.node_login.clone(), common.network)?);
+        let source = open_source(common, &entries)?;
         let wallet = if changes.is_empty() {
-            source.check().await?;
+            let tip =
+                first_tip(source.as_ref()).await.context("the first start needs the chain")?;
             let height = match seed.birthday() {
                 Some(birthday) => birthday,
-                None => new_birthday(source.as_ref()).await?,
+                None => tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS),
             };
             let hash = source.hash_at(height).await?;
             if seed.birthday().is_none() {
@@ -103,7 +110,7 @@ impl Foundation {
         let watched = Watched::default();
         watched.add(wallet.scripts());
         let data_dir = common.data_dir.clone();
-        Ok((Self { data_dir, store, wallet, source, watched, channels_watched: 0 }, entries))
+        Ok((Self { role, data_dir, store, wallet, source, watched, channels_watched: 0 }, entries))
     }
 
     /// Follows the chain from the blocks that a book's channels saw last.
@@ -148,12 +155,6 @@ impl Foundation {
     }
 }
 
-/// Height from which a wallet made now follows the chain.
-async fn new_birthday(source: &dyn ChainSource) -> Result<u32> {
-    let (tip, _) = source.tip().await.context("the first start needs the node")?;
-    Ok(tip.saturating_sub(BIRTHDAY_DEPTH_BLOCKS))
-}
-
 /// The only clock: seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -163,17 +164,7 @@ fn chain_status(network: Network, height: u32, synced: bool) -> ChainStatus {
     ChainStatus { network, height, synced }
 }
 
-fn wallet_status(foundation: &mut Foundation) -> WalletStatus {
-    let balance = foundation.wallet.balance();
-    WalletStatus {
-        confirmed_sat: balance.confirmed.to_sat(),
-        pending_sat: balance.pending.to_sat(),
-        fingerprint: foundation.wallet.fingerprint().to_string(),
-        address: foundation.wallet.unused_address().to_string(),
-    }
-}
-
-/// What to pay miners now; a floor when the node has no estimate.
+/// What to pay miners now; a floor when the source has no estimate.
 async fn fee_rate(source: &dyn ChainSource) -> FeeRate {
     source.fee_rate(FEE_TARGET_BLOCKS).await.unwrap_or_else(|error| {
         warn!("no fee estimate ({error}); taking {}", FeeRate::BROADCAST_MIN);
@@ -181,22 +172,23 @@ async fn fee_rate(source: &dyn ChainSource) -> FeeRate {
     })
 }
 
-/// Hands a transaction to the network; while the node does not answer, again and again.
-async fn broadcast(source: &dyn ChainSource, tx: Transaction) {
+/// Hands a transaction to the network; while the source does not answer, again and again.
+async fn broadcast(source: &dyn ChainSource, tx: &Transaction) -> Broadcast {
     let txid = tx.compute_txid();
-    for _ in 0..BROADCAST_TRIES {
-        match source.broadcast(&tx).await {
-            Broadcast::Accepted => return info!("broadcast {txid}"),
-            Broadcast::Known => return,
-            Broadcast::Rejected { reason } => {
-                return warn!("the network does not take {txid}: {reason}");
-            }
-            Broadcast::Unreachable { reason } => {
-                warn!("{txid} is not broadcast yet: {reason}");
-                tokio::time::sleep(BROADCAST_PAUSE).await;
-            }
-        }
+    let mut outcome = source.broadcast(tx).await;
+    for _ in 1..BROADCAST_TRIES {
+        let Broadcast::Unreachable { reason } = &outcome else { break };
+        warn!("{txid} is not broadcast yet: {reason}");
+        tokio::time::sleep(BROADCAST_PAUSE).await;
+        outcome = source.broadcast(tx).await;
     }
+    match &outcome {
+        Broadcast::Accepted => info!("broadcast {txid}"),
+        Broadcast::Known => {}
+        Broadcast::Rejected { reason } => warn!("the network does not take {txid}: {reason}"),
+        Broadcast::Unreachable { reason } => warn!("{txid} was not broadcast: {reason}"),
+    }
+    outcome
 }
 
 /// Ends when the process is asked to stop.

@@ -43,6 +43,9 @@ pub struct WalletStatus {
     pub confirmed_sat: u64,
     /// Not in blocks yet.
     pub pending_sat: u64,
+    /// In channels: what a subscriber has not paid away, what a provider was paid and has not claimed.
+    #[serde(default)]
+    pub in_channels_sat: u64,
     /// Names the seed words without telling them.
     pub fingerprint: String,
     /// Where to send money to.

@@ -4,9 +4,12 @@
 //! It signs what it is given and spends only what it is told to. It never talks to anyone; blocks
 //! are shown to it, its changes are handed out to be stored.
 
+mod bump;
+mod history;
 mod keys;
 mod passphrase;
 pub mod seed;
+mod spend;
 #[cfg(test)]
 mod tests;
 mod vault;
@@ -20,14 +23,14 @@ use bdk_wallet::{
         secp256k1::{Message, PublicKey, XOnlyPublicKey, ecdsa, schnorr},
     },
     chain::{BlockId, Merge as _},
-    error::CreateTxError,
 };
-use miniscript::psbt::PsbtExt as _;
 
+pub use history::Past;
 use keys::Keys;
 pub use keys::Role;
 pub use passphrase::Passphrase;
 pub use seed::{Sealed, Seed, SeedError};
+pub use spend::{Payment, Sum};
 pub use vault::VaultError;
 pub use words::{Typo, Words, WordsError};
 
@@ -35,10 +38,6 @@ pub use words::{Typo, Words, WordsError};
 /// confirmed and offers that were refused leave gaps; a wallet made anew from its words must find
 /// what is behind them.
 const LOOKAHEAD_ADDRESSES: u32 = 200;
-/// Weight of the smallest transaction that [`Wallet::fund`] makes: one input, one output.
-const FUND_MIN_WEIGHT: u64 = 437;
-/// Weight units that are lost at most when a weight is rounded up to whole vbytes.
-const ROUNDING_WEIGHT: u64 = 3;
 
 /// What the wallet can't do.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +66,12 @@ pub enum WalletError {
         /// Confirmed and spendable.
         available: Amount,
     },
+    /// Less than nodes relay.
+    #[error("an output of less than {0} is dust, which nodes do not relay; send more")]
+    Dust(Amount),
+    /// Not one to pay to.
+    #[error("{0}; check it with whoever gave it to you")]
+    Address(String),
     /// No transaction.
     #[error("the transaction can't be made: {0}")]
     Create(String),
@@ -203,22 +208,8 @@ impl Wallet {
         fee_rate: FeeRate,
         now: u64,
     ) -> Result<Transaction, WalletError> {
-        let mut builder = self.inner.build_tx();
-        builder.add_recipient(script, value).exclude_unconfirmed();
-        builder.fee_rate(by_whole_vbytes(fee_rate));
-        let mut psbt = builder.finish().map_err(|error| match error {
-            CreateTxError::CoinSelection(short) => {
-                WalletError::Insufficient { needed: short.needed, available: short.available }
-            }
-            error => WalletError::Create(error.to_string()),
-        })?;
-        let refused = |what: String| WalletError::Create(what);
-        self.keys.sign_psbt(&mut psbt).map_err(refused)?;
-        psbt.finalize_mut(self.inner.secp_ctx())
-            .map_err(|errors| refused(errors.iter().map(ToString::to_string).collect()))?;
-        let tx = psbt.extract_tx().map_err(|error| refused(error.to_string()))?;
-        self.inner.apply_unconfirmed_txs([(tx.clone(), now)]);
-        Ok(tx)
+        let psbt = self.build(script, Sum::Sat(value.to_sat()), None, fee_rate)?;
+        self.sign(psbt, now)
     }
 
     /// The key of one end of a channel: m/16973'/coin'/role'/index'.
@@ -240,12 +231,4 @@ impl Wallet {
     pub fn sign_node(&self, message: Message) -> schnorr::Signature {
         self.keys.secp().sign_schnorr_no_aux_rand(&message, &self.keys.node())
     }
-}
-
-/// The rate by weight that is no less than `rate` by vbytes, of which nodes count whole ones: they
-/// refuse what is a satoshi short of their minimum.
-fn by_whole_vbytes(rate: FeeRate) -> FeeRate {
-    let per_kwu = rate.to_sat_per_kwu();
-    let more = per_kwu.saturating_mul(ROUNDING_WEIGHT).div_ceil(FUND_MIN_WEIGHT);
-    FeeRate::from_sat_per_kwu(per_kwu.saturating_add(more))
 }

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ChannelParams, DUST,
-    spend::{SEQUENCE, claim_skeleton, fee_at, sighash, signed_weight},
+    fees::fee_at,
+    spend::{SEQUENCE, claim_skeleton, sighash, signed_weight},
 };
 
 /// Blocks that a close which was asked for, or signed by both, is waited for: after them the

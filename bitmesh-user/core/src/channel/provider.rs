@@ -104,6 +104,12 @@ pub struct ClaimRecord {
     pub height: u32,
 }
 
+impl ClaimRecord {
+    fn spends(&self, outpoint: &OutPoint) -> bool {
+        self.tx.input.iter().any(|input| input.previous_output == *outpoint)
+    }
+}
+
 /// Why a payment was refused. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PaymentError {
@@ -208,6 +214,7 @@ impl ProviderChannel {
                 self.best = self.best.filter(|best| best.outpoint == funding.outpoint);
                 self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
                 self.close_since = self.close_since.filter(|_| self.close.is_some());
+                self.claim = self.claim.take().filter(|claim| claim.spends(&funding.outpoint));
             }
             ProviderEvent::Unfunded => self.course.undo(Gone::Funding)?,
             ProviderEvent::Paid { paid, signature } => {
@@ -374,16 +381,20 @@ impl ProviderChannel {
         (!self.course.finished && ended).then_some(ProviderEvent::Finished)
     }
 
-    /// What to claim now: the channel is closing, nothing spent the funding, and no claim has been
-    /// waiting for less than [`CLAIM_BUMP_BLOCKS`].
+    /// What to claim now: [`Self::claimable`], and no claim has been waiting for less than
+    /// [`CLAIM_BUMP_BLOCKS`].
     pub fn claim_due(&self, tip: u32) -> Option<ClaimInput> {
+        let waits = |claim: &ClaimRecord| tip < claim.height.saturating_add(CLAIM_BUMP_BLOCKS);
+        let waiting = self.claim.as_ref().is_some_and(waits);
+        if waiting { None } else { self.claimable(tip) }
+    }
+
+    /// What a claim could spend: the channel is closing, something was paid, and nothing spent the
+    /// funding.
+    pub fn claimable(&self, tip: u32) -> Option<ClaimInput> {
         let best = self.best?;
         let funding = self.course.outpoint()?;
-        let waiting = self
-            .claim
-            .as_ref()
-            .is_some_and(|claim| tip < claim.height.saturating_add(CLAIM_BUMP_BLOCKS));
-        if waiting || self.awaits_close(tip) || self.status(tip) != ChannelStatus::Closing {
+        if self.awaits_close(tip) || self.status(tip) != ChannelStatus::Closing {
             return None;
         }
         let signature = best.signature;

@@ -15,6 +15,7 @@ use super::*;
 use crate::ledger::Usage;
 
 mod close;
+mod funding;
 
 fn sat(sat: u64) -> Amount {
     Amount::from_sat(sat)
@@ -325,7 +326,10 @@ mod subscriber {
 
     fn funded() -> SubscriberChannel {
         let tx = funding_tx(&params(), 1);
-        let events = [SubscriberEvent::FundingSigned { tx }, SubscriberEvent::Funded(funding())];
+        let events = [
+            SubscriberEvent::FundingSigned { tx, height: 100 },
+            SubscriberEvent::Funded(funding()),
+        ];
         with(negotiated(), &events)
     }
 
@@ -374,7 +378,7 @@ mod subscriber {
     #[test]
     fn only_the_own_funding_counts() {
         let tx = funding_tx(&params(), 1);
-        let waiting = with(negotiated(), &[SubscriberEvent::FundingSigned { tx }]);
+        let waiting = with(negotiated(), &[SubscriberEvent::FundingSigned { tx, height: 100 }]);
         let foreign = OutPoint::new(funding_tx(&params(), 2).compute_txid(), 1);
         assert_eq!(waiting.funding_seen(foreign, 101), None);
         assert!(waiting.funding_seen(outpoint(&params()), 101).is_some());

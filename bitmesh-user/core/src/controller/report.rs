@@ -5,7 +5,9 @@ use bitcoin::{Address, Amount};
 use super::Controller;
 use crate::{
     account::AccountId,
-    channel::{BindingError, ChannelId, CloseError, ParamsError, PaymentError, VersionError},
+    channel::{
+        BindingError, ChannelId, CloseError, ParamsError, PaymentError, Uneconomic, VersionError,
+    },
     ledger::Usage,
     station::Station,
     units::Octets,
@@ -126,6 +128,9 @@ pub enum Refusal {
     /// Terms that the protocol doesn't have.
     #[error("{0}")]
     Params(ParamsError),
+    /// Its claim would cost too much of what it can pay.
+    #[error("{0}")]
+    Uneconomic(Uneconomic),
     /// Too many channels wait for their funding.
     #[error("too many channels wait for their funding")]
     TooManyUnfunded,
@@ -166,7 +171,11 @@ impl Refusal {
         match self {
             Self::ChainLost | Self::TableFull | Self::Moving => 503,
             Self::UnknownOffer | Self::UnknownChannel => 404,
-            Self::Version(_) | Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => 422,
+            Self::Version(_)
+            | Self::Capacity { .. }
+            | Self::Expiry { .. }
+            | Self::Params(_)
+            | Self::Uneconomic(_) => 422,
             Self::TooManyUnfunded | Self::TooManyChannels => 429,
             Self::Exists(_) => 409,
             Self::Stations(error) => match error {
@@ -203,6 +212,7 @@ impl Refusal {
             Self::Capacity { .. } => "capacity",
             Self::Expiry { .. } => "expiry",
             Self::Params(_) => "terms",
+            Self::Uneconomic(_) => "uneconomic",
             Self::TooManyUnfunded => "too-many-unfunded",
             Self::TooManyChannels => "too-many-channels",
             Self::Exists(_) => "exists",
@@ -251,6 +261,10 @@ impl Refusal {
             Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => {
                 "choose within the terms of /v1/offer".into()
             }
+            Self::Uneconomic(why) => format!(
+                "open one of {} sat or more, or wait for lower fees",
+                why.capacity_min.to_sat()
+            ),
             Self::TooManyUnfunded => "fund the ones you opened, or wait".into(),
             Self::TooManyChannels => "close one first".into(),
             Self::Exists(id) => format!("get /v1/channels/{id}, or open with a new key"),

@@ -16,11 +16,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use bitcoin::FeeRate;
+use bitcoin::Transaction;
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, ProviderChannel, ProviderEvent},
-    controller::{Action, Controller, DueClaim, Input, RequestId, StationsAsk},
+    channel::{Batch, FeeEstimates, ProviderChannel, ProviderEvent},
+    controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
 };
 use tokio::{
@@ -37,11 +37,11 @@ use self::{
     guarding::Guarding,
     told::Told,
 };
-use super::{Foundation, now, stop_signal};
+use super::{Foundation, now, stop_signal, wallet::Answering};
 use crate::{
     api::{Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin},
     chain::ChainEvent,
-    config::{NodeLogin, SellConfig},
+    config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Dataplane},
     gateway::{Gateway, Interface},
     guard::Guard,
@@ -55,6 +55,8 @@ const BATCH_REQUESTS: usize = 256;
 const USAGE_INTERVAL: Duration = Duration::from_millis(100);
 /// How often usage is written down: what a power cut can make a provider forget.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often miners' fees are asked for between blocks.
+const FEES_INTERVAL: Duration = Duration::from_mins(1);
 /// How often the box's addresses are read again.
 const ADDRESSES_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an offer holds, in seconds.
@@ -68,8 +70,11 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 pub async fn sell(ready: Ready) -> Result<()> {
     let Ready { mut config, mut dataplane, guard, mut seed } = ready;
     let mut guarding = Guarding::new(Guard::new(guard)?, dataplane.hooks());
-    if let NodeLogin::Cookie(path) = config.common.node_login {
-        config.common.node_login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
+    if let SourceConfig::Node { login, .. } = &mut config.common.source
+        && let NodeLogin::Cookie(path) = login
+    {
+        let path = std::mem::take(path);
+        *login = NodeLogin::Guarded { path, cookies: guarding.cookies() };
     }
     let events = dataplane.take_events().context("the kernel's events are taken")?;
     let mut told = Told::new(events)?;
@@ -109,7 +114,10 @@ pub fn detach(instance: Option<&str>) -> Result<()> {
 
 /// What tasks that had to wait hand back to the loop.
 enum Internal {
-    FeeRate(Vec<DueClaim>, FeeRate),
+    /// What miners take, if the source knows.
+    Fees(Option<FeeEstimates>),
+    /// A transaction that the network did not take, for its fee.
+    Refused(Transaction),
 }
 
 struct Session<'a> {
@@ -127,9 +135,13 @@ struct Session<'a> {
     /// Envelopes whose answer the controller owes, and questions to be answered after the commit.
     pending: HashMap<RequestId, oneshot::Sender<Reply>>,
     questions: Vec<Envelope>,
+    /// The same, of the wallet.
+    answering: Vec<(Answering, oneshot::Sender<Reply>)>,
     next_request: u64,
     /// Whether somebody who paid found no place in the kernel's table.
     crowded: bool,
+    /// Whether the answer on fees is on its way.
+    fees_asked: bool,
     internal: mpsc::Sender<Internal>,
     internals: mpsc::Receiver<Internal>,
     requests: mpsc::Sender<Envelope>,
@@ -184,8 +196,10 @@ impl<'a> Session<'a> {
             edge_addresses,
             pending: HashMap::new(),
             questions: Vec::new(),
+            answering: Vec::new(),
             next_request: 0,
             crowded: false,
+            fees_asked: false,
             internal,
             internals,
             requests,
@@ -203,6 +217,7 @@ impl<'a> Session<'a> {
         let mut chain = self.foundation.follow(self.controller.book());
         let mut usage = every(USAGE_INTERVAL);
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
+        let mut fees = every(FEES_INTERVAL);
         let mut addresses = every(ADDRESSES_INTERVAL);
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
         let mut stop = stop_signal()?;
@@ -228,7 +243,11 @@ impl<'a> Session<'a> {
                     let event = event.context("the task that follows the chain has ended")?;
                     self.chain(event, &mut out)?;
                 }
-                Some(internal) = self.internals.recv() => self.internal(internal, &mut out),
+                Some(internal) = self.internals.recv() => {
+                    let input = self.internal(internal);
+                    self.controller.handle(input, &mut out);
+                }
+                _ = fees.tick() => self.ask_fees(),
                 events = self.told.next() => {
                     for key in self.told.note(&events?) {
                         self.read_one(key, &mut out);
@@ -281,8 +300,13 @@ impl<'a> Session<'a> {
             for action in actions {
                 self.perform(action, &mut done);
             }
-            let more = self.tell_reclaimed(done.reclaimed);
+            let more = self.tell_done(done);
             actions = self.foundation.commit(more, self.controller.book()).await?;
+        }
+        for (answering, reply) in std::mem::take(&mut self.answering) {
+            self.tasks.spawn(async move {
+                let _ = reply.send(answering.await);
+            });
         }
         for envelope in std::mem::take(&mut self.questions) {
             let reply = self.answer(&envelope.ask);
@@ -312,6 +336,12 @@ impl<'a> Session<'a> {
             Ask::ChangeStations(channel, peer, change) => {
                 Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
+            Ask::OfWallet(ask) => {
+                let channels: Vec<_> = self.controller.channels().collect();
+                let answering = self.foundation.of_wallet(&ask, &channels);
+                self.answering.push((answering, envelope.reply));
+                return;
+            }
             Ask::Close(channel, close) => {
                 let own = self.own_for_close(&channel, &close);
                 Input::Close { request, channel, close, own }
@@ -330,7 +360,13 @@ impl<'a> Session<'a> {
         self.foundation.follow_wallet(&event)?;
         match event {
             ChainEvent::Connected { height, block } => {
+                if self.controller.synced() {
+                    self.tasks.spawn(self.foundation.rebroadcast());
+                }
                 self.controller.handle(Input::BlockConnected { height, block }, out);
+                if self.controller.synced() {
+                    self.ask_fees();
+                }
             }
             ChainEvent::Disconnected { height } => {
                 warn!("the block at height {height} is no longer part of the chain");
@@ -338,6 +374,7 @@ impl<'a> Session<'a> {
             }
             ChainEvent::Synced { .. } => {
                 self.controller.handle(Input::Chain { synced: true }, out);
+                self.ask_fees();
             }
             ChainEvent::Lost { reason } => {
                 warn!("{reason}; no channels are opened until it is back, credit stays good");

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::ADMIN_SOCKET,
-    config::{NodeLogin, SellConfig},
+    config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::Dataplane,
     gateway::Gateway,
     guard::{self, GuardArgs, Identity, Started},
@@ -70,9 +70,9 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
         instance: config.instance.clone(),
         lan: config.lan.clone(),
         upload_hook: config.upload_hook,
-        node_cookie: match &config.common.node_login {
-            NodeLogin::Cookie(path) => Some(path.clone()),
-            NodeLogin::Guarded { .. } | NodeLogin::Password { .. } => None,
+        node_cookie: match &config.common.source {
+            SourceConfig::Node { login: NodeLogin::Cookie(path), .. } => Some(path.clone()),
+            _ => None,
         },
         is_new: dataplane.is_new(),
     };
