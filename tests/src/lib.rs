@@ -15,6 +15,7 @@ mod offload;
 pub mod raw;
 pub mod regtest;
 pub mod sabotage;
+pub mod sim;
 pub mod sweep;
 pub mod topology;
 pub mod traffic;

@@ -70,10 +70,17 @@ pub struct Bought {
     pub signed: Amount,
     /// The newest payment that left the subscriber.
     pub sent: Amount,
-    /// Octets counted while it was paid on, restarts included.
-    pub counted: u64,
-    /// Times that the subscriber began to count anew meanwhile.
-    pub counts: u64,
+    /// Whose.
+    pub subscriber: usize,
+}
+
+/// What a subscriber counted by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count {
+    /// Octets, restarts included.
+    pub octets: u64,
+    /// Times that it began to count anew.
+    pub starts: u64,
 }
 
 /// Everything that is watched.
@@ -83,6 +90,8 @@ pub struct Audit {
     pub sold: BTreeMap<ChannelId, Sold>,
     /// Of honest subscribers.
     pub bought: BTreeMap<ChannelId, Bought>,
+    /// Of honest subscribers.
+    pub counts: BTreeMap<usize, Count>,
     most_bought: BTreeMap<Station, u64>,
     /// The deepest reorganisation so far, in blocks.
     pub deepest: u32,
@@ -155,7 +164,7 @@ impl Audit {
     }
 
     /// Entries of a subscriber's journal became durable.
-    pub fn subscriber_committed(&mut self, entries: &[Entry<SubscriberEvent>]) {
+    pub fn subscriber_committed(&mut self, subscriber: usize, entries: &[Entry<SubscriberEvent>]) {
         for entry in entries {
             let Entry::Channel { channel, event } = entry else { continue };
             match event {
@@ -164,8 +173,7 @@ impl Audit {
                         params: (**params).clone(),
                         signed: Amount::ZERO,
                         sent: Amount::ZERO,
-                        counted: 0,
-                        counts: 0,
+                        subscriber,
                     };
                     self.bought.insert(*channel, bought);
                 }
@@ -244,20 +252,25 @@ impl Audit {
         Ok(())
     }
 
-    /// What a subscriber signed on a channel, against what it counted.
-    pub fn check_spent(&self, channel: &ChannelId) -> Result<(), Violation> {
-        let Some(bought) = self.bought.get(channel) else { return Ok(()) };
-        let ahead = bought.params.tick_max.0.saturating_mul(bought.counts.max(1));
-        let most = Octets(bought.counted.saturating_add(ahead).saturating_add(OVERSHOOT_MAX));
-        let cost = bought.params.schedule.cost_of(most).map(Msat::to_amount_ceil);
-        let cost = cost.unwrap_or(Amount::MAX_MONEY) + Amount::ONE_SAT;
-        if bought.signed > cost {
+    /// What a subscriber signed on all channels, against what it counted.
+    pub fn check_spent(&self, subscriber: usize) -> Result<(), Violation> {
+        let count = self.counts.get(&subscriber).copied().unwrap_or_default();
+        let own = || self.bought.values().filter(|bought| bought.subscriber == subscriber);
+        let signed = own().map(|bought| octets_for(&bought.params, bought.signed));
+        let signed = signed.fold(Octets(0), Octets::saturating_add);
+        let tick = own().map(|bought| bought.params.tick_max.0).max().unwrap_or(0);
+        let ahead = tick.saturating_mul(count.starts);
+        // Sums are whole satoshis, rounded up after each start.
+        let sats = Amount::from_sat(2 + count.starts);
+        let rounding = own().map(|bought| octets_for(&bought.params, sats));
+        let rounding = rounding.fold(Octets(0), Octets::saturating_add);
+        let most = Octets(count.octets.saturating_add(ahead)).saturating_add(rounding);
+        if signed > most {
             return violated(
                 "a subscriber pays for what it used and one tick",
                 format!(
-                    "{} signed, {} counted, {} ahead at most",
-                    bought.signed,
-                    Octets(bought.counted),
+                    "{signed} paid for, {} counted, {} ahead at most",
+                    Octets(count.octets),
                     Octets(ahead)
                 ),
             );

@@ -108,7 +108,7 @@ impl Chain {
             salt: 0,
             level: RELAY_RATE,
         };
-        chain.push(Vec::new(), Vec::new(), time);
+        chain.push(&[], Vec::new(), time);
         chain
     }
 
@@ -136,9 +136,8 @@ impl Chain {
     /// The transaction of the chain that spends an output, and its block's height.
     pub fn spender(&self, outpoint: &OutPoint) -> Option<(&Transaction, u32)> {
         (self.base..).zip(&self.blocks).find_map(|(height, mined)| {
-            let spends = |tx: &&Transaction| {
-                tx.input.iter().any(|input| input.previous_output == *outpoint)
-            };
+            let spends =
+                |tx: &&Transaction| tx.input.iter().any(|input| input.previous_output == *outpoint);
             Some((mined.block.txdata.iter().find(spends)?, height))
         })
     }
@@ -176,7 +175,7 @@ impl Chain {
             return Err(Reject::Dust);
         }
         let siblings = self.check_truc(tx, vsize)?;
-        self.make_way(tx, fee, vsize, siblings)?;
+        self.make_way(tx, fee, vsize, &siblings)?;
         self.mempool.push(Waiting { tx: Arc::new(tx.clone()), txid, fee, vsize });
         Ok(())
     }
@@ -188,9 +187,12 @@ impl Chain {
 
     fn holds(&self, txid: &Txid) -> bool {
         let known = |vout| self.coins.contains_key(&OutPoint::new(*txid, vout));
-        known(0) || known(1) || self.blocks.iter().any(|mined| {
-            mined.block.txdata.iter().any(|tx| tx.compute_txid() == *txid)
-        })
+        known(0)
+            || known(1)
+            || self
+                .blocks
+                .iter()
+                .any(|mined| mined.block.txdata.iter().any(|tx| tx.compute_txid() == *txid))
     }
 
     fn prevouts(&self, tx: &Transaction) -> Result<Vec<TxOut>, Reject> {
@@ -248,7 +250,7 @@ impl Chain {
         tx: &Transaction,
         fee: u64,
         vsize: u64,
-        siblings: Vec<Txid>,
+        siblings: &[Txid],
     ) -> Result<(), Reject> {
         let conflicts = |known: &&Waiting| {
             siblings.contains(&known.txid)
@@ -286,7 +288,7 @@ impl Chain {
     /// A block on the tip, of what pays for it, parents with their children.
     pub fn mine(&mut self, time: u64) {
         let chosen = self.choose();
-        self.push(chosen, Vec::new(), time);
+        self.push(&chosen, Vec::new(), time);
     }
 
     fn choose(&self) -> Vec<Arc<Transaction>> {
@@ -310,7 +312,7 @@ impl Chain {
         chosen.into_iter().map(|waiting| Arc::clone(&waiting.tx)).collect()
     }
 
-    fn push(&mut self, transactions: Vec<Arc<Transaction>>, first: Vec<Transaction>, time: u64) {
+    fn push(&mut self, transactions: &[Arc<Transaction>], first: Vec<Transaction>, time: u64) {
         let height = self.base + u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
         let mut spent = Vec::new();
         let mut txdata = first;
@@ -381,7 +383,7 @@ impl Chain {
                 first.push(tx.clone());
             }
         }
-        self.push(Vec::new(), first, time);
+        self.push(&[], first, time);
         self.restore(back);
         for _ in 0..undone {
             self.mine(time);
@@ -394,9 +396,10 @@ impl Chain {
         let waiting = std::mem::take(&mut self.mempool);
         let back = back.into_iter().map(Arc::new);
         for tx in back.chain(waiting.into_iter().map(|known| known.tx)) {
-            let taken = tx.input.iter().any(|input| {
-                self.mempool.iter().any(|known| known.spends(&input.previous_output))
-            });
+            let taken = tx
+                .input
+                .iter()
+                .any(|input| self.mempool.iter().any(|known| known.spends(&input.previous_output)));
             let txid = tx.compute_txid();
             if taken || self.holds(&txid) {
                 continue;

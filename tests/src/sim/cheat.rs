@@ -6,7 +6,8 @@ use bitmesh_core::{
         absolute::LockTime, transaction::Version,
     },
     channel::{
-        ChannelParams, ChannelStatus, Close, PROTOCOL_VERSION, Refund, close_digest, funding_outpoint, payment_sighash,
+        ChannelParams, ChannelStatus, Close, PROTOCOL_VERSION, Refund, close_digest,
+        funding_outpoint, payment_sighash,
     },
     offer::SignedOffer,
     wire::{CloseProposal, CloseRequest, OpenRequest, PaymentRequest},
@@ -79,7 +80,8 @@ impl Cheat {
     fn hand_in(&self, what: &str, tx: &Transaction, context: &mut Context) {
         let taken = context.chain.accept(tx);
         let index = self.index;
-        context.note(|| format!("cheat {index} broadcasts {what} {}: {taken:?}", tx.compute_txid()));
+        context
+            .note(|| format!("cheat {index} broadcasts {what} {}: {taken:?}", tx.compute_txid()));
     }
 
     /// Something, at random.
@@ -131,9 +133,10 @@ impl Cheat {
             Answer::Paid(reply) => self.paid = self.paid.max(reply.paid.to_sat()),
             Answer::Channel(report) if report.status == ChannelStatus::Unfunded => {
                 let known = |opened: &Opened| opened.params.id() == report.channel;
-                let ours = self.opening.as_ref().filter(|(_, open, _)| {
-                    open.subscriber == report.params.subscriber
-                });
+                let ours = self
+                    .opening
+                    .as_ref()
+                    .filter(|(_, open, _)| open.subscriber == report.params.subscriber);
                 if let (Some((key, ..)), false) = (ours, self.channels.iter().any(known)) {
                     let (params, key) = (report.params, *key);
                     self.channels.push(Opened { params, key, fundings: Vec::new() });
@@ -170,7 +173,8 @@ impl Cheat {
             return;
         }
         let at = context.rng.usize(0..self.channels.len());
-        let Some(script) = self.channels.get(at).map(|opened| opened.params.funding_script()) else {
+        let Some(script) = self.channels.get(at).map(|opened| opened.params.funding_script())
+        else {
             return;
         };
         let n = self.coins_used;
@@ -190,10 +194,8 @@ impl Cheat {
     fn pay(&mut self, context: &mut Context) {
         let paid = self.paid;
         let Some(opened) = self.any(context) else { return };
-        let Some(outpoint) = opened
-            .fundings
-            .first()
-            .and_then(|tx| funding_outpoint(&opened.params, tx))
+        let Some(outpoint) =
+            opened.fundings.first().and_then(|tx| funding_outpoint(&opened.params, tx))
         else {
             return;
         };
@@ -300,9 +302,9 @@ impl Cheat {
     /// Spends a funding that is not in a block to itself, at a higher fee.
     fn rival(&mut self, context: &mut Context) {
         let waits = |tx: &&Transaction| {
-            tx.input.first().is_some_and(|input| {
-                context.chain.coin(&input.previous_output).is_some()
-            })
+            tx.input
+                .first()
+                .is_some_and(|input| context.chain.coin(&input.previous_output).is_some())
         };
         let rival = self.rivals.iter().find(waits).cloned();
         if let Some(mut rival) = rival {
@@ -399,7 +401,6 @@ impl Cheat {
                 context.chain.coin(&outpoint).is_none()
             })
         };
-        self.deeds == 0
-            && (self.channels.iter().all(settled) || context.chain.mempool().is_empty())
+        self.deeds == 0 && (self.channels.iter().all(settled) || context.chain.mempool().is_empty())
     }
 }

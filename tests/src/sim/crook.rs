@@ -15,7 +15,7 @@ use bitmesh_core::{
 };
 
 use super::{
-    audit::{Violation, octets_for},
+    audit::octets_for,
     kernel::{CPUS, FRAME_MAX, Kernel},
     keys::PROVIDER,
     offers,
@@ -111,10 +111,6 @@ impl Crook {
             }
             Ask::Pay(id, payment) => self.paid(&id, payment, from, context),
             Ask::Close(id, close) => self.closed(&id, &close, from, context),
-            Ask::Channel(id) => match self.channels.iter().find(|held| held.params.id() == id) {
-                Some(held) => Answer::Channel(Box::new(report(&held.params, from))),
-                None => Answer::Refused(Refusal::UnknownChannel),
-            },
             Ask::Account => Answer::Account(Box::new(self.account(from, context))),
         };
         context.answer(from, number, answer);
@@ -209,7 +205,7 @@ impl Crook {
     }
 
     /// A block was found: it may claim any commitment that it holds.
-    pub fn follow(&mut self, context: &mut Context) -> Result<(), Violation> {
+    pub fn follow(&mut self, context: &mut Context) {
         offers::renew(context);
         let height = context.chain.height();
         if let Some((block, _)) = context.chain.block(height) {
@@ -223,7 +219,6 @@ impl Crook {
         if !self.is_gone(context) && context.one_in(self.manners.claims_in) {
             self.claim(context);
         }
-        Ok(())
     }
 
     fn claim(&mut self, context: &mut Context) {
@@ -253,11 +248,6 @@ impl Crook {
             let taken = context.chain.accept(&tx);
             context.note(|| format!("the crook claims {paid}: {taken:?}"));
         }
-    }
-
-    /// Whether nothing of its can change any more.
-    pub fn is_done(&self, context: &Context) -> bool {
-        context.chain.mempool().is_empty()
     }
 }
 

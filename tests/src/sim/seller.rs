@@ -1,12 +1,15 @@
 //! An honest provider: the real controller between a kernel, a store that forgets what was not
 //! committed, and a chain source that comes and goes.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bitmesh_core::{
-    bitcoin::{FeeRate, Network, ScriptBuf, Transaction},
-    channel::{Batch, ChannelId, Claim, Durable, Entry, ProviderChannel, ProviderEvent},
-    controller::{self, Action, CloseOwn, Controller, DueClaim, Input, RequestId},
+    bitcoin::{FeeRate, Network, ScriptBuf, Transaction, Txid},
+    channel::{Batch, ChannelId, Durable, Entry, FeeEstimates, ProviderChannel, ProviderEvent},
+    controller::{self, Action, CloseOwn, Controller, Input, RequestId},
     station::Station,
     units::Octets,
     wire::CloseRequest,
@@ -57,6 +60,13 @@ impl Crash {
     }
 }
 
+/// What came of the actions of a batch.
+#[derive(Default)]
+struct Done {
+    signed: Vec<Input>,
+    reclaimed: Vec<Station>,
+}
+
 /// The provider.
 pub struct Seller {
     controller: Option<Controller>,
@@ -66,8 +76,10 @@ pub struct Seller {
     waiting: BTreeMap<RequestId, Waiting>,
     next_request: u64,
     unsent: Vec<Transaction>,
-    /// Claims that wait for a fee estimate.
-    due: Vec<DueClaim>,
+    /// Transactions that were not taken for their fee.
+    refused: Vec<Txid>,
+    /// Channels that a claim was signed for.
+    claimed: BTreeSet<ChannelId>,
     blind: bool,
     /// For each block, whether it was able to act, and the fee rate that blocks asked for.
     abilities: BTreeMap<u32, (bool, FeeRate)>,
@@ -95,7 +107,8 @@ impl Seller {
             waiting: BTreeMap::new(),
             next_request: 0,
             unsent: Vec::new(),
-            due: Vec::new(),
+            refused: Vec::new(),
+            claimed: BTreeSet::new(),
             blind: false,
             abilities: BTreeMap::new(),
         }
@@ -168,7 +181,6 @@ impl Seller {
         context.note(|| format!("the provider crashes: {crash:?}"));
         let before = self.controller.take();
         self.unsent.clear();
-        self.due.clear();
         let down = if context.rng.bool() { 1_000 } else { context.rng.u64(1_000..6_000_000) };
         context.after(down, Event::Restart(0));
         for (_, waiting) in std::mem::take(&mut self.waiting) {
@@ -217,12 +229,12 @@ impl Seller {
                 self.commit(&entries, context)?;
             }
             out = Out::default();
-            let mut reclaimed = Vec::new();
+            let mut done = Done::default();
             for (i, action) in actions.into_iter().enumerate() {
                 if crash == Some(Crash::Amid(i)) {
                     return self.crash(Crash::Amid(i), context);
                 }
-                self.perform(action, &mut reclaimed, context)?;
+                self.perform(action, &mut done, context)?;
             }
             if early {
                 if crash == Some(Crash::BeforeCommit) {
@@ -230,16 +242,24 @@ impl Seller {
                 }
                 self.commit(&entries, context)?;
             }
-            self.tell_reclaimed(reclaimed, &mut out);
+            self.tell_done(done, &mut out);
         }
         context.audit.check_kernel(&self.kernel)
     }
 
-    /// Limits were lowered: what was used until then is read, of all that share the credit.
-    fn tell_reclaimed(&mut self, stations: Vec<Station>, out: &mut Out) {
-        let Some(controller) = self.controller.as_mut().filter(|_| !stations.is_empty()) else {
+    /// What was done goes back to the controller.
+    fn tell_done(&mut self, done: Done, out: &mut Out) {
+        let Some(controller) = &mut self.controller else { return };
+        for signed in done.signed {
+            controller.handle(signed, out);
+        }
+        for txid in std::mem::take(&mut self.refused) {
+            controller.handle(Input::Refused { txid }, out);
+        }
+        let stations = done.reclaimed;
+        if stations.is_empty() {
             return;
-        };
+        }
         let company = stations.iter().flat_map(|station| controller.company(*station));
         let readings =
             company.map(|station| (station, self.kernel.slot(station).usage())).collect();
@@ -263,7 +283,7 @@ impl Seller {
     fn perform(
         &mut self,
         action: Action,
-        reclaimed: &mut Vec<Station>,
+        done: &mut Done,
         context: &mut Context,
     ) -> Result<(), Violation> {
         match action {
@@ -279,11 +299,16 @@ impl Seller {
                 context.note(|| format!("{station} may use no more than {limit}"));
                 let usage = self.kernel.slot(station).usage();
                 self.kernel.set(station, limit, usage);
-                reclaimed.push(station);
+                done.reclaimed.push(station);
             }
             Action::Reply(request, answer) => self.reply(request, answer, context)?,
-            // The node is asked for its estimate first, and has caught up by the time it answers.
-            Action::Claim(due) => self.due = due,
+            Action::Claim(planned) => {
+                let sabotaged = context.plan.sabotage == Some(Sabotage::NeverBump);
+                let first = planned.channels().all(|id| self.claimed.insert(id));
+                if first || !sabotaged {
+                    done.signed.extend(planned.sign(|key, message| PROVIDER.sign(key, message)));
+                }
+            }
             Action::Broadcast(tx) => self.broadcast(tx, context)?,
         }
         Ok(())
@@ -312,33 +337,15 @@ impl Seller {
         Ok(())
     }
 
-    /// The node answered with its estimate.
-    fn claim(&mut self, context: &mut Context) -> Result<(), Violation> {
-        let due = std::mem::take(&mut self.due);
-        if self.blind || due.is_empty() {
-            return Ok(());
+    /// The node answers with its estimates, once per block that is the newest.
+    fn take_fees(&mut self, context: &mut Context) -> Result<(), Violation> {
+        if let Some(controller) = &mut self.controller {
+            controller.set_payout(payout_script());
         }
-        let rate = context.estimate();
-        let raised = due.iter().filter_map(|due| due.replaces).max().map(bumped);
-        if raised.is_some() && context.plan.sabotage == Some(Sabotage::NeverBump) {
-            return Ok(());
-        }
-        let rate = raised.map_or(rate, |raised| raised.max(rate));
-        let payout = payout_script();
-        let pays = |due: &DueClaim| Claim::new(vec![due.input.clone()], &payout, rate).is_ok();
-        let due: Vec<_> = due.into_iter().filter(pays).collect();
-        let inputs = due.iter().map(|due| due.input.clone()).collect();
-        let Ok(claim) = Claim::new(inputs, &payout, rate) else { return Ok(()) };
-        let fee = claim.fee();
-        let own: Vec<_> = claim
-            .sighashes()
-            .into_iter()
-            .zip(&due)
-            .map(|(message, due)| PROVIDER.sign(due.key_index, message))
-            .collect();
-        let Some(tx) = claim.finish(&own) else { return Ok(()) };
-        let channels = due.into_iter().map(|due| due.channel).collect();
-        self.put(Input::Claimed { channels, tx, fee, fee_rate: rate }, context)
+        let normal = context.estimate();
+        let urgent = normal.max(context.estimate());
+        let fees = (!context.one_in(50)).then_some(FeeEstimates { normal, urgent });
+        self.put(Input::Fees(fees), context)
     }
 
     fn broadcast(&mut self, tx: Transaction, context: &mut Context) -> Result<(), Violation> {
@@ -346,7 +353,11 @@ impl Seller {
             self.unsent.push(tx);
             return Ok(());
         }
-        hand_in("the provider", &tx, context)
+        let taken = hand_in("the provider", &tx, context)?;
+        if matches!(taken, Err(Reject::FeeTooLow | Reject::Replacement)) {
+            self.refused.push(tx.compute_txid());
+        }
+        Ok(())
     }
 
     /// A question arrives.
@@ -379,16 +390,6 @@ impl Seller {
                 let own = self.own_for_close(&channel, &close);
                 Input::Close { request, channel, close, own }
             }
-            Ask::Channel(channel) => {
-                let Some(controller) = &self.controller else { return Ok(()) };
-                let answer = match controller.channel(&channel) {
-                    Ok(report) => Answer::Channel(Box::new(report)),
-                    Err(refusal) => Answer::Refused(refusal),
-                };
-                self.waiting.remove(&request);
-                context.answer(from, number, answer);
-                return Ok(());
-            }
             Ask::Account => {
                 self.low_credit(from, context)?;
                 self.waiting.remove(&request);
@@ -413,7 +414,11 @@ impl Seller {
     }
 
     /// A station's counters are read out of turn.
-    pub fn low_credit(&mut self, subscriber: usize, context: &mut Context) -> Result<(), Violation> {
+    pub fn low_credit(
+        &mut self,
+        subscriber: usize,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
         let station = station(subscriber);
         let usage = self.kernel.slot(station).usage();
         self.put(Input::Reading(station, usage), context)
@@ -462,7 +467,7 @@ impl Seller {
                 }
             }
             match step {
-                None => return self.claim(context),
+                None => return self.take_fees(context),
                 Some(Step::Disconnect(height)) => {
                     self.put(Input::BlockDisconnected { height }, context)?;
                 }
@@ -497,16 +502,18 @@ impl Seller {
                 if there && !self.could_claim(sold, id) {
                     continue;
                 }
-                return violated("what was paid is claimed", format!("{paid} on {id}, never spent"));
+                return violated(
+                    "what was paid is claimed",
+                    format!("{paid} on {id}, never spent"),
+                );
             };
             let claims: Vec<_> = context
                 .audit
                 .sold
                 .values()
                 .filter(|other| {
-                    let spends = |outpoint| {
-                        tx.input.iter().any(|input| input.previous_output == outpoint)
-                    };
+                    let spends =
+                        |outpoint| tx.input.iter().any(|input| input.previous_output == outpoint);
                     other.best.is_some_and(|(_, outpoint)| spends(outpoint))
                 })
                 .collect();
@@ -522,7 +529,10 @@ impl Seller {
             }
             if payout == 0 {
                 if self.could_claim(sold, id) {
-                    return violated("what was paid is claimed", format!("{paid} on {id} refunded"));
+                    return violated(
+                        "what was paid is claimed",
+                        format!("{paid} on {id} refunded"),
+                    );
                 }
                 continue;
             }
@@ -543,7 +553,8 @@ impl Seller {
                     format!("{payout} + {fee} of {due}"),
                 );
             }
-            let late = height + bitmesh_core::channel::CLAIM_DONE_BLOCKS > sold.params.expiry_height;
+            let late =
+                height + bitmesh_core::channel::CLAIM_DONE_BLOCKS > sold.params.expiry_height;
             if late && self.could_claim(sold, id) {
                 return violated(
                     "claims are in a block 36 blocks before the expiry",
@@ -599,14 +610,18 @@ pub fn next_step(
 }
 
 /// An honest party's transaction: a node may not take it, but never because it is not valid.
-pub fn hand_in(who: &str, tx: &Transaction, context: &mut Context) -> Result<(), Violation> {
+pub fn hand_in(
+    who: &str,
+    tx: &Transaction,
+    context: &mut Context,
+) -> Result<Result<(), Reject>, Violation> {
     let taken = context.chain.accept(tx);
     context.note(|| format!("{who} broadcasts {}: {taken:?}", tx.compute_txid()));
     match taken {
         Err(error @ (Reject::Invalid(_) | Reject::Overspent | Reject::NotFinal | Reject::Dust)) => {
             violated("honest transactions are valid", format!("{who}: {error:?}"))
         }
-        _ => Ok(()),
+        taken => Ok(taken),
     }
 }
 
@@ -615,12 +630,6 @@ pub fn is_close(tx: &Transaction) -> bool {
     let witness = tx.input.first().map(|input| &input.witness);
     let flags = |at| witness.and_then(|witness| witness.nth(at)).and_then(|w| w.last().copied());
     (flags(0), flags(1)) == (Some(1), Some(1))
-}
-
-fn bumped(last: FeeRate) -> FeeRate {
-    FeeRate::from_sat_per_kwu(
-        last.to_sat_per_kwu().saturating_mul(3).div_ceil(2).saturating_add(250),
-    )
 }
 
 fn brief(event: &ProviderEvent) -> String {
