@@ -3,7 +3,10 @@
 //!
 //! What is not modelled: packages handed in together, the mempool's size, orphaned transactions.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bitmesh_core::bitcoin::{
     Amount, Block, BlockHash, CompactTarget, FeeRate, OutPoint, Transaction, TxMerkleNode, TxOut,
@@ -87,6 +90,7 @@ pub struct Chain {
     base: u32,
     blocks: Vec<Mined>,
     coins: BTreeMap<OutPoint, Coin>,
+    confirmed: BTreeSet<Txid>,
     mempool: Vec<Waiting>,
     salt: u32,
     /// What the next block asks for, in satoshi per 1,000 weight units.
@@ -104,6 +108,7 @@ impl Chain {
             base: height,
             blocks: Vec::new(),
             coins,
+            confirmed: BTreeSet::new(),
             mempool: Vec::new(),
             salt: 0,
             level: RELAY_RATE,
@@ -162,7 +167,7 @@ impl Chain {
     /// Takes a transaction from somebody; one that is known is taken again.
     pub fn accept(&mut self, tx: &Transaction) -> Result<(), Reject> {
         let txid = tx.compute_txid();
-        if self.mempool.iter().any(|known| known.txid == txid) || self.holds(&txid) {
+        if self.mempool.iter().any(|known| known.txid == txid) || self.confirmed.contains(&txid) {
             return Ok(());
         }
         let prevouts = self.prevouts(tx)?;
@@ -183,16 +188,6 @@ impl Chain {
     /// The least that the mempool takes: with many waiting, a part of what blocks ask for.
     pub fn mempool_min(&self) -> FeeRate {
         RELAY_RATE.max(FeeRate::from_sat_per_kwu(self.level.to_sat_per_kwu() / 8))
-    }
-
-    fn holds(&self, txid: &Txid) -> bool {
-        let known = |vout| self.coins.contains_key(&OutPoint::new(*txid, vout));
-        known(0)
-            || known(1)
-            || self
-                .blocks
-                .iter()
-                .any(|mined| mined.block.txdata.iter().any(|tx| tx.compute_txid() == *txid))
     }
 
     fn prevouts(&self, tx: &Transaction) -> Result<Vec<TxOut>, Reject> {
@@ -319,6 +314,7 @@ impl Chain {
         txdata.extend(transactions.iter().map(|tx| Transaction::clone(tx)));
         for tx in &txdata {
             let txid = tx.compute_txid();
+            self.confirmed.insert(txid);
             for input in &tx.input {
                 if let Some(coin) = self.coins.remove(&input.previous_output) {
                     spent.push((input.previous_output, coin));
@@ -367,6 +363,7 @@ impl Chain {
             let Some(mined) = self.blocks.pop() else { break };
             for tx in mined.block.txdata.iter().rev() {
                 let txid = tx.compute_txid();
+                self.confirmed.remove(&txid);
                 for vout in (0..).take(tx.output.len()) {
                     self.coins.remove(&OutPoint::new(txid, vout));
                 }
@@ -401,7 +398,7 @@ impl Chain {
                 .iter()
                 .any(|input| self.mempool.iter().any(|known| known.spends(&input.previous_output)));
             let txid = tx.compute_txid();
-            if taken || self.holds(&txid) {
+            if taken || self.confirmed.contains(&txid) {
                 continue;
             }
             let Ok(prevouts) = self.prevouts(&tx) else { continue };

@@ -22,7 +22,7 @@ use super::{
 };
 
 /// What it does in all before it leaves only its refund to be fetched.
-const DEEDS_MAX: u32 = 80;
+const DEEDS_MAX: u32 = 50;
 /// Questions that it remembers, to repeat them.
 const REMEMBERED: usize = 32;
 
@@ -272,7 +272,12 @@ impl Cheat {
     /// Too early, or not: the chain has to tell.
     fn refund(&mut self, context: &mut Context) {
         let rate = context.estimate();
-        for opened in &self.channels {
+        let height = context.chain.height();
+        let early = context.rng.usize(0..self.channels.len().max(1));
+        for (i, opened) in self.channels.iter().enumerate() {
+            if i != early && height < opened.params.expiry_height {
+                continue;
+            }
             for tx in &opened.fundings {
                 let Some(outpoint) = funding_outpoint(&opened.params, tx) else { continue };
                 if context.chain.coin(&outpoint).is_none() {
