@@ -3,7 +3,7 @@
 
 use bitcoin::{Amount, FeeRate, Script, Weight};
 
-use super::{CAPACITY_MIN, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, ClaimRecord, DUST, RESERVE};
+use super::{CAPACITY_MIN, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, ClaimRecord, CloseRecord, DUST, RESERVE};
 
 /// Blocks that a claim has from the margin on: what "left" is counted from.
 pub const CLAIM_WINDOW_BLOCKS: u32 = CLAIM_MARGIN_BLOCKS - CLAIM_DONE_BLOCKS;
@@ -90,6 +90,12 @@ impl Replaced {
         Self { fee, rate: self.rate.max(other.rate) }
     }
 
+    /// One of two that can't both be in a mempool: a replacement beats either.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { fee: self.fee.max(other.fee), rate: self.rate.max(other.rate) }
+    }
+
     /// What the next attempt takes when the estimate is no help: half as much again and 1 sat/vB.
     pub fn bumped(self) -> FeeRate {
         let rate = self.rate.to_sat_per_kwu();
@@ -100,6 +106,12 @@ impl Replaced {
 impl From<&ClaimRecord> for Replaced {
     fn from(claim: &ClaimRecord) -> Self {
         Self::new(claim.fee, claim.tx.weight())
+    }
+}
+
+impl From<&CloseRecord> for Replaced {
+    fn from(close: &CloseRecord) -> Self {
+        Self::new(close.fee, close.tx.weight())
     }
 }
 

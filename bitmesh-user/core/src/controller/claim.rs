@@ -69,6 +69,16 @@ struct Due {
     left: u32,
 }
 
+/// Channels that one transaction claims, or that a close pays out, and that are claimed together
+/// again.
+#[derive(Default)]
+struct Group {
+    claim: Option<Replaced>,
+    /// All of them: a mempool may hold them instead of the claim.
+    closes: Option<Replaced>,
+    due: Vec<Due>,
+}
+
 impl Due {
     fn is_urgent(&self) -> bool {
         self.left < CLAIM_URGENT_BLOCKS
@@ -89,18 +99,24 @@ impl Controller {
     pub(super) fn plan_claims(&mut self, out: &mut Out) {
         let Some(fees) = self.fees.filter(|_| self.synced) else { return };
         let mut fresh = Vec::new();
-        let mut replacing: BTreeMap<Txid, (Replaced, Vec<Due>)> = BTreeMap::new();
+        let mut replacing: BTreeMap<Txid, Group> = BTreeMap::new();
         for (id, channel) in self.book.iter() {
             let Some(due) = self.due(*id, channel) else { continue };
-            match channel.claim().filter(|claim| self.can_confirm(claim)) {
-                None => fresh.push(due),
-                Some(claim) => {
-                    let group = replacing.entry(claim.tx.compute_txid());
-                    group.or_insert_with(|| (claim.into(), Vec::new())).1.push(due);
-                }
-            }
+            let claim = channel.claim().filter(|claim| self.can_confirm(claim));
+            let close = channel.closed_by_both();
+            let Some(tx) = claim.map(|claim| &claim.tx).or(close.map(|close| &close.tx)) else {
+                fresh.push(due);
+                continue;
+            };
+            let group = replacing.entry(tx.compute_txid()).or_default();
+            group.claim = claim.map(Replaced::from);
+            let closes = group.closes.into_iter().chain(close.map(Replaced::from));
+            group.closes = closes.reduce(Replaced::and);
+            group.due.push(due);
         }
-        let planned = replacing.into_values().filter_map(|(replaced, group)| {
+        let planned = replacing.into_values().filter_map(|group| {
+            let before = group.claim.into_iter().chain(group.closes);
+            let (replaced, group) = (before.reduce(Replaced::or)?, group.due);
             let left = group.iter().map(|due| due.left).min()?;
             let wanted = fees.rate(left).max(replaced.bumped());
             self.plan(&group, wanted, Some(replaced))
@@ -217,7 +233,9 @@ impl Controller {
     fn waiting_claims(&self) -> impl Iterator<Item = &Transaction> {
         let tip = self.book.tip();
         let closing = move |channel: &&ProviderChannel| {
-            channel.status(tip) == ChannelStatus::Closing && channel.funding().is_some()
+            channel.status(tip) == ChannelStatus::Closing
+                && channel.funding().is_some()
+                && !channel.awaits_close(tip)
         };
         let channels = self.book.iter().map(|(_, channel)| channel).filter(closing);
         channels.filter_map(|channel| channel.claim().map(|claim| &claim.tx))
