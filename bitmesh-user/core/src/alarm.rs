@@ -199,10 +199,8 @@ mod tests {
         let mut channel = ProviderChannel::open(&opened).unwrap();
         let funding = Funding { outpoint: outpoint(&params()), height: 101 };
         channel.apply(&ProviderEvent::Funded(funding)).unwrap();
-        let paid = ProviderEvent::Paid {
-            paid: Amount::from_sat(sum),
-            signature: pay(&params(), sum),
-        };
+        let paid =
+            ProviderEvent::Paid { paid: Amount::from_sat(sum), signature: pay(&params(), sum) };
         channel.apply(&paid).unwrap();
         if closing {
             channel.apply(&ProviderEvent::CloseRequested { payout_script: None }).unwrap();
@@ -237,7 +235,9 @@ mod tests {
         let day = 24 * 3_600;
         assert_eq!(of(&channel, lost(first - 288, day)), [(Kind::ChainLost, Level::Warning)]);
         assert_eq!(of(&channel, lost(first - 287, day)), [(Kind::ChainLost, Level::Error)]);
-        assert!(alarms(std::iter::empty(), lost(5, day))[0].message.contains("nothing is at stake"));
+        assert!(
+            alarms(std::iter::empty(), lost(5, day))[0].message.contains("nothing is at stake")
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 
 use bitmesh_core::{
     bitcoin::{Amount, OutPoint},
-    channel::{ChannelId, ChannelParams, Entry, ProviderEvent, SubscriberEvent},
+    channel::{ChannelId, ChannelParams, Entry, ProviderEvent, SubscriberEvent, funding_outpoint},
     ledger::Usage,
     station::Station,
     units::{Msat, Octets},
@@ -41,19 +41,26 @@ pub struct Sold {
     /// Who opened it.
     pub station: Station,
     base: Usage,
-    funding: Option<OutPoint>,
-    /// The best commitment, and what it spends.
-    pub best: Option<(Amount, OutPoint)>,
-    /// The newest payment that was acknowledged, and what it spends.
-    pub acknowledged: Option<(Amount, OutPoint)>,
-    /// What a reorganisation voided, at most.
-    pub voided: Amount,
+    /// The funding, in a block or presented, that payments spend.
+    basis: Option<OutPoint>,
+    confirmed: bool,
+    /// The best commitment on each funding.
+    pub best: BTreeMap<OutPoint, Amount>,
+    /// What was acknowledged on each.
+    acknowledged: BTreeMap<OutPoint, Amount>,
 }
 
 impl Sold {
-    /// Sum of the durable payments.
+    /// Sum of the durable payments on the funding that counts.
     pub fn paid(&self) -> Amount {
-        self.best.map_or(Amount::ZERO, |(paid, _)| paid)
+        let best = self.basis.and_then(|basis| self.best.get(&basis));
+        best.copied().unwrap_or(Amount::ZERO)
+    }
+
+    /// Whether something that was acknowledged is not durable.
+    pub fn forgot(&self) -> bool {
+        let durable = |outpoint: &OutPoint| self.best.get(outpoint).copied().unwrap_or_default();
+        self.acknowledged.iter().any(|(outpoint, paid)| durable(outpoint) < *paid)
     }
 
     fn bought(&self) -> Octets {
@@ -118,10 +125,10 @@ impl Audit {
                     params: (**params).clone(),
                     station: *station,
                     base: *used,
-                    funding: None,
-                    best: None,
-                    acknowledged: None,
-                    voided: Amount::ZERO,
+                    basis: None,
+                    confirmed: false,
+                    best: BTreeMap::new(),
+                    acknowledged: BTreeMap::new(),
                 };
                 self.sold.insert(*channel, sold);
                 continue;
@@ -131,26 +138,26 @@ impl Audit {
             };
             match event {
                 ProviderEvent::Funded(funding) => {
-                    sold.funding = Some(funding.outpoint);
-                    if let Some((paid, _)) =
-                        sold.best.filter(|(_, outpoint)| *outpoint != funding.outpoint)
-                    {
-                        sold.voided = sold.voided.max(paid);
-                        (sold.best, sold.acknowledged) = (None, None);
-                    }
+                    (sold.basis, sold.confirmed) = (Some(funding.outpoint), true);
                 }
-                ProviderEvent::Unfunded => sold.funding = None,
+                ProviderEvent::FundingOffered { tx } => {
+                    sold.basis = funding_outpoint(&sold.params, tx);
+                }
+                ProviderEvent::FundingRevoked => sold.basis = None,
+                ProviderEvent::Unfunded => sold.confirmed = false,
                 ProviderEvent::Paid { paid, .. } => {
-                    if *paid <= sold.paid() || *paid > sold.params.payable() {
+                    let payable = sold.params.payable();
+                    let most = if sold.confirmed { payable } else { sold.params.unconfirmed_max };
+                    if *paid <= sold.paid() || *paid > most {
                         return violated(
-                            "the best state only grows, within the channel",
-                            format!("{paid} after {}", sold.paid()),
+                            "the best state only grows, within what counts",
+                            format!("{paid} after {} of {most}", sold.paid()),
                         );
                     }
-                    let Some(outpoint) = sold.funding else {
+                    let Some(basis) = sold.basis else {
                         return violated("a payment spends a funding", format!("{channel}"));
                     };
-                    sold.best = Some((*paid, outpoint));
+                    sold.best.insert(basis, *paid);
                     self.payments += 1;
                 }
                 _ => {}
@@ -210,7 +217,10 @@ impl Audit {
     pub fn acknowledged(&mut self, channel: &ChannelId, paid: Amount) -> Result<(), Violation> {
         match self.sold.get_mut(channel) {
             Some(sold) if sold.paid() >= paid => {
-                sold.acknowledged = sold.acknowledged.max(sold.best);
+                if let Some(basis) = sold.basis {
+                    let known = sold.acknowledged.entry(basis).or_default();
+                    *known = paid.max(*known);
+                }
                 Ok(())
             }
             _ => violated(

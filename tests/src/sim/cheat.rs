@@ -184,7 +184,16 @@ impl Cheat {
         if context.one_in(4) {
             self.hand_in("a rival funding", &rival, context);
         }
-        self.hand_in("a funding", &tx, context);
+        if context.one_in(3) {
+            let shown = if context.one_in(4) { rival.clone() } else { tx.clone() };
+            let id = self.channels.get(at).map(|opened| opened.params.id());
+            if let Some(id) = id {
+                self.ask(Ask::Fund(id, shown), context);
+            }
+        }
+        if !context.one_in(6) {
+            self.hand_in("a funding", &tx, context);
+        }
         self.rivals.push(rival);
         if let Some(opened) = self.channels.get_mut(at) {
             opened.fundings.push(tx);

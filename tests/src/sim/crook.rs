@@ -4,7 +4,7 @@ use bitmesh_core::{
     bitcoin::{Amount, Network, OutPoint, Transaction},
     channel::{
         ChannelId, ChannelParams, ChannelStatus, Claim, ClaimInput, Close, PaymentError,
-        verify_payment,
+        funding_outpoint, verify_payment,
     },
     controller::Refusal,
     ledger::{Counts, Usage},
@@ -111,6 +111,14 @@ impl Crook {
             }
             Ask::Pay(id, payment) => self.paid(&id, payment, from, context),
             Ask::Close(id, close) => self.closed(&id, &close, from, context),
+            Ask::Fund(id, tx) => match self.channels.iter().find(|held| held.params.id() == id) {
+                Some(held) => {
+                    let mut report = report(&held.params, from);
+                    report.offered = funding_outpoint(&held.params, &tx);
+                    Answer::Channel(Box::new(report))
+                }
+                None => Answer::Refused(Refusal::UnknownChannel),
+            },
             Ask::Account => Answer::Account(Box::new(self.account(from, context))),
         };
         context.answer(from, number, answer);
@@ -211,7 +219,7 @@ impl Crook {
         if let Some((block, _)) = context.chain.block(height) {
             for tx in &block.txdata {
                 for held in &mut self.channels {
-                    let outpoint = bitmesh_core::channel::funding_outpoint(&held.params, tx);
+                    let outpoint = funding_outpoint(&held.params, tx);
                     held.funding = outpoint.or(held.funding);
                 }
             }

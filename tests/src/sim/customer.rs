@@ -32,6 +32,8 @@ type Out = Batch<SubscriberEvent, Action>;
 
 /// How often the provider's view is fetched while nothing is paid, in milliseconds.
 const ACCOUNT_INTERVAL_MS: u64 = 2_000;
+/// Pause before a funding is presented again, in milliseconds.
+const PRESENT_INTERVAL_MS: u64 = 30_000;
 /// Channels that it opens at most, one after the other.
 const CHANNELS_MAX: usize = 3;
 /// Blocks after which it opens no more.
@@ -68,6 +70,7 @@ pub struct Customer {
     closing_asked: u32,
     next_number: u64,
     account_due_ms: u64,
+    present_due_ms: u64,
     blind: bool,
     unsent: Vec<Transaction>,
     stepping: bool,
@@ -96,6 +99,7 @@ impl Customer {
             closing_asked: 0,
             next_number: 0,
             account_due_ms: 0,
+            present_due_ms: 0,
             blind: false,
             unsent: Vec::new(),
             stepping: false,
@@ -370,9 +374,39 @@ impl Customer {
                 let proposal = known.and_then(|channel| channel.proposed_close());
                 self.ask_to_close(id, proposal.map(CloseProposal::from), context);
             }
-            None => {}
+            None => self.present(context),
         }
         Ok(())
+    }
+
+    /// Shows the provider a funding that no block holds, where payments count on it.
+    fn present(&mut self, context: &mut Context) {
+        let Some(buyer) = &self.buyer else { return };
+        let tip = buyer.book().tip();
+        let waiting = buyer.book().iter().find_map(|(id, channel)| {
+            let wanted = channel.params().unconfirmed_max > Amount::ZERO
+                && channel.status(tip) == ChannelStatus::Unfunded;
+            let tx = channel.funding_waits(tip).filter(|_| wanted)?;
+            Some((*id, tx.clone()))
+        });
+        let Some((id, tx)) = waiting.filter(|_| context.now_ms >= self.present_due_ms) else {
+            return;
+        };
+        self.present_due_ms = context.now_ms + PRESENT_INTERVAL_MS;
+        self.ask_aside(Ask::Fund(id, tx), context);
+    }
+
+    fn presented(
+        &mut self,
+        id: ChannelId,
+        report: &ChannelReport,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        let mut out = Out::default();
+        if let (Some(buyer), Some(outpoint)) = (&mut self.buyer, report.offered) {
+            buyer.funding_taken(id, outpoint, &mut out);
+        }
+        self.settle(out, context)
     }
 
     fn ask_to_close(
@@ -577,6 +611,7 @@ impl Customer {
                     self.report(&report, asked.counted, asked.sent_ms, context)?;
                 }
             }
+            (Answer::Channel(report), Ask::Fund(id, _)) => self.presented(id, &report, context)?,
             (Answer::Channel(report), Ask::Close(id, _)) => {
                 self.close_answered(id, *report, context)?;
             }

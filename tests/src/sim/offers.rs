@@ -37,7 +37,7 @@ pub fn make(plan: &Plan, issued_at: u64) -> SignedOffer {
             lifetime_max_blocks: LIFETIME_MAX_BLOCKS,
             confirmations: plan.confirmations,
             tick_max: TICK_MAX,
-            unconfirmed_max: Amount::ZERO,
+            unconfirmed_max: plan.unconfirmed_max,
         },
     };
     let signature = secp().sign_schnorr_no_aux_rand(&offer.message(), &keys);

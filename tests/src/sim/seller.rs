@@ -7,9 +7,12 @@ use std::{
 };
 
 use bitmesh_core::{
-    bitcoin::{FeeRate, Network, ScriptBuf, Transaction, Txid},
-    channel::{Batch, ChannelId, Durable, Entry, FeeEstimates, ProviderChannel, ProviderEvent},
-    controller::{self, Action, CloseOwn, Controller, Input, RequestId},
+    bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, TxOut, Txid},
+    channel::{
+        Batch, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelId, DUST, Durable, Entry,
+        FeeEstimates, ProviderChannel, ProviderEvent,
+    },
+    controller::{self, Action, CloseOwn, Controller, Input, RequestId, Taken},
     station::Station,
     units::Octets,
     wire::CloseRequest,
@@ -17,7 +20,7 @@ use bitmesh_core::{
 
 use super::{
     Sabotage,
-    audit::{Violation, violated},
+    audit::{Sold, Violation, violated},
     chain::Reject,
     kernel::Kernel,
     keys::PROVIDER,
@@ -161,7 +164,7 @@ impl Seller {
                     format!("{known:?} instead of {} on {id}", sold.paid()),
                 );
             }
-            if sold.acknowledged.is_some_and(|(paid, _)| paid > sold.paid()) {
+            if sold.forgot() {
                 return violated("what was acknowledged is durable", id.to_string());
             }
         }
@@ -310,6 +313,26 @@ impl Seller {
                 }
             }
             Action::Broadcast(tx) => self.broadcast(tx, context)?,
+            Action::Present { request, channel, tx } => {
+                let taken = if self.blind {
+                    Taken::Unknown
+                } else {
+                    match context.chain.accept(&tx) {
+                        Ok(()) => Taken::Yes,
+                        Err(reject) => Taken::No(format!("{reject:?}")),
+                    }
+                };
+                context.note(|| format!("funding {}: {taken:?}", tx.compute_txid()));
+                done.signed.push(Input::Presented { request, channel, tx, taken });
+            }
+            Action::CheckOffered(offered) => {
+                for (channel, tx) in offered {
+                    if !self.blind && context.chain.accept(&tx).is_err() {
+                        let txid = tx.compute_txid();
+                        done.signed.push(Input::OfferedGone { channel, txid });
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -386,6 +409,7 @@ impl Seller {
                 self.low_credit(from, context)?;
                 Input::Pay { request, channel, payment, station: Some(peer) }
             }
+            Ask::Fund(channel, tx) => Input::Fund { request, channel, tx },
             Ask::Close(channel, close) => {
                 let own = self.own_for_close(&channel, &close);
                 Input::Close { request, channel, close, own }
@@ -492,92 +516,79 @@ impl Seller {
     /// At the end: what was paid durably is in the wallet, less fees.
     pub fn settle_accounts(&mut self, context: &mut Context) -> Result<(), Violation> {
         for (id, sold) in &context.audit.sold {
-            let Some((paid, outpoint)) = sold.best else { continue };
-            let confirmed = context.chain.spender(&outpoint);
-            let Some((tx, height)) = confirmed else {
-                let there = context.chain.coin(&outpoint).is_some();
-                if !there && context.audit.deepest >= sold.params.confirmations {
-                    continue; // Double-spent by a reorganisation that is deeper than the terms ask.
-                }
-                if there && !self.could_claim(sold, id) {
-                    continue;
-                }
-                return violated(
-                    "what was paid is claimed",
-                    format!("{paid} on {id}, never spent"),
-                );
+            for (outpoint, paid) in &sold.best {
+                self.settle_one(id, sold, *outpoint, *paid, context)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_one(
+        &self,
+        id: &ChannelId,
+        sold: &Sold,
+        outpoint: OutPoint,
+        paid: Amount,
+        context: &Context,
+    ) -> Result<(), Violation> {
+        let expiry = sold.params.expiry_height;
+        let lost =
+            |how: &str| violated("what was paid is claimed", format!("{paid} on {id}, {how}"));
+        let could = self.could_claim(expiry, paid);
+        let Some((tx, height)) = context.chain.spender(&outpoint) else {
+            let there = context.chain.coin(&outpoint).is_some();
+            // Another funding confirmed, or none: what was paid before confirmation is lost, and
+            // more only in a reorganisation that is deeper than the terms ask.
+            let bounded = paid <= sold.params.unconfirmed_max
+                || context.audit.deepest >= sold.params.confirmations;
+            return if there && could || !there && !bounded { lost("never spent") } else { Ok(()) };
+        };
+        let spends = |(known, _): &(&OutPoint, &Amount)| {
+            tx.input.iter().any(|input| input.previous_output == **known)
+        };
+        let sold_by = context.audit.sold.values();
+        let due = sold_by.flat_map(|sold| sold.best.iter().filter(spends));
+        let due: u64 = due.map(|(_, paid)| paid.to_sat()).sum();
+        let own = |output: &&TxOut| output.script_pubkey == payout_script();
+        let payout: u64 = tx.output.iter().filter(own).map(|output| output.value.to_sat()).sum();
+        if is_close(tx) {
+            return if payout < due && due >= DUST.to_sat() {
+                violated("a close pays the provider what was paid", format!("{payout} of {due}"))
+            } else {
+                Ok(())
             };
-            let claims: Vec<_> = context
-                .audit
-                .sold
-                .values()
-                .filter(|other| {
-                    let spends =
-                        |outpoint| tx.input.iter().any(|input| input.previous_output == outpoint);
-                    other.best.is_some_and(|(_, outpoint)| spends(outpoint))
-                })
-                .collect();
-            let due: u64 = claims.iter().map(|sold| sold.paid().to_sat()).sum();
-            let payout: u64 = tx
-                .output
-                .iter()
-                .filter(|output| output.script_pubkey == payout_script())
-                .map(|output| output.value.to_sat())
-                .sum();
-            if is_close(tx) && due < bitmesh_core::channel::DUST.to_sat() {
-                continue;
-            }
-            if payout == 0 {
-                if self.could_claim(sold, id) {
-                    return violated(
-                        "what was paid is claimed",
-                        format!("{paid} on {id} refunded"),
-                    );
-                }
-                continue;
-            }
-            let given: u64 = tx.output.iter().map(|output| output.value.to_sat()).sum();
-            let fee = context.chain.input_value(tx).map_or(0, |value| value.to_sat() - given);
-            if is_close(tx) {
-                if payout < due {
-                    return violated(
-                        "a close pays the provider what was paid",
-                        format!("{payout} of {due}"),
-                    );
-                }
-                continue;
-            }
-            if payout + fee != due {
-                return violated(
-                    "payout and fee are the best commitments' sum",
-                    format!("{payout} + {fee} of {due}"),
-                );
-            }
-            let late =
-                height + bitmesh_core::channel::CLAIM_DONE_BLOCKS > sold.params.expiry_height;
-            if late && self.could_claim(sold, id) {
-                return violated(
-                    "claims are in a block 36 blocks before the expiry",
-                    format!("{id} at {height}, expiry {}", sold.params.expiry_height),
-                );
-            }
+        }
+        if payout == 0 {
+            return if could { lost("refunded") } else { Ok(()) };
+        }
+        let given: u64 = tx.output.iter().map(|output| output.value.to_sat()).sum();
+        let fee = context.chain.input_value(tx).map_or(0, |value| value.to_sat() - given);
+        if payout + fee != due {
+            return violated(
+                "payout and fee are the best commitments' sum",
+                format!("{payout} + {fee} of {due}"),
+            );
+        }
+        if height + CLAIM_DONE_BLOCKS > expiry && could {
+            return violated(
+                "claims are in a block 36 blocks before the expiry",
+                format!("{id} at {height}, expiry {expiry}"),
+            );
         }
         Ok(())
     }
 
     /// Whether there was a time after the margin, long enough for a claim, at fees that left
     /// something of it.
-    fn could_claim(&self, sold: &super::audit::Sold, _id: &ChannelId) -> bool {
+    fn could_claim(&self, expiry: u32, paid: Amount) -> bool {
         /// Blocks in a row that a claim needs: to be seen, raised and mined.
         const RUN: u32 = 12;
-        let expiry = sold.params.expiry_height;
-        let margin = expiry - bitmesh_core::channel::CLAIM_MARGIN_BLOCKS;
-        let last = expiry - bitmesh_core::channel::CLAIM_DONE_BLOCKS;
+        let (margin, last) = (expiry - CLAIM_MARGIN_BLOCKS, expiry - CLAIM_DONE_BLOCKS);
         let mut run = 0;
         for (_, (able, level)) in self.abilities.range(margin + 1..last) {
             // A claim of one channel has 194 vB; an estimate is half too high at most.
             let fee = level.to_sat_per_kwu() * 194 * 4 * 2 / 1_000;
-            let pays = sold.paid().to_sat() > fee + bitmesh_core::channel::DUST.to_sat();
+            let pays = paid.to_sat() > fee + DUST.to_sat();
             run = if *able && pays { run + 1 } else { 0 };
             if run >= RUN {
                 return true;

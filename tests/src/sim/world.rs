@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitmesh_core::{
-    bitcoin::{Amount, FeeRate, OutPoint, TxOut, Txid, hashes::Hash},
+    bitcoin::{Amount, FeeRate, OutPoint, Transaction, TxOut, Txid, hashes::Hash},
     channel::{ChannelId, LIFETIME_MIN_BLOCKS},
     controller::Refusal,
     offer::SignedOffer,
@@ -47,6 +47,8 @@ pub enum Ask {
     Pay(ChannelId, PaymentRequest),
     /// `POST /v1/channels/{id}/close`.
     Close(ChannelId, CloseRequest),
+    /// `POST /v1/channels/{id}/funding`.
+    Fund(ChannelId, Transaction),
     /// `GET /v1/account`.
     Account,
 }
@@ -120,6 +122,8 @@ pub struct Plan {
     pub confirmations: u32,
     /// Of the offer, in msat per MiB.
     pub price: u64,
+    /// Of the offer: what counts before confirmation.
+    pub unconfirmed_max: Amount,
     /// Of every channel.
     pub capacity: Amount,
     /// Of every channel.
@@ -136,6 +140,8 @@ impl Plan {
         let honest_provider = rng.u32(0..4) > 0;
         let count = if honest_provider { rng.usize(1..=3) } else { 1 };
         let subscribers = (0..count).map(|_| !honest_provider || rng.u32(0..3) > 0).collect();
+        let capacity = rng.u64(10_000..300_000);
+        let unconfirmed_max = if rng.bool() { 0 } else { rng.u64(0..capacity / 2) };
         Self {
             honest_provider,
             subscribers,
@@ -146,7 +152,8 @@ impl Plan {
             spike_in,
             confirmations: rng.u32(1..=6),
             price: 1_000 * rng.u64(1..1_000),
-            capacity: Amount::from_sat(rng.u64(10_000..300_000)),
+            unconfirmed_max: Amount::from_sat(unconfirmed_max),
+            capacity: Amount::from_sat(capacity),
             lifetime: LIFETIME_MIN_BLOCKS + rng.u32(0..60),
             sabotage,
         }

@@ -3,7 +3,9 @@
 
 use bitcoin::{Amount, FeeRate, Script, Weight};
 
-use super::{CAPACITY_MIN, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, ClaimRecord, CloseRecord, DUST, RESERVE};
+use super::{
+    CAPACITY_MIN, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, ClaimRecord, CloseRecord, DUST, RESERVE,
+};
 
 /// Blocks that a claim has from the margin on: what "left" is counted from.
 pub const CLAIM_WINDOW_BLOCKS: u32 = CLAIM_MARGIN_BLOCKS - CLAIM_DONE_BLOCKS;

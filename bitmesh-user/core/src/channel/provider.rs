@@ -139,7 +139,9 @@ pub enum PaymentError {
         need: u32,
     },
     /// More than counts before the funding is confirmed.
-    #[error("{payable} count before the funding is confirmed: wait for it, or pay no more than that")]
+    #[error(
+        "{payable} count before the funding is confirmed: wait for it, or pay no more than that"
+    )]
     TooEarly {
         /// The terms' `unconfirmed_max`.
         payable: Amount,
@@ -285,10 +287,8 @@ impl ProviderChannel {
             ProviderEvent::Paid { paid, signature } => {
                 let params = &self.course.params;
                 let confirmed = self.course.outpoint().map(|at| (at, params.payable()));
-                let basis =
-                    confirmed.or(self.offered().map(|at| (at, params.unconfirmed_max)));
-                let (outpoint, payable) =
-                    basis.ok_or(InvalidEvent("a payment without funding"))?;
+                let basis = confirmed.or(self.offered().map(|at| (at, params.unconfirmed_max)));
+                let (outpoint, payable) = basis.ok_or(InvalidEvent("a payment without funding"))?;
                 if *paid <= self.paid() || *paid > payable {
                     return Err(InvalidEvent("a payment out of order or bounds"));
                 }
@@ -396,15 +396,11 @@ impl ProviderChannel {
     /// What is at risk before confirmation, until a while after it was lost: what was paid on a
     /// funding without its confirmations, or on one that was revoked.
     pub fn at_risk(&self, tip: u32) -> Amount {
-        if self.course.finished
-            || tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS)
-        {
+        if self.course.finished || tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS) {
             return Amount::ZERO;
         }
-        let waits = matches!(
-            self.status(tip),
-            ChannelStatus::Unfunded | ChannelStatus::Confirming { .. }
-        );
+        let waits =
+            matches!(self.status(tip), ChannelStatus::Unfunded | ChannelStatus::Confirming { .. });
         let owed = self.revoked.max(self.paid());
         // Paid again once it is confirmed, it is no risk any more.
         if waits || owed > self.paid() { owed } else { Amount::ZERO }

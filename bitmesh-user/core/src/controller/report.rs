@@ -5,7 +5,10 @@ use bitcoin::{Address, Amount};
 use super::Controller;
 use crate::{
     account::AccountId,
-    channel::{BindingError, ChannelId, CloseError, FundingError, ParamsError, PaymentError, Uneconomic, VersionError},
+    channel::{
+        BindingError, ChannelId, CloseError, FundingError, ParamsError, PaymentError, Uneconomic,
+        VersionError,
+    },
     ledger::Usage,
     station::Station,
     units::Octets,

@@ -28,9 +28,9 @@ impl Provider {
     ) -> Result<ChannelReport, Refusal> {
         let (request, channel, tx) = (RequestId(8), channel.channel, tx.clone());
         let mut actions = self.put(Input::Fund { request, channel, tx });
-        if let Some(Action::Present { request, channel, tx }) = actions.pop_if(|action| {
-            matches!(action, Action::Present { .. })
-        }) {
+        if let Some(Action::Present { request, channel, tx }) =
+            actions.pop_if(|action| matches!(action, Action::Present { .. }))
+        {
             actions = self.put(Input::Presented { request, channel, tx, taken });
         }
         match actions.pop() {
@@ -92,7 +92,10 @@ fn a_funding_is_handed_on_and_counts_once_the_network_took_it() {
     let before = provider.journal.len();
     let report = provider.present(&channel, &tx, Taken::Yes).unwrap();
     assert_eq!(report.offered, Some(OutPoint::new(tx.compute_txid(), 1)));
-    assert_eq!((report.payable, report.status), (Amount::from_sat(CREDIT), ChannelStatus::Unfunded));
+    assert_eq!(
+        (report.payable, report.status),
+        (Amount::from_sat(CREDIT), ChannelStatus::Unfunded)
+    );
     assert_eq!(provider.journal.len(), before + 1);
     // Again, it is answered and nothing more.
     provider.present(&channel, &tx, Taken::No("never asked".into())).unwrap();

@@ -48,7 +48,9 @@ impl Provider {
                     Action::Reply(RequestId(9), Ok(Answer::Account(report))) => {
                         answer = Some(Ok((**report).clone()));
                     }
-                    Action::Reply(RequestId(9), Err(refusal)) => answer = Some(Err(refusal.clone())),
+                    Action::Reply(RequestId(9), Err(refusal)) => {
+                        answer = Some(Err(refusal.clone()))
+                    }
                     _ => {}
                 }
                 done.push(action);
