@@ -1,7 +1,9 @@
 //! Runs histories of channels by seed, on every CPU, until all are over or one goes wrong.
 
 use std::{
+    fs,
     num::NonZero,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Mutex,
@@ -30,6 +32,9 @@ struct Args {
     /// Tell the history of this seed alone, line by line
     #[arg(long)]
     seed: Option<u64>,
+    /// Write what peers sent and stored in the history of --seed there: a corpus for the fuzz targets
+    #[arg(long, value_name = "DIR", requires = "seed")]
+    samples: Option<PathBuf>,
     /// The first seed
     #[arg(long, default_value_t = 0)]
     first: u64,
@@ -54,9 +59,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     // A panic is an outcome here, and told as one.
     std::panic::set_hook(Box::new(|_| {}));
-    let failure = match args.seed {
-        Some(seed) => tell(seed, usize::MAX),
-        None => run(&args),
+    let failure = match (args.seed, &args.samples) {
+        (Some(seed), Some(folder)) => sample(seed, folder),
+        (Some(seed), None) => tell(seed, usize::MAX),
+        (None, _) => run(&args),
     };
     if failure { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -79,6 +85,19 @@ fn tell(seed: u64, most: usize) -> bool {
             true
         }
     }
+}
+
+/// Writes the samples of a history; whether that failed.
+fn sample(seed: u64, folder: &Path) -> bool {
+    let written = sim::samples(seed).into_iter().try_for_each(|(target, name, octets)| {
+        let folder = folder.join(target);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join(format!("{name}-{seed}")), octets)
+    });
+    if let Err(error) = &written {
+        eprintln!("error: {}: {error}", folder.display());
+    }
+    written.is_err()
 }
 
 fn run(args: &Args) -> bool {

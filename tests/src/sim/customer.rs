@@ -724,6 +724,11 @@ impl Customer {
         self.settle(out, context)
     }
 
+    /// What is durable.
+    pub fn journal(&self) -> &[Entry<SubscriberEvent>] {
+        &self.journal
+    }
+
     /// Whether nothing can change any more.
     pub fn is_done(&self) -> bool {
         let Some(buyer) = &self.buyer else { return false };

@@ -505,6 +505,11 @@ impl Seller {
         Ok(())
     }
 
+    /// What is durable.
+    pub fn journal(&self) -> &[Entry<ProviderEvent>] {
+        &self.journal
+    }
+
     /// Whether nothing can change any more.
     pub fn is_done(&self) -> bool {
         let channels = |controller: &Controller| {
