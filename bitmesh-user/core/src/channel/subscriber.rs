@@ -404,7 +404,7 @@ impl SubscriberChannel {
         let margin = params.expiry_height.saturating_sub(CLAIM_MARGIN_BLOCKS);
         let since = self.leaves_since.unwrap_or(margin);
         let overdue = tip >= since.saturating_add(CLOSE_WAIT_BLOCKS);
-        if claim_pays_off(params, paid, fee_rate) && !overdue {
+        if claim_pays_off(params, paid, fee_rate, tip) && !overdue {
             return Ok(None);
         }
         at_rate().map(Some)

@@ -94,6 +94,8 @@ struct Session {
     gateway: Gateway,
     started: Instant,
     synced: bool,
+    /// Since when the chain is not seen, while it is not.
+    unseen_since: Instant,
     budget: Amount,
     offer: Option<SignedOffer>,
     /// What miners wanted when the offer was asked for.
@@ -161,6 +163,7 @@ impl Session {
             gateway,
             started: now,
             synced: false,
+            unseen_since: now,
             budget,
             offer: None,
             fee_rate: FeeRate::BROADCAST_MIN,
@@ -421,6 +424,9 @@ impl Session {
             ChainEvent::Lost { reason } => {
                 warn!("{reason}");
                 // Payments go on: they need no chain until the channel ends.
+                if self.synced {
+                    self.unseen_since = Instant::now();
+                }
                 self.synced = false;
             }
         }

@@ -9,7 +9,7 @@ use bitmesh_core::{
     buyer::{Action, Buyer, DueRefund},
     channel::{
         Batch, CAPACITY_MIN, ChannelId, ChannelParams, PROTOCOL_VERSION, RESERVE, Refund,
-        SubscriberEvent,
+        SubscriberEvent, check_economic,
     },
     offer::SignedOffer,
     wire::{ChannelReport, OpenRequest},
@@ -150,7 +150,7 @@ impl Session {
         Ok(told.max(tip))
     }
 
-    fn acceptable(&self, offer: &SignedOffer, capacity: Amount) -> Result<(), Short> {
+    fn acceptable(&mut self, offer: &SignedOffer, capacity: Amount) -> Result<(), Short> {
         let network = self.config.common.network;
         offer
             .verify(&Secp256k1::verification_only(), network, now())
@@ -170,6 +170,14 @@ impl Session {
                 terms.capacity_max.to_sat()
             )));
         }
+        // What the remainder costs is the same for every script of this wallet's.
+        let script = self.foundation.wallet.unused_address().script_pubkey();
+        check_economic(capacity, &script, self.fee_rate).map_err(|error| {
+            let least = error.capacity_min.to_sat();
+            Short::Offer(format!(
+                "{error}; choose --capacity {least} or more, or wait until fees are lower"
+            ))
+        })?;
         let lifetimes = terms.lifetime_min_blocks..=terms.lifetime_max_blocks;
         if !lifetimes.contains(&self.config.lifetime) {
             return Err(Short::Offer(format!(

@@ -49,7 +49,7 @@ impl Provider {
                         answer = Some(Ok((**report).clone()));
                     }
                     Action::Reply(RequestId(9), Err(refusal)) => {
-                        answer = Some(Err(refusal.clone()))
+                        answer = Some(Err(refusal.clone()));
                     }
                     _ => {}
                 }
