@@ -32,7 +32,7 @@ use bitmesh_core::{
     channel::ChannelId,
     controller::Refusal,
     station::Station,
-    wire::{CloseRequest, ErrorBody, OpenRequest, PaymentRequest, StationsRequest},
+    wire::{CloseRequest, ErrorBody, FundingRequest, OpenRequest, PaymentRequest, StationsRequest},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -63,6 +63,8 @@ pub enum Ask {
     Pay(ChannelId, PaymentRequest, Option<Station>),
     /// A station presents a change of which stations a channel's account pays for.
     ChangeStations(ChannelId, Station, StationsRequest),
+    /// The subscriber presents its funding.
+    Fund(ChannelId, FundingRequest),
     /// The subscriber closes.
     Close(ChannelId, CloseRequest),
     /// What a station has.

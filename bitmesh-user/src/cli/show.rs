@@ -3,6 +3,7 @@
 use std::fmt::{Display, Write as _};
 
 use bitmesh_core::{
+    alarm::Level,
     channel::{ChannelStatus, SpendKind},
     offer::SignedOffer,
     pricing::Schedule,
@@ -236,7 +237,12 @@ fn provider(status: &ProviderStatus) -> String {
         }
     }
     let guard = guard(&status.guard);
-    let mut text = format!("{}\n\n{hooks}\n{guard}\n\n{causes}\n\n{events}", facts(&rows));
+    let alarms = status.alarms.iter().map(|alarm| {
+        let level = if alarm.level == Level::Error { "ALARM" } else { "warning" };
+        format!("{level}: {}\n", alarm.message)
+    });
+    let alarms = alarms.collect::<String>();
+    let mut text = format!("{alarms}{}\n\n{hooks}\n{guard}\n\n{causes}\n\n{events}", facts(&rows));
     for moved in &status.events.moved {
         let address = moved.ipv4.map_or_else(String::new, |ipv4| format!(" with {ipv4}"));
         let _ = write!(text, "\n! {} was seen on port {}{address}", moved.station, moved.port);

@@ -7,6 +7,7 @@ use std::{
 
 use bitcoin::{Network, secp256k1::XOnlyPublicKey};
 use bitmesh_core::{
+    alarm::Alarm,
     bitcoin,
     offer::SignedOffer,
     station::Station,
@@ -118,6 +119,9 @@ pub struct ProviderStatus {
     /// The chain.
     #[serde(flatten)]
     pub chain: ChainStatus,
+    /// What needs the operator, the worst first.
+    #[serde(default)]
+    pub alarms: Vec<Alarm>,
     /// The newest offer.
     pub offer: Option<SignedOffer>,
     /// The box's addresses: traffic with them is free.

@@ -38,7 +38,8 @@ pub use fees::{
 pub use params::{ChannelId, ChannelParams, IdParseError, ParamsError};
 pub(crate) use params::{hex_id, tagged_hash};
 pub use provider::{
-    ClaimRecord, FUNDING_WINDOW_BLOCKS, PaymentError, ProviderChannel, ProviderEvent,
+    ClaimRecord, FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, PaymentError,
+    ProviderChannel, ProviderEvent,
 };
 pub use spend::{
     CLAIM_WEIGHT_MAX, Claim, ClaimError, ClaimInput, Refund, RefundError, close_digest,

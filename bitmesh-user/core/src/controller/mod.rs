@@ -6,6 +6,7 @@
 
 mod claim;
 mod close;
+mod funding;
 mod report;
 mod stations;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use bitcoin::{
 
 pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
 pub use close::{CloseNeeds, CloseOwn};
+pub use funding::{Taken, UNCONFIRMED_CHANNELS_MAX};
 pub use report::Refusal;
 pub use stations::StationsAsk;
 
@@ -92,6 +94,33 @@ pub enum Input {
         close: CloseRequest,
         /// What [`Controller::close_needs`] asked the wallet for.
         own: CloseOwn,
+    },
+    /// A subscriber presents its signed funding.
+    Fund {
+        /// For the answer.
+        request: RequestId,
+        /// Of which channel.
+        channel: ChannelId,
+        /// The transaction.
+        tx: Transaction,
+    },
+    /// What became of [`Action::Present`].
+    Presented {
+        /// For the answer.
+        request: RequestId,
+        /// Of which channel.
+        channel: ChannelId,
+        /// The transaction.
+        tx: Transaction,
+        /// Whether the network has it.
+        taken: Taken,
+    },
+    /// The network takes a funding no more that it took ([`Action::CheckOffered`]).
+    OfferedGone {
+        /// Of which channel.
+        channel: ChannelId,
+        /// The funding.
+        txid: Txid,
     },
     /// A block on the tip.
     BlockConnected {
@@ -172,6 +201,17 @@ pub enum Action {
     Reply(RequestId, Result<Answer, Refusal>),
     /// Sign a claim and give it back ([`Input::Claimed`]).
     Claim(PlannedClaim),
+    /// Hand a funding to the network, once, and tell by [`Input::Presented`].
+    Present {
+        /// For the answer.
+        request: RequestId,
+        /// Of which channel.
+        channel: ChannelId,
+        /// The transaction.
+        tx: Transaction,
+    },
+    /// Hand fundings to the network again; one that it refuses is told by [`Input::OfferedGone`].
+    CheckOffered(Vec<(ChannelId, Transaction)>),
     /// Hand a transaction to the network.
     Broadcast(Transaction),
 }
@@ -285,12 +325,18 @@ impl Controller {
                 out.act(Action::Reply(request, answer));
                 self.plan_claims(out);
             }
+            Input::Fund { request, channel, tx } => self.fund(request, channel, tx, out),
+            Input::Presented { request, channel, tx, taken } => {
+                self.presented(request, channel, &tx, taken, out);
+            }
+            Input::OfferedGone { channel, txid } => self.offered_gone(channel, txid, out),
             Input::BlockConnected { height, block } => {
                 let from = out.entries().len();
                 self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
                 self.closes_due(out);
                 self.broadcast_claims(out);
+                self.check_offered(out);
             }
             Input::BlockDisconnected { height } => self.book.disconnect(height, out),
             Input::Stations(ask) => self.change_stations(ask, out),
@@ -410,6 +456,8 @@ impl Controller {
         let account = self.accounts.of_channel(id).ok_or(Refusal::UnknownChannel)?;
         let judged = channel.pay(&self.secp, payment.paid, &payment.signature, self.book.tip());
         if let Some(event) = judged.map_err(|error| self.refused_payment(id, error))? {
+            self.check_unconfirmed(id, payment.paid)
+                .map_err(|error| self.refused_payment(id, error))?;
             self.record(*id, event, out);
             self.share(account, out);
         }

@@ -20,6 +20,7 @@ use crate::{
 
 mod claim;
 mod close;
+mod funding;
 mod stations;
 
 const NOW: u64 = 15_000;
@@ -71,6 +72,15 @@ impl Provider {
         let mut actions = self.put(connected);
         actions.extend(self.put(Input::Fees(None)));
         actions
+    }
+
+    /// The provider as a restart makes it of its journal.
+    fn replayed(&self) -> Controller {
+        let mut again = Controller::new(Network::Regtest, vec![]);
+        for entry in &self.journal {
+            again.replay(entry).unwrap();
+        }
+        again
     }
 
     fn request(&self, key: u8) -> OpenRequest {

@@ -89,6 +89,8 @@ impl Session<'_> {
                 let _ = reply.send(answer);
             }
             Action::Claim(planned) => done.signed.extend(self.sign_claim(planned)),
+            Action::Present { request, channel, tx } => self.present(request, channel, tx),
+            Action::CheckOffered(offered) => self.check_offered(offered),
             Action::Broadcast(tx) => self.broadcast(tx),
         }
     }

@@ -38,6 +38,7 @@ impl Session<'_> {
             Ask::Budget(_) => Err(wrong_role("a provider has no budget: it is paid")),
             Ask::Share(_) => Err(wrong_role("a provider shares no credit: subscribers do")),
             Ask::Open(..)
+            | Ask::Fund(..)
             | Ask::Pay(..)
             | Ask::ChangeStations(..)
             | Ask::Close(..)
@@ -68,6 +69,7 @@ impl Session<'_> {
                 self.controller.book().tip(),
                 self.controller.synced(),
             ),
+            alarms: self.alarms(),
             offer: self.controller.offer().cloned(),
             edge_addresses: self.edge_addresses.clone(),
             hooks: hooks.collect(),

@@ -4,7 +4,7 @@ use bitcoin::Transaction;
 use bitmesh_core::{
     bitcoin,
     channel::{ChannelId, FeeEstimates, NORMAL_TARGET_BLOCKS, URGENT_TARGET_BLOCKS},
-    controller::{CloseOwn, Input, PlannedClaim},
+    controller::{CloseOwn, Input, PlannedClaim, RequestId, Taken},
     wire::CloseRequest,
 };
 use tracing::{debug, info, warn};
@@ -39,7 +39,7 @@ impl Session<'_> {
                 self.controller.set_payout(payout);
                 Input::Fees(estimates)
             }
-            Internal::Refused(tx) => Input::Refused { txid: tx.compute_txid() },
+            Internal::Told(input) => *input,
         }
     }
 
@@ -77,7 +77,40 @@ impl Session<'_> {
             if let Broadcast::Rejected { reason } = broadcast(source.as_ref(), &tx).await
                 && reason.contains("fee")
             {
-                let _ = internal.send(Internal::Refused(tx)).await;
+                let refused = Input::Refused { txid: tx.compute_txid() };
+                let _ = internal.send(Internal::Told(Box::new(refused))).await;
+            }
+        });
+    }
+}
+
+impl Session<'_> {
+    /// Hands a funding to the network, for a subscriber that waits for the answer.
+    pub(super) fn present(&mut self, request: RequestId, channel: ChannelId, tx: Transaction) {
+        let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
+        self.tasks.spawn(async move {
+            let taken = match source.broadcast(&tx).await {
+                Broadcast::Accepted | Broadcast::Known => Taken::Yes,
+                Broadcast::Rejected { reason } => Taken::No(reason),
+                Broadcast::Unreachable { .. } => Taken::Unknown,
+            };
+            info!("funding {} of channel {channel} was presented: {taken:?}", tx.compute_txid());
+            let told = Input::Presented { request, channel, tx, taken };
+            let _ = internal.send(Internal::Told(Box::new(told))).await;
+        });
+    }
+
+    /// Hands fundings to the network again, one by one.
+    pub(super) fn check_offered(&mut self, offered: Vec<(ChannelId, Transaction)>) {
+        let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
+        self.tasks.spawn(async move {
+            for (channel, tx) in offered {
+                if let Broadcast::Rejected { reason } = source.broadcast(&tx).await {
+                    let txid = tx.compute_txid();
+                    warn!("funding {txid} of channel {channel} is taken no more: {reason}");
+                    let gone = Input::OfferedGone { channel, txid };
+                    let _ = internal.send(Internal::Told(Box::new(gone))).await;
+                }
             }
         });
     }

@@ -8,6 +8,7 @@ mod edge;
 mod guarding;
 mod start;
 mod told;
+mod watch;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,9 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use bitcoin::Transaction;
 use bitmesh_core::{
-    bitcoin,
     channel::{Batch, FeeEstimates, ProviderChannel, ProviderEvent},
     controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
@@ -36,6 +35,7 @@ use self::{
     edge::{edge_addresses, reconcile},
     guarding::Guarding,
     told::Told,
+    watch::Watch,
 };
 use super::{Foundation, now, stop_signal, wallet::Answering};
 use crate::{
@@ -57,6 +57,8 @@ const USAGE_INTERVAL: Duration = Duration::from_millis(100);
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often miners' fees are asked for between blocks.
 const FEES_INTERVAL: Duration = Duration::from_mins(1);
+/// How often it is looked for what the operator should know.
+const ALARMS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the box's addresses are read again.
 const ADDRESSES_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an offer holds, in seconds.
@@ -116,8 +118,8 @@ pub fn detach(instance: Option<&str>) -> Result<()> {
 enum Internal {
     /// What miners take, if the source knows.
     Fees(Option<FeeEstimates>),
-    /// A transaction that the network did not take, for its fee.
-    Refused(Transaction),
+    /// What the controller waits for.
+    Told(Box<Input>),
 }
 
 struct Session<'a> {
@@ -140,6 +142,7 @@ struct Session<'a> {
     next_request: u64,
     /// Whether somebody who paid found no place in the kernel's table.
     crowded: bool,
+    watch: Watch,
     /// Whether the answer on fees is on its way.
     fees_asked: bool,
     internal: mpsc::Sender<Internal>,
@@ -199,6 +202,7 @@ impl<'a> Session<'a> {
             answering: Vec::new(),
             next_request: 0,
             crowded: false,
+            watch: Watch::new(),
             fees_asked: false,
             internal,
             internals,
@@ -218,6 +222,7 @@ impl<'a> Session<'a> {
         let mut usage = every(USAGE_INTERVAL);
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
         let mut fees = every(FEES_INTERVAL);
+        let mut alarms = every(ALARMS_INTERVAL);
         let mut addresses = every(ADDRESSES_INTERVAL);
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
         let mut stop = stop_signal()?;
@@ -248,6 +253,7 @@ impl<'a> Session<'a> {
                     self.controller.handle(input, &mut out);
                 }
                 _ = fees.tick() => self.ask_fees(),
+                _ = alarms.tick() => self.tell_alarms(),
                 events = self.told.next() => {
                     for key in self.told.note(&events?) {
                         self.read_one(key, &mut out);
@@ -325,6 +331,7 @@ impl<'a> Session<'a> {
                     self.foundation.wallet.channel_public_key(Role::Provider, key_index);
                 Input::Open { request, station, open, provider_key, now: now() }
             }
+            Ask::Fund(channel, funding) => Input::Fund { request, channel, tx: funding.tx },
             Ask::Pay(channel, payment, peer) => {
                 // Its answer tells what is used now.
                 let opener = self.controller.book().get(&channel).map(ProviderChannel::station);
@@ -363,6 +370,7 @@ impl<'a> Session<'a> {
                 if self.controller.synced() {
                     self.tasks.spawn(self.foundation.rebroadcast());
                 }
+                self.watch.block();
                 self.controller.handle(Input::BlockConnected { height, block }, out);
                 if self.controller.synced() {
                     self.ask_fees();
@@ -373,11 +381,13 @@ impl<'a> Session<'a> {
                 self.controller.handle(Input::BlockDisconnected { height }, out);
             }
             ChainEvent::Synced { .. } => {
+                self.watch.synced(true);
                 self.controller.handle(Input::Chain { synced: true }, out);
                 self.ask_fees();
             }
             ChainEvent::Lost { reason } => {
                 warn!("{reason}; no channels are opened until it is back, credit stays good");
+                self.watch.synced(false);
                 self.controller.handle(Input::Chain { synced: false }, out);
             }
         }

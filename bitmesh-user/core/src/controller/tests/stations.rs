@@ -48,7 +48,9 @@ impl Provider {
                     Action::Reply(RequestId(9), Ok(Answer::Account(report))) => {
                         answer = Some(Ok((**report).clone()));
                     }
-                    Action::Reply(RequestId(9), Err(refusal)) => answer = Some(Err(*refusal)),
+                    Action::Reply(RequestId(9), Err(refusal)) => {
+                        answer = Some(Err(refusal.clone()));
+                    }
                     _ => {}
                 }
                 done.push(action);
@@ -62,14 +64,6 @@ impl Provider {
 
     fn bind(&mut self, channel: &ChannelReport, to: u8) -> Result<AccountReport, Refusal> {
         self.change(channel, SUBSCRIBER, to, named(to, to.into()), &[]).1
-    }
-
-    fn replayed(&self) -> Controller {
-        let mut again = Controller::new(Network::Regtest, vec![]);
-        for entry in &self.journal {
-            again.replay(entry).unwrap();
-        }
-        again
     }
 }
 
