@@ -56,11 +56,13 @@ pub struct Trade<'a> {
     pub capacity: u64,
     /// More flags of `bitmesh sell`.
     pub sell: &'a [&'a str],
+    /// More flags of `bitmesh buy`.
+    pub buy: &'a [&'a str],
 }
 
 impl Default for Trade<'_> {
     fn default() -> Self {
-        Self { price: 1_000, budget: 40_000, capacity: 50_000, sell: &[] }
+        Self { price: 1_000, budget: 40_000, capacity: 50_000, sell: &[], buy: &[] }
     }
 }
 
@@ -86,7 +88,8 @@ impl<'a> World<'a> {
         let url = node.url(NODE_FOR_SUBSCRIBER);
         let args = ["buy", "--budget", &budget, "--capacity", &capacity, "--lifetime", "400"];
         let more = ["--node", &url, "--node-user", USER, "--node-password", PASSWORD];
-        let args = [&args[..], &more, &["--network", "regtest", "--instance", &instance]].concat();
+        let last = ["--network", "regtest", "--instance", &instance];
+        let args = [&args[..], &more, &last, trade.buy].concat();
         let subscriber = Daemon::new(&topology.subscriber, &data.path().join("buy"), &args)?;
         Ok(Self { node, provider, subscriber, data, instance })
     }

@@ -51,7 +51,7 @@ impl Session {
     /// Whether the chain is seen, or has been waited for long enough and is known from earlier.
     fn may_act(&self) -> bool {
         let known = self.buyer.book().tip() > 0;
-        self.synced || known && self.started.elapsed() >= CHAIN_PATIENCE
+        self.synced || known && self.unseen_since.elapsed() >= CHAIN_PATIENCE
     }
 
     /// Starts the most urgent thing to do beside paying, if nothing is under way.

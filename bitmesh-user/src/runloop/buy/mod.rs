@@ -4,6 +4,7 @@
 mod answer;
 mod close;
 mod errands;
+mod export;
 mod open;
 mod pay;
 mod stations;
@@ -28,8 +29,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub(super) use self::open::sign_refund;
 use self::{errands::Aside, stations::Membership};
+pub(super) use self::{
+    export::export_refunds,
+    open::{recover, sign_refund},
+};
 use super::{Foundation, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
     api::{Ask, ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
@@ -94,6 +98,8 @@ struct Session {
     gateway: Gateway,
     started: Instant,
     synced: bool,
+    /// Since when the chain is not seen, while it is not.
+    unseen_since: Instant,
     budget: Amount,
     offer: Option<SignedOffer>,
     /// What miners wanted when the offer was asked for.
@@ -161,6 +167,7 @@ impl Session {
             gateway,
             started: now,
             synced: false,
+            unseen_since: now,
             budget,
             offer: None,
             fee_rate: FeeRate::BROADCAST_MIN,
@@ -396,6 +403,7 @@ impl Session {
         self.foundation.follow_wallet(&event)?;
         match event {
             ChainEvent::Connected { height, block } => {
+                recover(&mut self.foundation.wallet, &mut self.buyer, &block, out);
                 self.buyer.connect(height, &block, out);
                 if self.synced {
                     for tx in self.buyer.unconfirmed() {
@@ -421,6 +429,9 @@ impl Session {
             ChainEvent::Lost { reason } => {
                 warn!("{reason}");
                 // Payments go on: they need no chain until the channel ends.
+                if self.synced {
+                    self.unseen_since = Instant::now();
+                }
                 self.synced = false;
             }
         }
