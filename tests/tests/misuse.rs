@@ -28,7 +28,7 @@ use bitmesh_user::{
     wallet::{Seed, Words},
 };
 use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const COINS: Amount = Amount::from_sat(200_000);
 const NOBODY: u32 = 65_534;
