@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 const LOCALHOST: &str = "127.0.0.1";
 const COINS: Amount = Amount::from_sat(200_000);
-const PASSPHRASE: &str = "four words by chance";
+const PASSPHRASE: &str = "a horse, a battery, a staple";
 
 fn with_desk(
     name: &str,
@@ -197,7 +197,7 @@ fn on_a_terminal_words_are_shown_once_and_the_passphrase_is_asked_for() -> Resul
 
         let mut session = Session::start(desk.bitmesh(&["wallet", "words"])?)?;
         session.expect("Passphrase of the wallet: ")?;
-        session.say("four words by chancf")?;
+        session.say("a horse, a battery, a stable")?;
         session.expect("try again")?;
         session.expect("Passphrase of the wallet: ")?;
         session.say(PASSPHRASE)?;
