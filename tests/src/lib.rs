@@ -16,6 +16,7 @@ mod offload;
 pub mod raw;
 pub mod regtest;
 pub mod sabotage;
+pub mod sim;
 pub mod sweep;
 pub mod terminal;
 pub mod topology;

@@ -68,9 +68,11 @@ enum Command {
     #[command(
         long_about = "Takes the provider's offer, funds a channel from its own wallet and pays \
             tick by tick for exactly what it counts on its own interface, never more than the \
-            budget. Stopping it keeps the channel; `bitmesh close` settles it and brings the rest \
-            back.\n\nNeeds root, to count on the interface, and a Bitcoin node that it can reach \
-            before it has paid.",
+            budget. Before a channel is spent, the next one is funded and takes over, as far as \
+            budget and wallet go. Stopping it keeps the channel; `bitmesh close` settles it and \
+            brings the rest back.\n\nNeeds root, to count on the interface. It has to see the chain \
+            before it has paid, unless its wallet is known from earlier and the provider lets \
+            payments count before confirmation.",
         after_help = "Examples:\n  bitmesh buy                           from the default gateway\n  \
             bitmesh buy --budget 2000             spend at most 2,000 sat\n  \
             bitmesh buy --provider http://10.0.0.1:8434 --capacity 100000"

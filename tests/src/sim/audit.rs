@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 
 use bitmesh_core::{
     bitcoin::{Amount, OutPoint},
-    channel::{ChannelId, ChannelParams, Entry, ProviderEvent, SubscriberEvent},
+    channel::{ChannelId, ChannelParams, Entry, ProviderEvent, SubscriberEvent, funding_outpoint},
     ledger::Usage,
     station::Station,
     units::{Msat, Octets},
@@ -41,19 +41,26 @@ pub struct Sold {
     /// Who opened it.
     pub station: Station,
     base: Usage,
-    funding: Option<OutPoint>,
-    /// The best commitment, and what it spends.
-    pub best: Option<(Amount, OutPoint)>,
-    /// The newest payment that was acknowledged, and what it spends.
-    pub acknowledged: Option<(Amount, OutPoint)>,
-    /// What a reorganisation voided, at most.
-    pub voided: Amount,
+    /// The funding, in a block or presented, that payments spend.
+    basis: Option<OutPoint>,
+    confirmed: bool,
+    /// The best commitment on each funding.
+    pub best: BTreeMap<OutPoint, Amount>,
+    /// What was acknowledged on each.
+    acknowledged: BTreeMap<OutPoint, Amount>,
 }
 
 impl Sold {
-    /// Sum of the durable payments.
+    /// Sum of the durable payments on the funding that counts.
     pub fn paid(&self) -> Amount {
-        self.best.map_or(Amount::ZERO, |(paid, _)| paid)
+        let best = self.basis.and_then(|basis| self.best.get(&basis));
+        best.copied().unwrap_or(Amount::ZERO)
+    }
+
+    /// Whether something that was acknowledged is not durable.
+    pub fn forgot(&self) -> bool {
+        let durable = |outpoint: &OutPoint| self.best.get(outpoint).copied().unwrap_or_default();
+        self.acknowledged.iter().any(|(outpoint, paid)| durable(outpoint) < *paid)
     }
 
     fn bought(&self) -> Octets {
@@ -70,10 +77,17 @@ pub struct Bought {
     pub signed: Amount,
     /// The newest payment that left the subscriber.
     pub sent: Amount,
-    /// Octets counted while it was paid on, restarts included.
-    pub counted: u64,
-    /// Times that the subscriber began to count anew meanwhile.
-    pub counts: u64,
+    /// Whose.
+    pub subscriber: usize,
+}
+
+/// What a subscriber counted by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count {
+    /// Octets, restarts included.
+    pub octets: u64,
+    /// Times that it began to count anew.
+    pub starts: u64,
 }
 
 /// Everything that is watched.
@@ -83,6 +97,8 @@ pub struct Audit {
     pub sold: BTreeMap<ChannelId, Sold>,
     /// Of honest subscribers.
     pub bought: BTreeMap<ChannelId, Bought>,
+    /// Of honest subscribers.
+    pub counts: BTreeMap<usize, Count>,
     most_bought: BTreeMap<Station, u64>,
     /// The deepest reorganisation so far, in blocks.
     pub deepest: u32,
@@ -109,10 +125,10 @@ impl Audit {
                     params: (**params).clone(),
                     station: *station,
                     base: *used,
-                    funding: None,
-                    best: None,
-                    acknowledged: None,
-                    voided: Amount::ZERO,
+                    basis: None,
+                    confirmed: false,
+                    best: BTreeMap::new(),
+                    acknowledged: BTreeMap::new(),
                 };
                 self.sold.insert(*channel, sold);
                 continue;
@@ -122,26 +138,26 @@ impl Audit {
             };
             match event {
                 ProviderEvent::Funded(funding) => {
-                    sold.funding = Some(funding.outpoint);
-                    if let Some((paid, _)) =
-                        sold.best.filter(|(_, outpoint)| *outpoint != funding.outpoint)
-                    {
-                        sold.voided = sold.voided.max(paid);
-                        (sold.best, sold.acknowledged) = (None, None);
-                    }
+                    (sold.basis, sold.confirmed) = (Some(funding.outpoint), true);
                 }
-                ProviderEvent::Unfunded => sold.funding = None,
+                ProviderEvent::FundingOffered { tx } => {
+                    sold.basis = funding_outpoint(&sold.params, tx);
+                }
+                ProviderEvent::FundingRevoked => sold.basis = None,
+                ProviderEvent::Unfunded => sold.confirmed = false,
                 ProviderEvent::Paid { paid, .. } => {
-                    if *paid <= sold.paid() || *paid > sold.params.payable() {
+                    let payable = sold.params.payable();
+                    let most = if sold.confirmed { payable } else { sold.params.unconfirmed_max };
+                    if *paid <= sold.paid() || *paid > most {
                         return violated(
-                            "the best state only grows, within the channel",
-                            format!("{paid} after {}", sold.paid()),
+                            "the best state only grows, within what counts",
+                            format!("{paid} after {} of {most}", sold.paid()),
                         );
                     }
-                    let Some(outpoint) = sold.funding else {
+                    let Some(basis) = sold.basis else {
                         return violated("a payment spends a funding", format!("{channel}"));
                     };
-                    sold.best = Some((*paid, outpoint));
+                    sold.best.insert(basis, *paid);
                     self.payments += 1;
                 }
                 _ => {}
@@ -155,7 +171,7 @@ impl Audit {
     }
 
     /// Entries of a subscriber's journal became durable.
-    pub fn subscriber_committed(&mut self, entries: &[Entry<SubscriberEvent>]) {
+    pub fn subscriber_committed(&mut self, subscriber: usize, entries: &[Entry<SubscriberEvent>]) {
         for entry in entries {
             let Entry::Channel { channel, event } = entry else { continue };
             match event {
@@ -164,8 +180,7 @@ impl Audit {
                         params: (**params).clone(),
                         signed: Amount::ZERO,
                         sent: Amount::ZERO,
-                        counted: 0,
-                        counts: 0,
+                        subscriber,
                     };
                     self.bought.insert(*channel, bought);
                 }
@@ -202,7 +217,10 @@ impl Audit {
     pub fn acknowledged(&mut self, channel: &ChannelId, paid: Amount) -> Result<(), Violation> {
         match self.sold.get_mut(channel) {
             Some(sold) if sold.paid() >= paid => {
-                sold.acknowledged = sold.acknowledged.max(sold.best);
+                if let Some(basis) = sold.basis {
+                    let known = sold.acknowledged.entry(basis).or_default();
+                    *known = paid.max(*known);
+                }
                 Ok(())
             }
             _ => violated(
@@ -244,20 +262,25 @@ impl Audit {
         Ok(())
     }
 
-    /// What a subscriber signed on a channel, against what it counted.
-    pub fn check_spent(&self, channel: &ChannelId) -> Result<(), Violation> {
-        let Some(bought) = self.bought.get(channel) else { return Ok(()) };
-        let ahead = bought.params.tick_max.0.saturating_mul(bought.counts.max(1));
-        let most = Octets(bought.counted.saturating_add(ahead).saturating_add(OVERSHOOT_MAX));
-        let cost = bought.params.schedule.cost_of(most).map(Msat::to_amount_ceil);
-        let cost = cost.unwrap_or(Amount::MAX_MONEY) + Amount::ONE_SAT;
-        if bought.signed > cost {
+    /// What a subscriber signed on all channels, against what it counted.
+    pub fn check_spent(&self, subscriber: usize) -> Result<(), Violation> {
+        let count = self.counts.get(&subscriber).copied().unwrap_or_default();
+        let own = || self.bought.values().filter(|bought| bought.subscriber == subscriber);
+        let signed = own().map(|bought| octets_for(&bought.params, bought.signed));
+        let signed = signed.fold(Octets(0), Octets::saturating_add);
+        let tick = own().map(|bought| bought.params.tick_max.0).max().unwrap_or(0);
+        let ahead = tick.saturating_mul(count.starts);
+        // Sums are whole satoshis, rounded up after each start.
+        let sats = Amount::from_sat(2 + count.starts);
+        let rounding = own().map(|bought| octets_for(&bought.params, sats));
+        let rounding = rounding.fold(Octets(0), Octets::saturating_add);
+        let most = Octets(count.octets.saturating_add(ahead)).saturating_add(rounding);
+        if signed > most {
             return violated(
                 "a subscriber pays for what it used and one tick",
                 format!(
-                    "{} signed, {} counted, {} ahead at most",
-                    bought.signed,
-                    Octets(bought.counted),
+                    "{signed} paid for, {} counted, {} ahead at most",
+                    Octets(count.octets),
                     Octets(ahead)
                 ),
             );

@@ -3,7 +3,10 @@
 //!
 //! What is not modelled: packages handed in together, the mempool's size, orphaned transactions.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bitmesh_core::bitcoin::{
     Amount, Block, BlockHash, CompactTarget, FeeRate, OutPoint, Transaction, TxMerkleNode, TxOut,
@@ -87,6 +90,7 @@ pub struct Chain {
     base: u32,
     blocks: Vec<Mined>,
     coins: BTreeMap<OutPoint, Coin>,
+    confirmed: BTreeSet<Txid>,
     mempool: Vec<Waiting>,
     salt: u32,
     /// What the next block asks for, in satoshi per 1,000 weight units.
@@ -104,11 +108,12 @@ impl Chain {
             base: height,
             blocks: Vec::new(),
             coins,
+            confirmed: BTreeSet::new(),
             mempool: Vec::new(),
             salt: 0,
             level: RELAY_RATE,
         };
-        chain.push(Vec::new(), Vec::new(), time);
+        chain.push(&[], Vec::new(), time);
         chain
     }
 
@@ -136,9 +141,8 @@ impl Chain {
     /// The transaction of the chain that spends an output, and its block's height.
     pub fn spender(&self, outpoint: &OutPoint) -> Option<(&Transaction, u32)> {
         (self.base..).zip(&self.blocks).find_map(|(height, mined)| {
-            let spends = |tx: &&Transaction| {
-                tx.input.iter().any(|input| input.previous_output == *outpoint)
-            };
+            let spends =
+                |tx: &&Transaction| tx.input.iter().any(|input| input.previous_output == *outpoint);
             Some((mined.block.txdata.iter().find(spends)?, height))
         })
     }
@@ -163,7 +167,7 @@ impl Chain {
     /// Takes a transaction from somebody; one that is known is taken again.
     pub fn accept(&mut self, tx: &Transaction) -> Result<(), Reject> {
         let txid = tx.compute_txid();
-        if self.mempool.iter().any(|known| known.txid == txid) || self.holds(&txid) {
+        if self.mempool.iter().any(|known| known.txid == txid) || self.confirmed.contains(&txid) {
             return Ok(());
         }
         let prevouts = self.prevouts(tx)?;
@@ -176,7 +180,7 @@ impl Chain {
             return Err(Reject::Dust);
         }
         let siblings = self.check_truc(tx, vsize)?;
-        self.make_way(tx, fee, vsize, siblings)?;
+        self.make_way(tx, fee, vsize, &siblings)?;
         self.mempool.push(Waiting { tx: Arc::new(tx.clone()), txid, fee, vsize });
         Ok(())
     }
@@ -184,13 +188,6 @@ impl Chain {
     /// The least that the mempool takes: with many waiting, a part of what blocks ask for.
     pub fn mempool_min(&self) -> FeeRate {
         RELAY_RATE.max(FeeRate::from_sat_per_kwu(self.level.to_sat_per_kwu() / 8))
-    }
-
-    fn holds(&self, txid: &Txid) -> bool {
-        let known = |vout| self.coins.contains_key(&OutPoint::new(*txid, vout));
-        known(0) || known(1) || self.blocks.iter().any(|mined| {
-            mined.block.txdata.iter().any(|tx| tx.compute_txid() == *txid)
-        })
     }
 
     fn prevouts(&self, tx: &Transaction) -> Result<Vec<TxOut>, Reject> {
@@ -248,7 +245,7 @@ impl Chain {
         tx: &Transaction,
         fee: u64,
         vsize: u64,
-        siblings: Vec<Txid>,
+        siblings: &[Txid],
     ) -> Result<(), Reject> {
         let conflicts = |known: &&Waiting| {
             siblings.contains(&known.txid)
@@ -286,7 +283,7 @@ impl Chain {
     /// A block on the tip, of what pays for it, parents with their children.
     pub fn mine(&mut self, time: u64) {
         let chosen = self.choose();
-        self.push(chosen, Vec::new(), time);
+        self.push(&chosen, Vec::new(), time);
     }
 
     fn choose(&self) -> Vec<Arc<Transaction>> {
@@ -310,13 +307,14 @@ impl Chain {
         chosen.into_iter().map(|waiting| Arc::clone(&waiting.tx)).collect()
     }
 
-    fn push(&mut self, transactions: Vec<Arc<Transaction>>, first: Vec<Transaction>, time: u64) {
+    fn push(&mut self, transactions: &[Arc<Transaction>], first: Vec<Transaction>, time: u64) {
         let height = self.base + u32::try_from(self.blocks.len()).unwrap_or(u32::MAX);
         let mut spent = Vec::new();
         let mut txdata = first;
         txdata.extend(transactions.iter().map(|tx| Transaction::clone(tx)));
         for tx in &txdata {
             let txid = tx.compute_txid();
+            self.confirmed.insert(txid);
             for input in &tx.input {
                 if let Some(coin) = self.coins.remove(&input.previous_output) {
                     spent.push((input.previous_output, coin));
@@ -365,6 +363,7 @@ impl Chain {
             let Some(mined) = self.blocks.pop() else { break };
             for tx in mined.block.txdata.iter().rev() {
                 let txid = tx.compute_txid();
+                self.confirmed.remove(&txid);
                 for vout in (0..).take(tx.output.len()) {
                     self.coins.remove(&OutPoint::new(txid, vout));
                 }
@@ -381,7 +380,7 @@ impl Chain {
                 first.push(tx.clone());
             }
         }
-        self.push(Vec::new(), first, time);
+        self.push(&[], first, time);
         self.restore(back);
         for _ in 0..undone {
             self.mine(time);
@@ -394,11 +393,12 @@ impl Chain {
         let waiting = std::mem::take(&mut self.mempool);
         let back = back.into_iter().map(Arc::new);
         for tx in back.chain(waiting.into_iter().map(|known| known.tx)) {
-            let taken = tx.input.iter().any(|input| {
-                self.mempool.iter().any(|known| known.spends(&input.previous_output))
-            });
+            let taken = tx
+                .input
+                .iter()
+                .any(|input| self.mempool.iter().any(|known| known.spends(&input.previous_output)));
             let txid = tx.compute_txid();
-            if taken || self.holds(&txid) {
+            if taken || self.confirmed.contains(&txid) {
                 continue;
             }
             let Ok(prevouts) = self.prevouts(&tx) else { continue };
@@ -415,7 +415,7 @@ impl Chain {
 
 /// What a transaction of a size pays at least at a rate, in satoshi.
 pub fn least_fee(rate: FeeRate, vsize: u64) -> u64 {
-    (rate.to_sat_per_kwu() * vsize * 4).div_ceil(1_000)
+    rate.to_sat_per_kwu().saturating_mul(vsize * 4).div_ceil(1_000)
 }
 
 fn is_dust(output: &TxOut) -> bool {

@@ -6,22 +6,23 @@ use bitmesh_core::{
         absolute::LockTime, transaction::Version,
     },
     channel::{
-        ChannelParams, ChannelStatus, Refund, close_digest, funding_outpoint, payment_sighash,
+        ChannelParams, ChannelStatus, Close, PROTOCOL_VERSION, Refund, close_digest,
+        funding_outpoint, payment_sighash,
     },
     offer::SignedOffer,
-    wire::{CloseRequest, OpenRequest, PaymentRequest},
+    wire::{CloseProposal, CloseRequest, OpenRequest, PaymentRequest},
 };
 
 use super::{
     chain::{Waiting, least_fee},
     kernel::{FRAME_MAX, Kernel},
-    keys::Owner,
+    keys::{Owner, PROVIDER},
     seller::station,
     world::{Answer, Ask, COINS, Context, Event, coin},
 };
 
 /// What it does in all before it leaves only its refund to be fetched.
-const DEEDS_MAX: u32 = 80;
+const DEEDS_MAX: u32 = 50;
 /// Questions that it remembers, to repeat them.
 const REMEMBERED: usize = 32;
 
@@ -79,7 +80,8 @@ impl Cheat {
     fn hand_in(&self, what: &str, tx: &Transaction, context: &mut Context) {
         let taken = context.chain.accept(tx);
         let index = self.index;
-        context.note(|| format!("cheat {index} broadcasts {what} {}: {taken:?}", tx.compute_txid()));
+        context
+            .note(|| format!("cheat {index} broadcasts {what} {}: {taken:?}", tx.compute_txid()));
     }
 
     /// Something, at random.
@@ -114,6 +116,7 @@ impl Cheat {
         let key = self.next_key;
         self.next_key += context.rng.u32(0..2);
         let open = OpenRequest {
+            version: PROTOCOL_VERSION,
             offer: offer.offer.id(),
             subscriber: self.owner.public_key(key),
             capacity: context.plan.capacity,
@@ -130,9 +133,10 @@ impl Cheat {
             Answer::Paid(reply) => self.paid = self.paid.max(reply.paid.to_sat()),
             Answer::Channel(report) if report.status == ChannelStatus::Unfunded => {
                 let known = |opened: &Opened| opened.params.id() == report.channel;
-                let ours = self.opening.as_ref().filter(|(_, open, _)| {
-                    open.subscriber == report.params.subscriber
-                });
+                let ours = self
+                    .opening
+                    .as_ref()
+                    .filter(|(_, open, _)| open.subscriber == report.params.subscriber);
                 if let (Some((key, ..)), false) = (ours, self.channels.iter().any(known)) {
                     let (params, key) = (report.params, *key);
                     self.channels.push(Opened { params, key, fundings: Vec::new() });
@@ -169,7 +173,8 @@ impl Cheat {
             return;
         }
         let at = context.rng.usize(0..self.channels.len());
-        let Some(script) = self.channels.get(at).map(|opened| opened.params.funding_script()) else {
+        let Some(script) = self.channels.get(at).map(|opened| opened.params.funding_script())
+        else {
             return;
         };
         let n = self.coins_used;
@@ -179,7 +184,16 @@ impl Cheat {
         if context.one_in(4) {
             self.hand_in("a rival funding", &rival, context);
         }
-        self.hand_in("a funding", &tx, context);
+        if context.one_in(3) {
+            let shown = if context.one_in(4) { rival.clone() } else { tx.clone() };
+            let id = self.channels.get(at).map(|opened| opened.params.id());
+            if let Some(id) = id {
+                self.ask(Ask::Fund(id, shown), context);
+            }
+        }
+        if !context.one_in(6) {
+            self.hand_in("a funding", &tx, context);
+        }
         self.rivals.push(rival);
         if let Some(opened) = self.channels.get_mut(at) {
             opened.fundings.push(tx);
@@ -189,10 +203,8 @@ impl Cheat {
     fn pay(&mut self, context: &mut Context) {
         let paid = self.paid;
         let Some(opened) = self.any(context) else { return };
-        let Some(outpoint) = opened
-            .fundings
-            .first()
-            .and_then(|tx| funding_outpoint(&opened.params, tx))
+        let Some(outpoint) =
+            opened.fundings.first().and_then(|tx| funding_outpoint(&opened.params, tx))
         else {
             return;
         };
@@ -243,17 +255,38 @@ impl Cheat {
         }
     }
 
+    /// Asks for the close, and proposes one of any sum.
     fn close(&mut self, context: &mut Context) {
+        let paid = self.paid;
         let Some(opened) = self.any(context) else { return };
         let id = opened.params.id();
         let signature = self.owner.sign(opened.key, close_digest(&id));
-        self.ask(Ask::Close(id, CloseRequest { signature }), context);
+        let outpoint = opened.fundings.first().and_then(|tx| funding_outpoint(&opened.params, tx));
+        let proposal = outpoint.and_then(|outpoint| {
+            let paid = match context.rng.u32(0..4) {
+                0 => Amount::from_sat(paid / 2),
+                1 => Amount::ZERO,
+                _ => Amount::from_sat(paid),
+            };
+            let fee = Amount::from_sat(context.rng.u64(100..20_000));
+            let payout = PROVIDER.script();
+            let close = Close::new(&opened.params, outpoint, paid, &payout, fee).ok()?;
+            let signature = self.owner.sign(opened.key, close.sighash()?);
+            Some(CloseProposal { paid, fee, signature })
+        });
+        let proposal = proposal.filter(|_| context.rng.bool());
+        self.ask(Ask::Close(id, CloseRequest { signature, proposal }), context);
     }
 
     /// Too early, or not: the chain has to tell.
     fn refund(&mut self, context: &mut Context) {
         let rate = context.estimate();
-        for opened in &self.channels {
+        let height = context.chain.height();
+        let early = context.rng.usize(0..self.channels.len().max(1));
+        for (i, opened) in self.channels.iter().enumerate() {
+            if i != early && height < opened.params.expiry_height {
+                continue;
+            }
             for tx in &opened.fundings {
                 let Some(outpoint) = funding_outpoint(&opened.params, tx) else { continue };
                 if context.chain.coin(&outpoint).is_none() {
@@ -283,9 +316,9 @@ impl Cheat {
     /// Spends a funding that is not in a block to itself, at a higher fee.
     fn rival(&mut self, context: &mut Context) {
         let waits = |tx: &&Transaction| {
-            tx.input.first().is_some_and(|input| {
-                context.chain.coin(&input.previous_output).is_some()
-            })
+            tx.input
+                .first()
+                .is_some_and(|input| context.chain.coin(&input.previous_output).is_some())
         };
         let rival = self.rivals.iter().find(waits).cloned();
         if let Some(mut rival) = rival {
@@ -382,7 +415,6 @@ impl Cheat {
                 context.chain.coin(&outpoint).is_none()
             })
         };
-        self.deeds == 0
-            && (self.channels.iter().all(settled) || context.chain.mempool().is_empty())
+        self.deeds == 0 && (self.channels.iter().all(settled) || context.chain.mempool().is_empty())
     }
 }

@@ -3,16 +3,19 @@
 use bitmesh_core::{
     bitcoin::{Amount, Network, OutPoint, Transaction},
     channel::{
-        ChannelId, ChannelParams, ChannelStatus, Claim, ClaimInput, PaymentError, verify_payment,
+        ChannelId, ChannelParams, ChannelStatus, Claim, ClaimInput, Close, PaymentError,
+        funding_outpoint, verify_payment,
     },
     controller::Refusal,
     ledger::{Counts, Usage},
     units::Octets,
-    wire::{AccountReport, ChannelReport, PaymentReply, PaymentRequest},
+    wire::{
+        AccountReport, ChannelReport, CloseRequest, ClosedByBoth, PaymentReply, PaymentRequest,
+    },
 };
 
 use super::{
-    audit::{Violation, octets_for},
+    audit::octets_for,
     kernel::{CPUS, FRAME_MAX, Kernel},
     keys::PROVIDER,
     offers,
@@ -87,6 +90,8 @@ impl Crook {
                 self.next_key += 1;
                 let offer = context.offer.offer.clone();
                 let params = ChannelParams {
+                    version: open.version,
+                    unconfirmed_max: offer.terms.unconfirmed_of(open.capacity),
                     network: Network::Regtest,
                     offer: open.offer,
                     subscriber: open.subscriber,
@@ -105,12 +110,15 @@ impl Crook {
                 Answer::Channel(Box::new(report))
             }
             Ask::Pay(id, payment) => self.paid(&id, payment, from, context),
-            Ask::Close(id, _) | Ask::Channel(id) => {
-                match self.channels.iter().find(|held| held.params.id() == id) {
-                    Some(held) => Answer::Channel(Box::new(report(&held.params, from))),
-                    None => Answer::Refused(Refusal::UnknownChannel),
+            Ask::Close(id, close) => self.closed(&id, &close, from, context),
+            Ask::Fund(id, tx) => match self.channels.iter().find(|held| held.params.id() == id) {
+                Some(held) => {
+                    let mut report = report(&held.params, from);
+                    report.offered = funding_outpoint(&held.params, &tx);
+                    Answer::Channel(Box::new(report))
                 }
-            }
+                None => Answer::Refused(Refusal::UnknownChannel),
+            },
             Ask::Account => Answer::Account(Box::new(self.account(from, context))),
         };
         context.answer(from, number, answer);
@@ -137,6 +145,40 @@ impl Crook {
             return Answer::Refused(Refusal::Payment { error: PaymentError::Closed, best });
         }
         Answer::Paid(Box::new(PaymentReply { paid, account: self.account(from, context) }))
+    }
+
+    /// Says where it wants to be paid; signs a proposal, and tells or keeps it.
+    fn closed(
+        &mut self,
+        id: &ChannelId,
+        close: &CloseRequest,
+        from: usize,
+        context: &mut Context,
+    ) -> Answer {
+        let Some(held) = self.channels.iter().find(|held| held.params.id() == *id) else {
+            return Answer::Refused(Refusal::UnknownChannel);
+        };
+        let mut report = report(&held.params, from);
+        report.payout_script = Some(PROVIDER.script());
+        let signed = close.proposal.as_ref().zip(held.funding).and_then(|(proposal, funding)| {
+            let (paid, fee, payout) = (proposal.paid, proposal.fee, PROVIDER.script());
+            let close = Close::new(&held.params, funding, paid, &payout, fee).ok()?;
+            let own = PROVIDER.sign(held.key, close.sighash()?);
+            close.finish(proposal.signature, own, 0)
+        });
+        if let Some(mut signed) = signed {
+            if context.one_in(4) {
+                let taken = context.chain.accept(&signed.tx);
+                context.note(|| format!("the crook broadcasts the close: {taken:?}"));
+            }
+            if context.one_in(4) {
+                cheapen(&mut signed.tx);
+            }
+            if context.rng.bool() {
+                report.closed_by_both = Some(ClosedByBoth { tx: signed.tx });
+            }
+        }
+        Answer::Channel(Box::new(report))
     }
 
     /// What it says that a station bought and used.
@@ -171,13 +213,13 @@ impl Crook {
     }
 
     /// A block was found: it may claim any commitment that it holds.
-    pub fn follow(&mut self, context: &mut Context) -> Result<(), Violation> {
+    pub fn follow(&mut self, context: &mut Context) {
         offers::renew(context);
         let height = context.chain.height();
         if let Some((block, _)) = context.chain.block(height) {
             for tx in &block.txdata {
                 for held in &mut self.channels {
-                    let outpoint = bitmesh_core::channel::funding_outpoint(&held.params, tx);
+                    let outpoint = funding_outpoint(&held.params, tx);
                     held.funding = outpoint.or(held.funding);
                 }
             }
@@ -185,7 +227,6 @@ impl Crook {
         if !self.is_gone(context) && context.one_in(self.manners.claims_in) {
             self.claim(context);
         }
-        Ok(())
     }
 
     fn claim(&mut self, context: &mut Context) {
@@ -216,11 +257,6 @@ impl Crook {
             context.note(|| format!("the crook claims {paid}: {taken:?}"));
         }
     }
-
-    /// Whether nothing of its can change any more.
-    pub fn is_done(&self, context: &Context) -> bool {
-        context.chain.mempool().is_empty()
-    }
 }
 
 /// Takes a satoshi of the remainder for itself: the subscriber did not sign that.
@@ -247,5 +283,9 @@ fn report(params: &ChannelParams, from: usize) -> ChannelReport {
         settled_txid: None,
         closing_fee_sat: None,
         dispute: None,
+        offered: None,
+        payable: params.payable(),
+        payout_script: None,
+        closed_by_both: None,
     }
 }

@@ -6,13 +6,16 @@ use bitmesh_core::{
     bitcoin::{Amount, Network, OutPoint, Transaction, TxOut},
     buyer::{Action, Buyer},
     channel::{
-        Batch, ChannelId, ChannelParams, ChannelStatus, Durable, Entry, Refund, SubscriberEvent,
-        close_digest,
+        Batch, CAPACITY_MIN, ChannelId, ChannelParams, ChannelStatus, DUST, Durable, Entry,
+        PROTOCOL_VERSION, RESERVE, Refund, SubscriberChannel, SubscriberEvent, close_digest,
     },
     offer::SignedOffer,
     payer::{Next, Payer},
+    succession::{Errand, Wants},
     units::Octets,
-    wire::{AccountReport, ChannelReport, CloseRequest, OpenRequest, PaymentRequest},
+    wire::{
+        AccountReport, ChannelReport, CloseProposal, CloseRequest, OpenRequest, PaymentRequest,
+    },
 };
 
 use super::{
@@ -21,14 +24,22 @@ use super::{
     chain::least_fee,
     kernel::{FRAME_MAX, Kernel},
     keys::Owner,
-    seller::{Crash, Step, hand_in, next_step, station, told},
-    world::{Answer, Ask, COINS, Context, Event, coin},
+    seller::{Crash, Step, hand_in, is_close, next_step, station, told},
+    world::{Answer, Ask, Context, Event, coin},
 };
 
 type Out = Batch<SubscriberEvent, Action>;
 
 /// How often the provider's view is fetched while nothing is paid, in milliseconds.
 const ACCOUNT_INTERVAL_MS: u64 = 2_000;
+/// Pause before a funding is presented again, in milliseconds.
+const PRESENT_INTERVAL_MS: u64 = 30_000;
+/// Channels that it opens at most, one after the other.
+const CHANNELS_MAX: usize = 3;
+/// Blocks after which it opens no more.
+const OPENING_BLOCKS: u32 = 300;
+/// Where the provider's API is.
+const URL: &str = "http://[::1]:8434";
 /// Virtual size of a funding transaction, in octets.
 const FUNDING_VSIZE: u64 = 154;
 
@@ -41,6 +52,7 @@ struct Asked {
 }
 
 /// The subscriber.
+#[expect(clippy::struct_excessive_bools, reason = "each is a state of its own")]
 pub struct Customer {
     index: usize,
     owner: Owner,
@@ -52,18 +64,21 @@ pub struct Customer {
     active: Option<ChannelId>,
     unacknowledged: bool,
     asked: Option<Asked>,
+    /// The same, of what is done beside paying.
+    aside: Option<Asked>,
+    /// Height at which the provider was asked to close last.
+    closing_asked: u32,
     next_number: u64,
     account_due_ms: u64,
+    present_due_ms: u64,
     blind: bool,
     unsent: Vec<Transaction>,
-    coins_used: u32,
     stepping: bool,
     /// Steps of use that are left before it leaves.
     steps: u32,
     /// How it leaves: asks for the close, or is just gone.
     vanishes: bool,
     budget: Amount,
-    gave_up: bool,
 }
 
 impl Customer {
@@ -80,16 +95,17 @@ impl Customer {
             active: None,
             unacknowledged: false,
             asked: None,
+            aside: None,
+            closing_asked: 0,
             next_number: 0,
             account_due_ms: 0,
+            present_due_ms: 0,
             blind: false,
             unsent: Vec::new(),
-            coins_used: 0,
             stepping: false,
             steps: context.rng.u32(0..40),
             vanishes: context.one_in(5),
             budget: capacity + Amount::from_sat(context.rng.u64(0..capacity.to_sat())),
-            gave_up: false,
         }
     }
 
@@ -101,24 +117,18 @@ impl Customer {
                 return violated("a durable journal can be replayed", error.to_string());
             }
         }
-        for (id, bought) in &mut context.audit.bought {
+        for (id, bought) in &context.audit.bought {
             let Some(channel) = buyer.book().get(id) else { continue };
-            if channel.paid() < bought.sent {
+            if channel.paid() < bought.sent && channel.owed() != Some(bought.sent) {
                 return violated(
                     "a restart knows what was signed and sent",
                     format!("{} of {}", channel.paid(), bought.sent),
                 );
             }
         }
-        let tip = buyer.book().tip();
-        let alive = buyer.book().iter().find(|(_, channel)| {
-            !matches!(
-                channel.status(tip),
-                ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. }
-            )
-        });
-        self.active = alive.map(|(id, _)| *id);
-        self.unacknowledged = alive.is_some_and(|(_, channel)| channel.best().is_some());
+        self.active = buyer.active(URL);
+        let active = self.active.and_then(|id| buyer.book().get(&id));
+        self.unacknowledged = active.is_some_and(|channel| channel.best().is_some());
         let resumed = buyer.resume();
         (self.payer, self.counted) = (None, Octets(0));
         self.buyer = Some(buyer);
@@ -138,7 +148,7 @@ impl Customer {
     fn crash(&mut self, crash: Crash, context: &mut Context) -> Result<(), Violation> {
         context.note(|| format!("subscriber {} crashes: {crash:?}", self.index));
         let before = self.buyer.take();
-        self.asked = None;
+        (self.asked, self.aside) = (None, None);
         self.unsent.clear();
         let down = if context.rng.bool() { 1_000 } else { context.rng.u64(1_000..6_000_000) };
         context.after(down, Event::Restart(self.index + 1));
@@ -192,7 +202,7 @@ impl Customer {
             }
         }
         self.journal.extend_from_slice(entries);
-        context.audit.subscriber_committed(entries);
+        context.audit.subscriber_committed(self.index, entries);
     }
 
     fn perform(&mut self, action: Action, context: &mut Context) -> Result<(), Violation> {
@@ -200,12 +210,15 @@ impl Customer {
             Action::Broadcast(tx) if self.blind => self.unsent.push(tx),
             Action::Broadcast(tx) => {
                 let who = format!("subscriber {}", self.index);
-                hand_in(&who, &tx, context)?;
+                let _ = hand_in(&who, &tx, context)?;
             }
             Action::Pay(channel, paid, signature) if Some(channel) == self.active => {
                 self.send(channel, PaymentRequest { paid, signature }, context);
             }
-            Action::Pay(..) => {}
+            Action::Close(channel, proposal) if self.aside.is_none() => {
+                self.ask_to_close(channel, Some(proposal), context);
+            }
+            Action::Pay(..) | Action::Close(..) => {}
         }
         Ok(())
     }
@@ -218,11 +231,20 @@ impl Customer {
     }
 
     fn ask(&mut self, ask: Ask, context: &mut Context) {
+        let asked = self.asking(ask, context);
+        self.asked = Some(asked);
+    }
+
+    fn ask_aside(&mut self, ask: Ask, context: &mut Context) {
+        let asked = self.asking(ask, context);
+        self.aside = Some(asked);
+    }
+
+    fn asking(&mut self, ask: Ask, context: &mut Context) -> Asked {
         let number = self.next_number;
         self.next_number += 1;
-        let (sent_ms, counted) = (context.now_ms, self.counted);
         context.ask(self.index, number, ask.clone());
-        self.asked = Some(Asked { number, ask, sent_ms, counted });
+        Asked { number, ask, sent_ms: context.now_ms, counted: self.counted }
     }
 
     /// Something is sent and received, and then whatever is due is done.
@@ -248,10 +270,7 @@ impl Customer {
 
     fn count(&mut self, octets: u64, context: &mut Context) {
         self.counted = self.counted.saturating_add(Octets(octets));
-        let active = self.active.and_then(|id| context.audit.bought.get_mut(&id));
-        if let Some(bought) = active {
-            bought.counted += octets;
-        }
+        context.audit.counts.entry(self.index).or_default().octets += octets;
         if let Some(payer) = &mut self.payer {
             payer.count(self.counted, context.now_ms);
         }
@@ -259,8 +278,7 @@ impl Customer {
 
     /// Steps follow each other quickly while there is something to use, and rest otherwise.
     fn plan_step(&mut self, context: &mut Context) {
-        let open = self.active_status() == Some(ChannelStatus::Open);
-        if self.stepping || !open {
+        if self.stepping || !self.pays() {
             return;
         }
         self.stepping = true;
@@ -269,62 +287,184 @@ impl Customer {
         context.after(wait, Event::Step(self.index));
     }
 
-    fn active_status(&self) -> Option<ChannelStatus> {
-        let buyer = self.buyer.as_ref()?;
-        let channel = buyer.book().get(&self.active?)?;
-        Some(channel.status(buyer.book().tip()))
+    /// Whether there is a channel that payments are taken on.
+    fn pays(&self) -> bool {
+        let Some(buyer) = &self.buyer else { return false };
+        let channel = self.active.and_then(|id| buyer.book().get(&id));
+        channel.is_some_and(|channel| channel.payable(buyer.book().tip()) > Amount::ZERO)
     }
 
     /// One step of whatever comes next.
     fn drive(&mut self, context: &mut Context) -> Result<(), Violation> {
-        if self.asked.is_some() || self.buyer.is_none() {
-            return Ok(());
-        }
-        let leaving = self.steps == 0;
-        let (Some(id), Some(status)) = (self.active, self.active_status()) else {
-            if !leaving && !self.blind {
-                self.open(context);
+        self.take_turns();
+        self.run_errand(context)?;
+        match self.active {
+            Some(id) if self.asked.is_none() && self.pays() && self.steps > 0 => {
+                self.pay(id, context)
             }
-            return Ok(());
-        };
-        match status {
-            ChannelStatus::Unfunded => self.fund(id, context),
-            ChannelStatus::Confirming { .. } => Ok(()),
-            ChannelStatus::Open if leaving => self.leave(id, context),
-            ChannelStatus::Open => self.pay(id, context),
-            ChannelStatus::Closing if self.vanishes && leaving => Ok(()),
-            ChannelStatus::Closing => {
-                let Some(buyer) = &self.buyer else { return Ok(()) };
-                let key = buyer.book().get(&id).map_or(0, |channel| channel.key_index());
-                let signature = self.owner.sign(key, close_digest(&id));
-                self.ask(Ask::Close(id, CloseRequest { signature }), context);
-                Ok(())
-            }
-            ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. } => {
-                (self.active, self.payer) = (None, None);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
-    fn open(&mut self, context: &mut Context) {
+    /// The channel to pay on is another one when the last is spent, ends or has ended.
+    fn take_turns(&mut self) {
         let Some(buyer) = &self.buyer else { return };
-        if self.coins_used >= COINS || self.gave_up || buyer.book().tip() == 0 {
+        let tip = buyer.book().tip();
+        let last = self.active.and_then(|last| buyer.book().get(&last));
+        let owing =
+            self.unacknowledged && last.is_some_and(|channel| channel.payable(tip) > Amount::ZERO);
+        let next = buyer.active(URL);
+        if self.active == next || owing {
+            return;
+        }
+        let channel = next.and_then(|id| buyer.book().get(&id));
+        if let (Some(payer), Some(channel)) = (&mut self.payer, channel) {
+            payer.go_on(channel.params().tick_max);
+        }
+        self.unacknowledged = channel.is_some_and(|channel| channel.best().is_some());
+        self.active = next;
+    }
+
+    /// The most urgent thing to do beside paying.
+    fn run_errand(&mut self, context: &mut Context) -> Result<(), Violation> {
+        let leaving = self.steps == 0;
+        let Some(buyer) = &mut self.buyer else { return Ok(()) };
+        if self.aside.is_some() || self.blind {
+            return Ok(());
+        }
+        if leaving && !self.vanishes {
+            let tip = buyer.book().tip();
+            let open =
+                |status| matches!(status, ChannelStatus::Open | ChannelStatus::Confirming { .. });
+            let stays = buyer.book().iter().find(|(_, channel)| open(channel.status(tip)));
+            if let Some(id) = stays.map(|(id, _)| *id) {
+                let mut out = Out::default();
+                buyer.close(id, &mut out);
+                return self.settle(out, context);
+            }
+        }
+        let (budget, acknowledged) = (self.budget, !self.unacknowledged);
+        let errands = buyer.errands(&Wants { url: URL, budget, acknowledged });
+        let height = context.chain.height();
+        let may_open = !leaving && buyer.book().iter().count() < CHANNELS_MAX;
+        let errand = errands.into_iter().find(|errand| match errand {
+            Errand::Fund(_) => true,
+            Errand::Close(_) => !(leaving && self.vanishes) && height > self.closing_asked,
+            Errand::Leave(_) => !leaving,
+            Errand::Open | Errand::OpenNext(_) => may_open,
+        });
+        match errand {
+            Some(Errand::Fund(id)) => self.fund(id, context)?,
+            Some(Errand::Leave(id)) => {
+                let mut out = Out::default();
+                if let Some(buyer) = &mut self.buyer {
+                    buyer.close(id, &mut out);
+                }
+                self.settle(out, context)?;
+            }
+            Some(Errand::Open) => self.open(context.plan.capacity, context),
+            Some(Errand::OpenNext(payable)) => {
+                let capacity = (payable + RESERVE).clamp(CAPACITY_MIN, context.plan.capacity);
+                self.open(capacity, context);
+            }
+            Some(Errand::Close(id)) => {
+                // Now and then: it costs a signature, and the claim comes by itself.
+                self.closing_asked = height + context.rng.u32(0..4);
+                let known = self.buyer.as_ref().and_then(|buyer| buyer.book().get(&id));
+                let proposal = known.and_then(|channel| channel.proposed_close());
+                self.ask_to_close(id, proposal.map(CloseProposal::from), context);
+            }
+            None => self.present(context),
+        }
+        Ok(())
+    }
+
+    /// Shows the provider a funding that no block holds, where payments count on it.
+    fn present(&mut self, context: &mut Context) {
+        let Some(buyer) = &self.buyer else { return };
+        let tip = buyer.book().tip();
+        let waiting = buyer.book().iter().find_map(|(id, channel)| {
+            let wanted = channel.params().unconfirmed_max > Amount::ZERO
+                && channel.status(tip) == ChannelStatus::Unfunded;
+            let tx = channel.funding_waits(tip).filter(|_| wanted)?;
+            Some((*id, tx.clone()))
+        });
+        let Some((id, tx)) = waiting.filter(|_| context.now_ms >= self.present_due_ms) else {
+            return;
+        };
+        self.present_due_ms = context.now_ms + PRESENT_INTERVAL_MS;
+        self.ask_aside(Ask::Fund(id, tx), context);
+    }
+
+    fn presented(
+        &mut self,
+        id: ChannelId,
+        report: &ChannelReport,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        let mut out = Out::default();
+        if let (Some(buyer), Some(outpoint)) = (&mut self.buyer, report.offered) {
+            buyer.funding_taken(id, outpoint, &mut out);
+        }
+        self.settle(out, context)
+    }
+
+    fn ask_to_close(
+        &mut self,
+        id: ChannelId,
+        proposal: Option<CloseProposal>,
+        context: &mut Context,
+    ) {
+        let known = self.buyer.as_ref().and_then(|buyer| buyer.book().get(&id));
+        let key = known.map_or(0, SubscriberChannel::key_index);
+        let signature = self.owner.sign(key, close_digest(&id));
+        self.ask_aside(Ask::Close(id, CloseRequest { signature, proposal }), context);
+    }
+
+    fn close_answered(
+        &mut self,
+        id: ChannelId,
+        report: ChannelReport,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        let Some(buyer) = &mut self.buyer else { return Ok(()) };
+        let mut out = Out::default();
+        if let Some(close) = report.closed_by_both {
+            buyer.close_answered(id, close.tx, &mut out);
+        }
+        if let Some(payout_script) = report.payout_script {
+            let due = buyer.close_due(&id, &payout_script, context.estimate());
+            let known = buyer.book().get(&id);
+            if let (Ok(Some(close)), Some(channel)) = (due, known)
+                && let Some(message) = close.sighash()
+            {
+                let signature = self.owner.sign(channel.key_index(), message);
+                buyer.close_signed(id, close, signature, &mut out);
+            }
+        }
+        self.settle(out, context)
+    }
+
+    fn open(&mut self, capacity: Amount, context: &mut Context) {
+        let Some(buyer) = &self.buyer else { return };
+        if context.chain.height() > context.chain.first() + OPENING_BLOCKS {
+            self.steps = 0;
             return;
         }
         let offer = context.offer.clone();
         let verified = offer.verify(super::spend::secp(), Network::Regtest, context.seconds());
-        if verified.is_err() {
+        if verified.is_err() || buyer.book().tip() == 0 {
             return;
         }
         let open = OpenRequest {
+            version: PROTOCOL_VERSION,
             offer: offer.offer.id(),
             subscriber: self.owner.public_key(buyer.next_key_index()),
-            capacity: context.plan.capacity,
+            capacity,
             expiry_height: buyer.book().tip() + context.plan.lifetime,
             remainder_script: self.owner.script(),
         };
-        self.ask(Ask::Open(open), context);
+        self.ask_aside(Ask::Open(open), context);
     }
 
     fn opened(
@@ -335,6 +475,8 @@ impl Customer {
         context: &mut Context,
     ) -> Result<(), Violation> {
         let params = ChannelParams {
+            version: PROTOCOL_VERSION,
+            unconfirmed_max: offer.offer.terms.unconfirmed_of(open.capacity),
             network: offer.offer.network,
             offer: open.offer,
             subscriber: open.subscriber,
@@ -355,31 +497,33 @@ impl Customer {
             return Ok(());
         }
         let mut out = Out::default();
-        let id = buyer.negotiated(params, offer.offer.provider, "http://[::1]".into(), &mut out);
-        self.active = Some(id);
-        self.unacknowledged = false;
-        self.settle(out, context)?;
-        self.fund(id, context)
+        buyer.negotiated(params, offer.offer.provider, URL.into(), &mut out);
+        self.settle(out, context)
     }
 
+    /// Signs the first funding, or one of the same coin that replaces the last.
     fn fund(&mut self, id: ChannelId, context: &mut Context) -> Result<(), Violation> {
         let Some(buyer) = &mut self.buyer else { return Ok(()) };
         let Some(channel) = buyer.book().get(&id) else { return Ok(()) };
-        if channel.funding_tx().is_some() || self.coins_used >= COINS || self.blind {
-            return Ok(());
-        }
         let params = channel.params();
-        let from = coin(self.index + 1, self.coins_used, params.capacity + Amount::from_sat(2_000_000));
-        let fee = least_fee(context.estimate(), FUNDING_VSIZE);
+        let funded = buyer.book().iter().filter(|(_, channel)| channel.funding_tx().is_some());
+        let fresh = u32::try_from(funded.count()).unwrap_or(u32::MAX);
+        let last = channel.funding_tx();
+        let spent = last.and_then(|tx| tx.input.first()).map(|input| input.previous_output.vout);
+        let value = context.plan.capacity + Amount::from_sat(2_000_000);
+        let from = coin(self.index + 1, spent.unwrap_or(fresh), value);
+        let bumped = last.map_or(0, |last| {
+            let given: Amount = last.output.iter().map(|output| output.value).sum();
+            let fee = value.checked_sub(given).unwrap_or_default().to_sat();
+            fee * 3 / 2 + 2 * FUNDING_VSIZE
+        });
+        let fee = least_fee(context.estimate(), FUNDING_VSIZE).max(bumped);
+        let change = (value - params.capacity).checked_sub(Amount::from_sat(fee));
         let output = vec![
             TxOut { value: params.capacity, script_pubkey: params.funding_script() },
-            TxOut {
-                value: Amount::from_sat(2_000_000u64.saturating_sub(fee)),
-                script_pubkey: self.owner.script(),
-            },
+            TxOut { value: change.unwrap_or(DUST).max(DUST), script_pubkey: self.owner.script() },
         ];
         let tx = self.owner.spend(2, (from.0, &from.1), output);
-        self.coins_used += 1;
         let mut out = Out::default();
         if !buyer.funding_signed(id, tx, &mut out) {
             return violated("a wallet's funding funds the channel", id.to_string());
@@ -387,24 +531,12 @@ impl Customer {
         self.settle(out, context)
     }
 
-    fn leave(&mut self, id: ChannelId, context: &mut Context) -> Result<(), Violation> {
-        if self.vanishes {
-            return Ok(());
-        }
-        let Some(buyer) = &mut self.buyer else { return Ok(()) };
-        let mut out = Out::default();
-        buyer.close(id, &mut out);
-        self.settle(out, context)
-    }
-
     fn pay(&mut self, id: ChannelId, context: &mut Context) -> Result<(), Violation> {
         let Some(buyer) = &mut self.buyer else { return Ok(()) };
         let Some(channel) = buyer.book().get(&id) else { return Ok(()) };
         if channel.disputed().is_some() {
-            let mut out = Out::default();
-            buyer.close(id, &mut out);
-            self.steps = 0;
-            return self.settle(out, context);
+            (self.steps, self.vanishes) = (0, false);
+            return Ok(());
         }
         if let (true, Some((paid, signature))) = (self.unacknowledged, channel.best()) {
             self.send(id, PaymentRequest { paid, signature }, context);
@@ -419,16 +551,17 @@ impl Customer {
         let elsewhere: Amount =
             buyer.book().iter().filter(|(other, _)| **other != id).map(|(_, c)| c.paid()).sum();
         let budget = self.budget.checked_sub(elsewhere).unwrap_or_default();
-        let params = channel.params();
-        match payer.next(channel.paid(), params.payable(), budget, &params.schedule) {
-            Next::Wait => Ok(()),
-            next @ (Next::BudgetSpent | Next::ChannelSpent) => {
-                if next == Next::BudgetSpent {
-                    self.steps = 0;
-                }
-                let mut out = Out::default();
-                buyer.close(id, &mut out);
-                self.settle(out, context)
+        let (params, payable) = (channel.params(), channel.payable(buyer.book().tip()));
+        // What was used on credit for a funding that another one took the place of is paid first.
+        let next = match channel.owed().filter(|owed| *owed <= payable) {
+            Some(owed) => Next::Pay(owed),
+            None => payer.next(channel.paid(), payable, budget, &params.schedule),
+        };
+        match next {
+            Next::Wait | Next::ChannelSpent => Ok(()),
+            Next::BudgetSpent => {
+                self.steps = 0;
+                Ok(())
             }
             Next::Pay(mut sum) => {
                 if context.plan.sabotage == Some(Sabotage::PayDouble) {
@@ -440,7 +573,7 @@ impl Customer {
                 self.unacknowledged = true;
                 buyer.payment_signed(id, sum, signature, &mut out);
                 self.settle(out, context)?;
-                context.audit.check_spent(&id)
+                context.audit.check_spent(self.index)
             }
         }
     }
@@ -452,10 +585,13 @@ impl Customer {
         answer: Answer,
         context: &mut Context,
     ) -> Result<(), Violation> {
-        let Some(asked) = self.asked.take_if(|asked| asked.number == number) else {
+        let paying = self.asked.take_if(|asked| asked.number == number);
+        let Some(asked) = paying.or_else(|| self.aside.take_if(|asked| asked.number == number))
+        else {
             return Ok(());
         };
         context.note(|| format!("subscriber {} is told {}", self.index, told(&answer)));
+        let asked_again = answer.clone();
         match (answer, asked.ask) {
             (Answer::Channel(report), Ask::Open(open)) => {
                 let offer = context.offer.clone();
@@ -475,11 +611,15 @@ impl Customer {
                     self.report(&report, asked.counted, asked.sent_ms, context)?;
                 }
             }
-            (Answer::Refused(_), Ask::Open(_)) => self.gave_up = context.one_in(3),
+            (Answer::Channel(report), Ask::Fund(id, _)) => self.presented(id, &report, context)?,
+            (Answer::Channel(report), Ask::Close(id, _)) => {
+                self.close_answered(id, *report, context)?;
+            }
+            (Answer::Refused(_), Ask::Open(_)) if context.one_in(3) => self.steps = 0,
             (Answer::Refused(_), Ask::Pay(..)) => self.steps = self.steps.saturating_sub(1),
             _ => {}
         }
-        if matches!(self.asked, None) && self.active_status() == Some(ChannelStatus::Open) {
+        if !matches!(asked_again, Answer::Refused(_) | Answer::Unreachable) {
             self.drive(context)?;
         }
         self.plan_step(context);
@@ -488,9 +628,9 @@ impl Customer {
 
     /// Starts to count.
     fn observe(&mut self, context: &mut Context) {
-        let active = self.active.and_then(|id| context.audit.bought.get_mut(&id));
+        let active = self.active.and_then(|id| context.audit.bought.get(&id));
         let Some(bought) = active else { return };
-        bought.counts += 1;
+        context.audit.counts.entry(self.index).or_default().starts += 1;
         let mut payer = Payer::new(bought.params.tick_max);
         payer.count(self.counted, context.now_ms);
         self.payer = Some(payer);
@@ -508,7 +648,10 @@ impl Customer {
         payer.count(self.counted, context.now_ms);
         let round_trip = (context.now_ms - sent_ms).max(1);
         let (bought, used) = (account.bought_octets, account.used_octets());
-        let judged = payer.report(bought, used, counted, round_trip);
+        let channels = buyer.book().iter();
+        let own =
+            channels.fold(Octets(0), |sum, (_, channel)| sum.saturating_add(channel.bought()));
+        let judged = payer.report(own, bought, used, counted, round_trip);
         let mut out = Out::default();
         if let (Err(dispute), Some(id)) = (judged, self.active) {
             if context.plan.honest_provider {
@@ -525,7 +668,7 @@ impl Customer {
         if sees {
             let who = format!("subscriber {}", self.index);
             for tx in std::mem::take(&mut self.unsent) {
-                hand_in(&who, &tx, context)?;
+                let _ = hand_in(&who, &tx, context)?;
             }
             self.follow(context)?;
         }
@@ -539,7 +682,7 @@ impl Customer {
         }
         while let Some(buyer) = &mut self.buyer {
             let mut out = Out::default();
-            match next_step(buyer.book().tips().next_back(), context) {
+            match next_step(buyer.book().tips().last(), context) {
                 None => break,
                 Some(Step::Disconnect(height)) => buyer.disconnect(height, &mut out),
                 Some(Step::Connect(height)) => {
@@ -553,7 +696,7 @@ impl Customer {
         if let Some(buyer) = &self.buyer {
             let who = format!("subscriber {}", self.index);
             for tx in buyer.unconfirmed() {
-                hand_in(&who, &tx, context)?;
+                let _ = hand_in(&who, &tx, context)?;
             }
         }
         self.refund(context)?;
@@ -581,12 +724,17 @@ impl Customer {
         self.settle(out, context)
     }
 
+    /// What is durable.
+    pub fn journal(&self) -> &[Entry<SubscriberEvent>] {
+        &self.journal
+    }
+
     /// Whether nothing can change any more.
     pub fn is_done(&self) -> bool {
         let Some(buyer) = &self.buyer else { return false };
         let over = buyer.book().iter().all(|(_, channel)| channel.finished());
-        let leaving = self.steps == 0 || self.gave_up || self.coins_used >= COINS;
-        over && !self.blind && leaving
+        let full = buyer.book().iter().count() >= CHANNELS_MAX;
+        over && !self.blind && (self.steps == 0 || full)
     }
 
     /// At the end: what was not paid came back.
@@ -594,7 +742,7 @@ impl Customer {
         let Some(buyer) = &self.buyer else { return Ok(()) };
         for (id, channel) in buyer.book().iter() {
             let Some(funding) = channel.funding() else { continue };
-            context.audit.check_spent(id)?;
+            context.audit.check_spent(self.index)?;
             let Some((tx, _)) = context.chain.spender(&funding.outpoint) else {
                 return violated("the rest comes back", format!("{id} is never spent"));
             };
@@ -611,7 +759,11 @@ impl Customer {
                 value - tx.output.iter().map(|output| output.value).sum::<Amount>()
             });
             let whole = refunded && back + fee == capacity;
-            if back < least && !whole {
+            let closed = is_close(tx) && {
+                let payout = tx.output.get(1).map_or(Amount::ZERO, |output| output.value);
+                back + fee + payout == capacity && payout <= signed && back >= least / 2
+            };
+            if back < least && !whole && !closed {
                 return violated(
                     "the rest comes back",
                     format!("{back} of {capacity} with {signed} signed on {id}"),
@@ -625,7 +777,7 @@ impl Customer {
 fn brief(event: &SubscriberEvent) -> String {
     match event {
         SubscriberEvent::Negotiated { params, .. } => format!("terms of {}", params.id()),
-        SubscriberEvent::FundingSigned { tx } => format!("the funding {}", tx.compute_txid()),
+        SubscriberEvent::FundingSigned { tx, .. } => format!("the funding {}", tx.compute_txid()),
         SubscriberEvent::PaymentSigned { paid, .. } => format!("{paid} signed"),
         SubscriberEvent::RefundSigned { tx, .. } => format!("the refund {}", tx.compute_txid()),
         other => format!("{other:?}"),

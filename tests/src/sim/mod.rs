@@ -66,6 +66,15 @@ pub fn tell(seed: u64, sabotage: Option<Sabotage>) -> (Result<Summary, Failure>,
     (judged(seed, ran), world.history())
 }
 
+/// What peers sent and stored in the history of a seed: the fuzz target that it is a seed for, a
+/// name, and the octets.
+pub fn samples(seed: u64) -> Vec<(&'static str, String, String)> {
+    let mut world = World::new(seed, None, true);
+    // A history that goes wrong has samples, too.
+    drop(world.run());
+    world.samples()
+}
+
 fn judged(
     seed: u64,
     ran: std::thread::Result<Result<Summary, Violation>>,

@@ -28,6 +28,7 @@ pub fn make(plan: &Plan, issued_at: u64) -> SignedOffer {
         provider: keys.x_only_public_key().0,
         issued_at,
         valid_until: issued_at + OFFER_SECONDS,
+        height: 0,
         schedule: Schedule::flat(plan.price),
         terms: Terms {
             capacity_min: bitmesh_core::channel::CAPACITY_MIN,
@@ -36,6 +37,7 @@ pub fn make(plan: &Plan, issued_at: u64) -> SignedOffer {
             lifetime_max_blocks: LIFETIME_MAX_BLOCKS,
             confirmations: plan.confirmations,
             tick_max: TICK_MAX,
+            unconfirmed_max: plan.unconfirmed_max,
         },
     };
     let signature = secp().sign_schnorr_no_aux_rand(&offer.message(), &keys);

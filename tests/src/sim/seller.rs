@@ -1,19 +1,26 @@
 //! An honest provider: the real controller between a kernel, a store that forgets what was not
 //! committed, and a chain source that comes and goes.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bitmesh_core::{
-    bitcoin::{FeeRate, Network, ScriptBuf, Transaction},
-    channel::{Batch, ChannelId, Claim, Durable, Entry, ProviderChannel, ProviderEvent},
-    controller::{self, Action, Controller, DueClaim, Input, RequestId},
+    bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, TxOut, Txid},
+    channel::{
+        Batch, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelId, DUST, Durable, Entry,
+        FeeEstimates, ProviderChannel, ProviderEvent,
+    },
+    controller::{self, Action, CloseOwn, Controller, Input, RequestId, Taken},
     station::Station,
     units::Octets,
+    wire::CloseRequest,
 };
 
 use super::{
     Sabotage,
-    audit::{Violation, violated},
+    audit::{Sold, Violation, violated},
     chain::Reject,
     kernel::Kernel,
     keys::PROVIDER,
@@ -56,6 +63,13 @@ impl Crash {
     }
 }
 
+/// What came of the actions of a batch.
+#[derive(Default)]
+struct Done {
+    signed: Vec<Input>,
+    reclaimed: Vec<Station>,
+}
+
 /// The provider.
 pub struct Seller {
     controller: Option<Controller>,
@@ -65,6 +79,10 @@ pub struct Seller {
     waiting: BTreeMap<RequestId, Waiting>,
     next_request: u64,
     unsent: Vec<Transaction>,
+    /// Transactions that were not taken for their fee.
+    refused: Vec<Txid>,
+    /// Channels that a claim was signed for.
+    claimed: BTreeSet<ChannelId>,
     blind: bool,
     /// For each block, whether it was able to act, and the fee rate that blocks asked for.
     abilities: BTreeMap<u32, (bool, FeeRate)>,
@@ -92,6 +110,8 @@ impl Seller {
             waiting: BTreeMap::new(),
             next_request: 0,
             unsent: Vec::new(),
+            refused: Vec::new(),
+            claimed: BTreeSet::new(),
             blind: false,
             abilities: BTreeMap::new(),
         }
@@ -144,7 +164,7 @@ impl Seller {
                     format!("{known:?} instead of {} on {id}", sold.paid()),
                 );
             }
-            if sold.acknowledged.is_some_and(|(paid, _)| paid > sold.paid()) {
+            if sold.forgot() {
                 return violated("what was acknowledged is durable", id.to_string());
             }
         }
@@ -212,12 +232,12 @@ impl Seller {
                 self.commit(&entries, context)?;
             }
             out = Out::default();
-            let mut reclaimed = Vec::new();
+            let mut done = Done::default();
             for (i, action) in actions.into_iter().enumerate() {
                 if crash == Some(Crash::Amid(i)) {
                     return self.crash(Crash::Amid(i), context);
                 }
-                self.perform(action, &mut reclaimed, &mut out, context)?;
+                self.perform(action, &mut done, context)?;
             }
             if early {
                 if crash == Some(Crash::BeforeCommit) {
@@ -225,16 +245,24 @@ impl Seller {
                 }
                 self.commit(&entries, context)?;
             }
-            self.tell_reclaimed(reclaimed, &mut out);
+            self.tell_done(done, &mut out);
         }
         context.audit.check_kernel(&self.kernel)
     }
 
-    /// Limits were lowered: what was used until then is read, of all that share the credit.
-    fn tell_reclaimed(&mut self, stations: Vec<Station>, out: &mut Out) {
-        let Some(controller) = self.controller.as_mut().filter(|_| !stations.is_empty()) else {
+    /// What was done goes back to the controller.
+    fn tell_done(&mut self, done: Done, out: &mut Out) {
+        let Some(controller) = &mut self.controller else { return };
+        for signed in done.signed {
+            controller.handle(signed, out);
+        }
+        for txid in std::mem::take(&mut self.refused) {
+            controller.handle(Input::Refused { txid }, out);
+        }
+        let stations = done.reclaimed;
+        if stations.is_empty() {
             return;
-        };
+        }
         let company = stations.iter().flat_map(|station| controller.company(*station));
         let readings =
             company.map(|station| (station, self.kernel.slot(station).usage())).collect();
@@ -258,8 +286,7 @@ impl Seller {
     fn perform(
         &mut self,
         action: Action,
-        reclaimed: &mut Vec<Station>,
-        more: &mut Out,
+        done: &mut Done,
         context: &mut Context,
     ) -> Result<(), Violation> {
         match action {
@@ -275,11 +302,37 @@ impl Seller {
                 context.note(|| format!("{station} may use no more than {limit}"));
                 let usage = self.kernel.slot(station).usage();
                 self.kernel.set(station, limit, usage);
-                reclaimed.push(station);
+                done.reclaimed.push(station);
             }
             Action::Reply(request, answer) => self.reply(request, answer, context)?,
-            Action::Claim(due) => self.claim(due, more, context),
+            Action::Claim(planned) => {
+                let sabotaged = context.plan.sabotage == Some(Sabotage::NeverBump);
+                let first = planned.channels().all(|id| self.claimed.insert(id));
+                if first || !sabotaged {
+                    done.signed.extend(planned.sign(|key, message| PROVIDER.sign(key, message)));
+                }
+            }
             Action::Broadcast(tx) => self.broadcast(tx, context)?,
+            Action::Present { request, channel, tx } => {
+                let taken = if self.blind {
+                    Taken::Unknown
+                } else {
+                    match context.chain.accept(&tx) {
+                        Ok(()) => Taken::Yes,
+                        Err(reject) => Taken::No(format!("{reject:?}")),
+                    }
+                };
+                context.note(|| format!("funding {}: {taken:?}", tx.compute_txid()));
+                done.signed.push(Input::Presented { request, channel, tx, taken });
+            }
+            Action::CheckOffered(offered) => {
+                for (channel, tx) in offered {
+                    if !self.blind && context.chain.accept(&tx).is_err() {
+                        let txid = tx.compute_txid();
+                        done.signed.push(Input::OfferedGone { channel, txid });
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -307,33 +360,15 @@ impl Seller {
         Ok(())
     }
 
-    fn claim(&mut self, due: Vec<DueClaim>, more: &mut Out, context: &mut Context) {
-        if self.blind {
-            return;
+    /// The node answers with its estimates, once per block that is the newest.
+    fn take_fees(&mut self, context: &mut Context) -> Result<(), Violation> {
+        if let Some(controller) = &mut self.controller {
+            controller.set_payout(payout_script());
         }
-        let rate = context.estimate();
-        let raised = due.iter().filter_map(|due| due.replaces).max().map(bumped);
-        if raised.is_some() && context.plan.sabotage == Some(Sabotage::NeverBump) {
-            return;
-        }
-        let rate = raised.map_or(rate, |raised| raised.max(rate));
-        let payout = payout_script();
-        let pays = |due: &DueClaim| Claim::new(vec![due.input.clone()], &payout, rate).is_ok();
-        let due: Vec<_> = due.into_iter().filter(pays).collect();
-        let inputs = due.iter().map(|due| due.input.clone()).collect();
-        let Ok(claim) = Claim::new(inputs, &payout, rate) else { return };
-        let fee = claim.fee();
-        let own: Vec<_> = claim
-            .sighashes()
-            .into_iter()
-            .zip(&due)
-            .map(|(message, due)| PROVIDER.sign(due.key_index, message))
-            .collect();
-        let (Some(tx), Some(controller)) = (claim.finish(&own), &mut self.controller) else {
-            return;
-        };
-        let channels = due.into_iter().map(|due| due.channel).collect();
-        controller.handle(Input::Claimed { channels, tx, fee, fee_rate: rate }, more);
+        let normal = context.estimate();
+        let urgent = normal.max(context.estimate());
+        let fees = (!context.one_in(50)).then_some(FeeEstimates { normal, urgent });
+        self.put(Input::Fees(fees), context)
     }
 
     fn broadcast(&mut self, tx: Transaction, context: &mut Context) -> Result<(), Violation> {
@@ -341,7 +376,11 @@ impl Seller {
             self.unsent.push(tx);
             return Ok(());
         }
-        hand_in("the provider", &tx, context)
+        let taken = hand_in("the provider", &tx, context)?;
+        if matches!(taken, Err(Reject::FeeTooLow | Reject::Replacement)) {
+            self.refused.push(tx.compute_txid());
+        }
+        Ok(())
     }
 
     /// A question arrives.
@@ -370,16 +409,10 @@ impl Seller {
                 self.low_credit(from, context)?;
                 Input::Pay { request, channel, payment, station: Some(peer) }
             }
-            Ask::Close(channel, close) => Input::Close { request, channel, close },
-            Ask::Channel(channel) => {
-                let Some(controller) = &self.controller else { return Ok(()) };
-                let answer = match controller.channel(&channel) {
-                    Ok(report) => Answer::Channel(Box::new(report)),
-                    Err(refusal) => Answer::Refused(refusal),
-                };
-                self.waiting.remove(&request);
-                context.answer(from, number, answer);
-                return Ok(());
+            Ask::Fund(channel, tx) => Input::Fund { request, channel, tx },
+            Ask::Close(channel, close) => {
+                let own = self.own_for_close(&channel, &close);
+                Input::Close { request, channel, close, own }
             }
             Ask::Account => {
                 self.low_credit(from, context)?;
@@ -394,8 +427,22 @@ impl Seller {
         self.put(input, context)
     }
 
+    /// What the wallet adds to a wish to close.
+    fn own_for_close(&self, channel: &ChannelId, close: &CloseRequest) -> CloseOwn {
+        let Some(controller) = &self.controller else { return CloseOwn::default() };
+        let needs = controller.close_needs(channel, close);
+        CloseOwn {
+            payout_script: needs.payout_script.then(payout_script),
+            signature: needs.signature.map(|(index, message)| PROVIDER.sign(index, message)),
+        }
+    }
+
     /// A station's counters are read out of turn.
-    pub fn low_credit(&mut self, subscriber: usize, context: &mut Context) -> Result<(), Violation> {
+    pub fn low_credit(
+        &mut self,
+        subscriber: usize,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
         let station = station(subscriber);
         let usage = self.kernel.slot(station).usage();
         self.put(Input::Reading(station, usage), context)
@@ -431,7 +478,7 @@ impl Seller {
             return Ok(());
         }
         while let Some(controller) = &self.controller {
-            let step = next_step(controller.book().tips().next_back(), context);
+            let step = next_step(controller.book().tips().last(), context);
             if let (Some(Sabotage::SleepThroughMargin), Some(Step::Connect(height))) =
                 (context.plan.sabotage, &step)
                 && let Some(sold) = context.audit.sold.values().next()
@@ -444,7 +491,7 @@ impl Seller {
                 }
             }
             match step {
-                None => return Ok(()),
+                None => return self.take_fees(context),
                 Some(Step::Disconnect(height)) => {
                     self.put(Input::BlockDisconnected { height }, context)?;
                 }
@@ -458,6 +505,11 @@ impl Seller {
         Ok(())
     }
 
+    /// What is durable.
+    pub fn journal(&self) -> &[Entry<ProviderEvent>] {
+        &self.journal
+    }
+
     /// Whether nothing can change any more.
     pub fn is_done(&self) -> bool {
         let channels = |controller: &Controller| {
@@ -469,74 +521,79 @@ impl Seller {
     /// At the end: what was paid durably is in the wallet, less fees.
     pub fn settle_accounts(&mut self, context: &mut Context) -> Result<(), Violation> {
         for (id, sold) in &context.audit.sold {
-            let Some((paid, outpoint)) = sold.best else { continue };
-            let confirmed = context.chain.spender(&outpoint);
-            let Some((tx, height)) = confirmed else {
-                let there = context.chain.coin(&outpoint).is_some();
-                if !there && context.audit.deepest >= sold.params.confirmations {
-                    continue; // Double-spent by a reorganisation that is deeper than the terms ask.
-                }
-                if there && !self.could_claim(sold, id) {
-                    continue;
-                }
-                return violated("what was paid is claimed", format!("{paid} on {id}, never spent"));
+            for (outpoint, paid) in &sold.best {
+                self.settle_one(id, sold, *outpoint, *paid, context)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_one(
+        &self,
+        id: &ChannelId,
+        sold: &Sold,
+        outpoint: OutPoint,
+        paid: Amount,
+        context: &Context,
+    ) -> Result<(), Violation> {
+        let expiry = sold.params.expiry_height;
+        let lost =
+            |how: &str| violated("what was paid is claimed", format!("{paid} on {id}, {how}"));
+        let could = self.could_claim(expiry, paid);
+        let Some((tx, height)) = context.chain.spender(&outpoint) else {
+            let there = context.chain.coin(&outpoint).is_some();
+            // Another funding confirmed, or none: what was paid before confirmation is lost, and
+            // more only in a reorganisation that is deeper than the terms ask.
+            let bounded = paid <= sold.params.unconfirmed_max
+                || context.audit.deepest >= sold.params.confirmations;
+            return if there && could || !there && !bounded { lost("never spent") } else { Ok(()) };
+        };
+        let spends = |(known, _): &(&OutPoint, &Amount)| {
+            tx.input.iter().any(|input| input.previous_output == **known)
+        };
+        let sold_by = context.audit.sold.values();
+        let due = sold_by.flat_map(|sold| sold.best.iter().filter(spends));
+        let due: u64 = due.map(|(_, paid)| paid.to_sat()).sum();
+        let own = |output: &&TxOut| output.script_pubkey == payout_script();
+        let payout: u64 = tx.output.iter().filter(own).map(|output| output.value.to_sat()).sum();
+        if is_close(tx) {
+            return if payout < due && due >= DUST.to_sat() {
+                violated("a close pays the provider what was paid", format!("{payout} of {due}"))
+            } else {
+                Ok(())
             };
-            let claims: Vec<_> = context
-                .audit
-                .sold
-                .values()
-                .filter(|other| {
-                    let spends = |outpoint| {
-                        tx.input.iter().any(|input| input.previous_output == outpoint)
-                    };
-                    other.best.is_some_and(|(_, outpoint)| spends(outpoint))
-                })
-                .collect();
-            let due: u64 = claims.iter().map(|sold| sold.paid().to_sat()).sum();
-            let payout: u64 = tx
-                .output
-                .iter()
-                .filter(|output| output.script_pubkey == payout_script())
-                .map(|output| output.value.to_sat())
-                .sum();
-            if payout == 0 {
-                if self.could_claim(sold, id) {
-                    return violated("what was paid is claimed", format!("{paid} on {id} refunded"));
-                }
-                continue;
-            }
-            let given: u64 = tx.output.iter().map(|output| output.value.to_sat()).sum();
-            let fee = context.chain.input_value(tx).map_or(0, |value| value.to_sat() - given);
-            if payout + fee != due {
-                return violated(
-                    "payout and fee are the best commitments' sum",
-                    format!("{payout} + {fee} of {due}"),
-                );
-            }
-            let late = height + bitmesh_core::channel::CLAIM_DONE_BLOCKS > sold.params.expiry_height;
-            if late && self.could_claim(sold, id) {
-                return violated(
-                    "claims are in a block 36 blocks before the expiry",
-                    format!("{id} at {height}, expiry {}", sold.params.expiry_height),
-                );
-            }
+        }
+        if payout == 0 {
+            return if could { lost("refunded") } else { Ok(()) };
+        }
+        let given: u64 = tx.output.iter().map(|output| output.value.to_sat()).sum();
+        let fee = context.chain.input_value(tx).map_or(0, |value| value.to_sat() - given);
+        if payout + fee != due {
+            return violated(
+                "payout and fee are the best commitments' sum",
+                format!("{payout} + {fee} of {due}"),
+            );
+        }
+        if height + CLAIM_DONE_BLOCKS > expiry && could {
+            return violated(
+                "claims are in a block 36 blocks before the expiry",
+                format!("{id} at {height}, expiry {expiry}"),
+            );
         }
         Ok(())
     }
 
     /// Whether there was a time after the margin, long enough for a claim, at fees that left
     /// something of it.
-    fn could_claim(&self, sold: &super::audit::Sold, _id: &ChannelId) -> bool {
+    fn could_claim(&self, expiry: u32, paid: Amount) -> bool {
         /// Blocks in a row that a claim needs: to be seen, raised and mined.
         const RUN: u32 = 12;
-        let expiry = sold.params.expiry_height;
-        let margin = expiry - bitmesh_core::channel::CLAIM_MARGIN_BLOCKS;
-        let last = expiry - bitmesh_core::channel::CLAIM_DONE_BLOCKS;
+        let (margin, last) = (expiry - CLAIM_MARGIN_BLOCKS, expiry - CLAIM_DONE_BLOCKS);
         let mut run = 0;
         for (_, (able, level)) in self.abilities.range(margin + 1..last) {
             // A claim of one channel has 194 vB; an estimate is half too high at most.
             let fee = level.to_sat_per_kwu() * 194 * 4 * 2 / 1_000;
-            let pays = sold.paid().to_sat() > fee + bitmesh_core::channel::DUST.to_sat();
+            let pays = paid.to_sat() > fee + DUST.to_sat();
             run = if *able && pays { run + 1 } else { 0 };
             if run >= RUN {
                 return true;
@@ -569,21 +626,26 @@ pub fn next_step(
 }
 
 /// An honest party's transaction: a node may not take it, but never because it is not valid.
-pub fn hand_in(who: &str, tx: &Transaction, context: &mut Context) -> Result<(), Violation> {
+pub fn hand_in(
+    who: &str,
+    tx: &Transaction,
+    context: &mut Context,
+) -> Result<Result<(), Reject>, Violation> {
     let taken = context.chain.accept(tx);
     context.note(|| format!("{who} broadcasts {}: {taken:?}", tx.compute_txid()));
     match taken {
         Err(error @ (Reject::Invalid(_) | Reject::Overspent | Reject::NotFinal | Reject::Dust)) => {
             violated("honest transactions are valid", format!("{who}: {error:?}"))
         }
-        _ => Ok(()),
+        taken => Ok(taken),
     }
 }
 
-fn bumped(last: FeeRate) -> FeeRate {
-    FeeRate::from_sat_per_kwu(
-        last.to_sat_per_kwu().saturating_mul(3).div_ceil(2).saturating_add(250),
-    )
+/// Whether both ends signed every output: not a claim, which only the provider signs as a whole.
+pub fn is_close(tx: &Transaction) -> bool {
+    let witness = tx.input.first().map(|input| &input.witness);
+    let flags = |at| witness.and_then(|witness| witness.nth(at)).and_then(|w| w.last().copied());
+    (flags(0), flags(1)) == (Some(1), Some(1))
 }
 
 fn brief(event: &ProviderEvent) -> String {

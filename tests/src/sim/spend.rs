@@ -39,12 +39,10 @@ pub fn is_final(tx: &Transaction, height: u32) -> bool {
 pub fn verify(tx: &Transaction, prevouts: &[TxOut]) -> Result<(), Invalid> {
     let all = Prevouts::All(prevouts);
     for (index, (input, prevout)) in tx.input.iter().zip(prevouts).enumerate() {
-        let invalid = |error: &dyn std::fmt::Display| Invalid { input: index, why: error.to_string() };
-        let lock_time = if input.sequence.enables_absolute_lock_time() {
-            tx.lock_time
-        } else {
-            LockTime::ZERO
-        };
+        let invalid =
+            |error: &dyn std::fmt::Display| Invalid { input: index, why: error.to_string() };
+        let lock_time =
+            if input.sequence.enables_absolute_lock_time() { tx.lock_time } else { LockTime::ZERO };
         let interpreter = Interpreter::from_txdata(
             &prevout.script_pubkey,
             &input.script_sig,

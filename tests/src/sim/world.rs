@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 
 use bitmesh_core::{
-    bitcoin::{Amount, FeeRate, OutPoint, TxOut, Txid, hashes::Hash},
-    channel::{ChannelId, LIFETIME_MIN_BLOCKS},
+    bitcoin::{Amount, FeeRate, OutPoint, Transaction, TxOut, Txid, hashes::Hash},
+    channel::{ChannelId, Entry, LIFETIME_MIN_BLOCKS},
     controller::Refusal,
     offer::SignedOffer,
-    wire::{AccountReport, ChannelReport, CloseRequest, OpenRequest, PaymentReply, PaymentRequest},
+    wire::{
+        AccountReport, ChannelReport, CloseRequest, FundingRequest, OpenRequest, PaymentReply,
+        PaymentRequest,
+    },
 };
 use fastrand::Rng;
+use serde::Serialize;
 
 use super::{
     Sabotage,
@@ -47,8 +51,8 @@ pub enum Ask {
     Pay(ChannelId, PaymentRequest),
     /// `POST /v1/channels/{id}/close`.
     Close(ChannelId, CloseRequest),
-    /// `GET /v1/channels/{id}`.
-    Channel(ChannelId),
+    /// `POST /v1/channels/{id}/funding`.
+    Fund(ChannelId, Transaction),
     /// `GET /v1/account`.
     Account,
 }
@@ -122,6 +126,8 @@ pub struct Plan {
     pub confirmations: u32,
     /// Of the offer, in msat per MiB.
     pub price: u64,
+    /// Of the offer: what counts before confirmation.
+    pub unconfirmed_max: Amount,
     /// Of every channel.
     pub capacity: Amount,
     /// Of every channel.
@@ -138,6 +144,8 @@ impl Plan {
         let honest_provider = rng.u32(0..4) > 0;
         let count = if honest_provider { rng.usize(1..=3) } else { 1 };
         let subscribers = (0..count).map(|_| !honest_provider || rng.u32(0..3) > 0).collect();
+        let capacity = rng.u64(10_000..300_000);
+        let unconfirmed_max = if rng.bool() { 0 } else { rng.u64(0..capacity / 2) };
         Self {
             honest_provider,
             subscribers,
@@ -148,7 +156,8 @@ impl Plan {
             spike_in,
             confirmations: rng.u32(1..=6),
             price: 1_000 * rng.u64(1..1_000),
-            capacity: Amount::from_sat(rng.u64(10_000..300_000)),
+            unconfirmed_max: Amount::from_sat(unconfirmed_max),
+            capacity: Amount::from_sat(capacity),
             lifetime: LIFETIME_MIN_BLOCKS + rng.u32(0..60),
             sabotage,
         }
@@ -172,6 +181,7 @@ pub struct Context {
     queue: BTreeMap<(u64, u64), Event>,
     sequence: u64,
     history: Option<Vec<String>>,
+    samples: BTreeMap<&'static str, String>,
     spike_left: u32,
     calm: FeeRate,
 }
@@ -184,6 +194,35 @@ impl Context {
             let millis = self.now_ms % 1_000;
             let height = self.chain.height();
             history.push(format!("{seconds:>8}.{millis:03} s, block {height}: {}", line()));
+        }
+    }
+
+    /// Keeps the first message of each kind, as it is on the wire, beside the history.
+    fn sample(&mut self, kind: &'static str, body: &impl Serialize) {
+        if self.history.is_some() && !self.samples.contains_key(kind) {
+            self.samples.insert(kind, serde_json::to_string(body).unwrap_or_default());
+        }
+    }
+
+    fn sample_ask(&mut self, ask: &Ask) {
+        match ask {
+            Ask::Open(body) => self.sample("open", body),
+            Ask::Pay(_, body) => self.sample("pay", body),
+            Ask::Close(_, body) if body.proposal.is_some() => self.sample("propose", body),
+            Ask::Close(_, body) => self.sample("close", body),
+            Ask::Fund(_, tx) => self.sample("fund", &FundingRequest { tx: tx.clone() }),
+            Ask::Account => {}
+        }
+    }
+
+    fn sample_answer(&mut self, answer: &Answer) {
+        match answer {
+            Answer::Channel(body) if body.closed_by_both.is_some() => self.sample("closed", body),
+            Answer::Channel(body) => self.sample("channel", body),
+            Answer::Paid(body) => self.sample("paid", body),
+            Answer::Account(body) => self.sample("account", body),
+            Answer::Refused(refusal) => self.sample("refused", &refusal.body()),
+            Answer::Unreachable => {}
         }
     }
 
@@ -208,6 +247,7 @@ impl Context {
 
     /// Sends a question; it may be lost, late or doubled.
     pub fn ask(&mut self, from: usize, number: u64, ask: Ask) {
+        self.sample_ask(&ask);
         self.after(TIMEOUT_MS, Event::Answer { to: from, number, answer: Answer::Unreachable });
         if self.one_in(self.plan.trouble_in) {
             self.note(|| format!("a question of subscriber {from} is lost"));
@@ -223,6 +263,7 @@ impl Context {
 
     /// Sends an answer; it may be lost or late.
     pub fn answer(&mut self, to: usize, number: u64, answer: Answer) {
+        self.sample_answer(&answer);
         if !self.one_in(self.plan.trouble_in) {
             let delay = self.delay();
             self.after(delay, Event::Answer { to, number, answer });
@@ -311,6 +352,7 @@ impl World {
             queue: BTreeMap::new(),
             sequence: 0,
             history: keep.then(Vec::new),
+            samples: BTreeMap::new(),
             spike_left: 0,
             calm,
         };
@@ -348,6 +390,24 @@ impl World {
         let first = self.context.chain.first();
         let blocks = self.context.chain.height() - first;
         Ok(Summary { payments: self.context.audit.payments, blocks })
+    }
+
+    /// What was sent and stored in a history that was kept: for each fuzz target, by name.
+    pub fn samples(&self) -> Vec<(&'static str, String, String)> {
+        let wire = self.context.samples.iter();
+        let mut samples: Vec<_> =
+            wire.map(|(kind, body)| ("wire", (*kind).to_owned(), body.clone())).collect();
+        let offer = serde_json::to_string(&self.context.offer).unwrap_or_default();
+        samples.push(("offer", "offer".into(), offer));
+        if let Provider::Honest(seller) = &self.provider {
+            samples.extend(journals("sold", seller.journal()));
+        }
+        for subscriber in &self.subscribers {
+            if let Subscriber::Honest(customer) = subscriber {
+                samples.extend(journals("bought", customer.journal()));
+            }
+        }
+        samples
     }
 
     /// The lines of the history.
@@ -475,7 +535,7 @@ impl World {
         }
         match &mut self.provider {
             Provider::Honest(seller) => seller.follow(context)?,
-            Provider::Crook(crook) => crook.follow(context)?,
+            Provider::Crook(crook) => crook.follow(context),
         }
         for subscriber in &mut self.subscribers {
             match subscriber {
@@ -497,7 +557,7 @@ impl World {
         }
         let provider = match &self.provider {
             Provider::Honest(seller) => seller.is_done(),
-            Provider::Crook(crook) => crook.is_done(&self.context),
+            Provider::Crook(_) => self.context.chain.mempool().is_empty(),
         };
         provider
             && self.subscribers.iter().all(|subscriber| match subscriber {
@@ -526,4 +586,18 @@ pub fn coin(party: usize, n: u32, value: Amount) -> (OutPoint, TxOut) {
     txid[31] = 1;
     let script_pubkey = Owner(party).script();
     (OutPoint::new(Txid::from_byte_array(txid), n), TxOut { value, script_pubkey })
+}
+
+/// Each channel's journal, an event a line.
+fn journals<E: Serialize>(name: &str, entries: &[Entry<E>]) -> Vec<(&'static str, String, String)> {
+    let mut journals: BTreeMap<ChannelId, String> = BTreeMap::new();
+    for entry in entries {
+        if let Entry::Channel { channel, event } = entry {
+            let journal = journals.entry(*channel).or_default();
+            journal.push_str(&serde_json::to_string(event).unwrap_or_default());
+            journal.push('\n');
+        }
+    }
+    let named = |(i, journal)| ("journal", format!("{name}-{i}"), journal);
+    journals.into_values().enumerate().map(named).collect()
 }

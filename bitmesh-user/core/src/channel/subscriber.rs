@@ -287,15 +287,12 @@ impl SubscriberChannel {
     }
 
     /// Most that payments may come to now: all of it once the funding is confirmed, what the terms
-    /// allow while the provider counts on one that it took.
+    /// allow while it has too few blocks, or none and the provider counts on it.
     pub fn payable(&self, tip: u32) -> Amount {
         match self.status(tip) {
             ChannelStatus::Open => self.course.params.payable(),
-            ChannelStatus::Unfunded | ChannelStatus::Confirming { .. }
-                if self.taken.is_some() && self.taken == self.outpoint() =>
-            {
-                self.course.params.unconfirmed_max
-            }
+            ChannelStatus::Confirming { .. } => self.course.params.unconfirmed_max,
+            ChannelStatus::Unfunded if self.taken.is_some() => self.course.params.unconfirmed_max,
             _ => Amount::ZERO,
         }
     }

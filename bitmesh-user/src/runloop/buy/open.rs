@@ -241,6 +241,8 @@ impl Session {
                     tx.compute_txid()
                 );
                 self.told();
+                // A replacement is shown to the provider at once.
+                self.aside.hold(id, Duration::ZERO);
                 if !self.buyer.funding_signed(id, tx, out) {
                     error!("the wallet's transaction does not fund channel {id}");
                 }
