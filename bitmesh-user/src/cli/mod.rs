@@ -42,8 +42,9 @@ use crate::{
         provider:    bitmesh sell --lan eth1 --wan eth0\n  \
         subscriber:  bitmesh buy\n  \
         both:        bitmesh status\n\n\
-        Both need a Bitcoin Core or Knots node (--node). Try everything without real money in\n\
-        network namespaces of this machine: cargo xtask build-and-load --lab"
+        Both ask the Bitcoin network itself about the chain, or your own node (--node); a provider\n\
+        is better off with one. Try everything without real money in network namespaces of this\n\
+        machine: cargo xtask build-and-load --lab"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -58,7 +59,8 @@ enum Command {
             payment API and claims channels when they close. From the moment that it runs, \
             stations on these ports pass only what they paid for. The programs stay when it stops; \
             `bitmesh sell --detach` takes them off.\n\nNeeds root to start, Linux 6.1 or newer, \
-            nftables and a Bitcoin node. Once everything is open it becomes --user, without any \
+            nftables, and a source of blocks: your Bitcoin Core or Knots node if its cookie file is \
+            found or it is named, else peers of the network. Once everything is open it becomes --user, without any \
             rights; a small second process keeps the programs on the ports. Forwarding and addresses are the box's own: set net.ipv4.ip_forward=1 \
             and, where wanted, NAT on the WAN port.",
         after_help = "Example:\n  bitmesh sell --lan eth1 --wan eth0 --price 400\n\n\
@@ -70,8 +72,8 @@ enum Command {
         long_about = "Takes the provider's offer, funds a channel from its own wallet and pays \
             tick by tick for exactly what it counts on its own interface, never more than the \
             budget. Stopping it keeps the channel; `bitmesh close` settles it and brings the rest \
-            back.\n\nNeeds root, to count on the interface, and a Bitcoin node that it can reach \
-            before it has paid.",
+            back.\n\nNeeds root, to count on the interface. Blocks come from peers of the \
+            network, or from the node or server that is named; the first start has to reach them.",
         after_help = "Examples:\n  bitmesh buy                           from the default gateway\n  \
             bitmesh buy --budget 2000             spend at most 2,000 sat\n  \
             bitmesh buy --provider http://10.0.0.1:8434 --capacity 100000"

@@ -14,7 +14,10 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -67,6 +70,9 @@ struct Foundation {
     source: Arc<dyn ChainSource>,
     watched: Watched,
     channels_watched: usize,
+    /// Height of the source's tip, as it said last.
+    source_height: Arc<AtomicU32>,
+    block_seen_at: Option<u64>,
 }
 
 impl Foundation {
@@ -105,13 +111,38 @@ impl Foundation {
         let watched = Watched::default();
         watched.add(wallet.scripts());
         let data_dir = common.data_dir.clone();
-        Ok((Self { data_dir, store, wallet, source, watched, channels_watched: 0 }, entries))
+        let foundation = Self {
+            data_dir,
+            store,
+            wallet,
+            source,
+            watched,
+            channels_watched: 0,
+            source_height: Arc::default(),
+            block_seen_at: None,
+        };
+        Ok((foundation, entries))
     }
 
     /// Follows the chain from the blocks that a book's channels saw last.
     fn follow<M: Machine>(&mut self, book: &Book<M>) -> Events {
         self.watch(book);
-        follow(self.source.clone(), self.watched.clone(), book.tips().collect(), CHAIN_INTERVAL)
+        let (source, watched, tips) =
+            (self.source.clone(), self.watched.clone(), book.tips().collect());
+        let events = follow(source, watched, tips, CHAIN_INTERVAL);
+        self.source_height = events.source_height();
+        events
+    }
+
+    fn chain_status(&self, height: u32, synced: bool) -> ChainStatus {
+        ChainStatus {
+            network: self.source.network(),
+            height,
+            synced,
+            source: self.source.name(),
+            blocks_behind: self.source_height.load(Ordering::Relaxed).saturating_sub(height),
+            block_seen_at: self.block_seen_at,
+        }
     }
 
     fn watch<M: Machine>(&mut self, book: &Book<M>) {
@@ -123,6 +154,7 @@ impl Foundation {
     fn follow_wallet(&mut self, event: &ChainEvent) -> Result<()> {
         if let ChainEvent::Connected { height, block } = event {
             self.wallet.connect_block(block, *height)?;
+            self.block_seen_at = Some(now());
         }
         Ok(())
     }
@@ -153,10 +185,6 @@ impl Foundation {
 /// The only clock: seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn chain_status(network: Network, height: u32, synced: bool) -> ChainStatus {
-    ChainStatus { network, height, synced }
 }
 
 fn wallet_status(foundation: &mut Foundation) -> WalletStatus {
