@@ -54,13 +54,15 @@ pub struct Trade<'a> {
     pub capacity: u64,
     /// More flags of `bitmesh sell`.
     pub sell: &'a [&'a str],
+    /// More flags of `bitmesh buy`.
+    pub buy: &'a [&'a str],
     /// Whether both ends are light clients of the node, and not users of its RPC.
     pub light: bool,
 }
 
 impl Default for Trade<'_> {
     fn default() -> Self {
-        Self { price: 1_000, budget: 40_000, capacity: 50_000, sell: &[], light: false }
+        Self { price: 1_000, budget: 40_000, capacity: 50_000, sell: &[], buy: &[], light: false }
     }
 }
 
@@ -86,8 +88,8 @@ impl<'a> World<'a> {
         let source = source_flags(&node, NODE_FOR_SUBSCRIBER, trade.light);
         let source: Vec<_> = source.iter().map(String::as_str).collect();
         let args = ["buy", "--budget", &budget, "--capacity", &capacity, "--lifetime", "400"];
-        let args =
-            [&args[..], &source, &["--network", "regtest", "--instance", &instance]].concat();
+        let last = ["--network", "regtest", "--instance", &instance];
+        let args = [&args[..], &source, &last, trade.buy].concat();
         let subscriber = Daemon::new(&topology.subscriber, &data.path().join("buy"), &args)?;
         Ok(Self { node, provider, subscriber, data, instance })
     }

@@ -10,6 +10,7 @@ use crate::{
     kernels, node,
     setup::{self, Need},
     shell::{self, cargo, is_root, root},
+    sim::{self, SimArgs},
 };
 
 /// How long CI fuzzes each target.
@@ -39,6 +40,7 @@ pub fn run() -> Result<()> {
         tests.args(["test", "--workspace", "--exclude", "bitmesh-tests", "--locked"]);
         shell::run(&mut tests)
     })?;
+    step("simulation", &|| sim::run(&SimArgs::for_ci()))?;
     step("fuzzing", &|| fuzz::fuzz(&FuzzArgs { seconds: FUZZ_SECONDS }))?;
     step("end-to-end tests", &end_to_end)?;
     if kernels::CAN_BOOT {

@@ -14,6 +14,7 @@ mod load;
 mod node;
 mod setup;
 mod shell;
+mod sim;
 mod suite;
 
 use std::process::ExitCode;
@@ -49,6 +50,8 @@ enum Task {
     Kernels(kernels::KernelsArgs),
     /// Look for frames, messages and journals that are taken wrongly
     Fuzz(fuzz::FuzzArgs),
+    /// Run histories of channels by seed, with crashes, cheats and reorganisations
+    Sim(sim::SimArgs),
     /// Everything that CI runs: format, lints, dependency direction, unit and end-to-end tests, and
     /// other kernels
     Test,
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Task::BuildAndLoad(args) => load::run(&args),
         Task::Kernels(args) => kernels::run(&args),
         Task::Fuzz(args) => fuzz::fuzz(&args),
+        Task::Sim(args) => sim::run(&args),
         Task::Test => check::run(),
         Task::Bench(args) => bench::run(&args),
     };

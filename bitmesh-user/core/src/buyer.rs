@@ -8,8 +8,8 @@ use bitcoin::{
 
 use crate::{
     channel::{
-        Batch, Book, ChannelId, ChannelParams, ChannelStatus, Close, CloseError, Entry,
-        InvalidEvent, SubscriberChannel, SubscriberEvent, funding_outpoint,
+        Batch, Book, ChannelId, ChannelParams, Close, CloseError, Entry, InvalidEvent,
+        SubscriberChannel, SubscriberEvent,
     },
     payer::Dispute,
     wire::{ChannelReport, CloseProposal, ClosedByBoth, DisputeReport},
@@ -56,7 +56,13 @@ impl Buyer {
     /// Follows an entry read back from the store, before anything else is put in.
     pub fn replay(&mut self, entry: &Entry<SubscriberEvent>) -> Result<(), InvalidEvent> {
         self.book.apply(entry)?;
-        if let Entry::Channel { event: SubscriberEvent::Negotiated { key_index, .. }, .. } = entry {
+        if let Entry::Channel {
+            event:
+                SubscriberEvent::Negotiated { key_index, .. }
+                | SubscriberEvent::Restored { key_index, .. },
+            ..
+        } = entry
+        {
             self.next_key_index = self.next_key_index.max(key_index.saturating_add(1));
         }
         Ok(())
@@ -70,9 +76,8 @@ impl Buyer {
             out.act(Action::Broadcast(tx));
         }
         for (id, channel) in self.book.iter().filter(|(_, channel)| !channel.finished()) {
-            if let (Some((paid, signature)), ChannelStatus::Open) =
-                (channel.best(), channel.status(self.book.tip()))
-            {
+            let counts = channel.payable(self.book.tip()) > Amount::ZERO;
+            if let Some((paid, signature)) = channel.best().filter(|_| counts) {
                 out.act(Action::Pay(*id, paid, signature));
             }
         }
@@ -84,7 +89,7 @@ impl Buyer {
     pub fn unconfirmed(&self) -> Vec<Transaction> {
         let channels = self.book.iter().map(|(_, channel)| channel);
         let waiting = channels.filter(|channel| !channel.finished()).flat_map(|channel| {
-            let funding = channel.funding_tx().filter(|_| channel.funding().is_none());
+            let funding = channel.funding_waits(self.book.tip());
             let close = channel.closed_by_both().map(|close| &close.tx);
             let out = channel.refund_tx().or(close).filter(|_| channel.spent().is_none());
             [funding, out]
@@ -110,19 +115,40 @@ impl Buyer {
         channel
     }
 
-    /// The funding transaction was signed. False, and nothing done, when it doesn't fund the
-    /// channel or another one does.
+    /// A channel of this wallet's was found by what its funding carries, in the block that is to be
+    /// connected next. False, and nothing done, when it is known.
+    pub fn restored(&mut self, params: ChannelParams, key_index: u32, out: &mut Out) -> bool {
+        let channel = params.id();
+        if self.book.get(&channel).is_some() || params.validate().is_err() {
+            return false;
+        }
+        self.next_key_index = self.next_key_index.max(key_index.saturating_add(1));
+        let (params, height) = (Box::new(params), self.book.tip());
+        self.book.record(channel, SubscriberEvent::Restored { params, key_index, height }, out);
+        true
+    }
+
+    /// A funding was signed, the first one or a replacement. False, and nothing done, when it
+    /// doesn't fund the channel, or could confirm beside one before it.
     pub fn funding_signed(&mut self, channel: ChannelId, tx: Transaction, out: &mut Out) -> bool {
-        let fits = self.book.get(&channel).is_some_and(|known| {
-            !known.finished()
-                && known.funding_tx().is_none()
-                && funding_outpoint(known.params(), &tx).is_some()
-        });
+        let fits = self
+            .book
+            .get(&channel)
+            .is_some_and(|known| !known.finished() && known.is_fundable_by(&tx));
         if fits {
-            self.book.record(channel, SubscriberEvent::FundingSigned { tx: tx.clone() }, out);
+            let event = SubscriberEvent::FundingSigned { tx: tx.clone(), height: self.book.tip() };
+            self.book.record(channel, event, out);
             out.act(Action::Broadcast(tx));
         }
         fits
+    }
+
+    /// The provider says that it counts on this funding before it is in a block.
+    pub fn funding_taken(&mut self, channel: ChannelId, outpoint: OutPoint, out: &mut Out) {
+        let known = self.book.get(&channel);
+        if let Some(event) = known.and_then(|known| known.funding_taken(outpoint)) {
+            self.book.record(channel, event, out);
+        }
     }
 
     /// A payment was signed: it is stored, then sent.
@@ -255,8 +281,8 @@ impl Buyer {
                 station: None,
                 account: None,
                 funding: channel.funding().map(|funding| funding.outpoint),
-                offered: None,
-                payable: channel.params().payable(),
+                offered: channel.taken().filter(|_| channel.funding().is_none()),
+                payable: channel.payable(self.book.tip()),
                 paid: channel.paid(),
                 commitments: channel.commitments(),
                 bought_octets: channel.bought(),

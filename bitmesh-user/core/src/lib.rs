@@ -6,6 +6,7 @@
 //! a value that was not checked, and never lets an action out before its cause is durable.
 
 pub mod account;
+pub mod alarm;
 pub mod buyer;
 pub mod channel;
 pub mod controller;
@@ -15,6 +16,7 @@ pub mod offer;
 pub mod payer;
 pub mod pricing;
 pub mod station;
+pub mod succession;
 pub mod units;
 pub mod wire;
 

@@ -56,9 +56,20 @@ pub struct Payer {
     sampled: Option<(u64, Octets)>,
     /// Octets per millisecond, and when it was seen.
     rate: Option<(u64, u64)>,
-    /// The provider's report and our count, when both began to count.
-    baseline: Option<(Octets, Octets)>,
+    /// What the provider reported and what was known here, when both began to count.
+    baseline: Option<Baseline>,
     reported: Option<Reported>,
+}
+
+/// Both sides' numbers at the first report: from then on only what is added is compared.
+#[derive(Clone, Copy, Debug)]
+struct Baseline {
+    /// Reported.
+    bought: Octets,
+    used: Octets,
+    /// Ours.
+    own: Octets,
+    counted: Octets,
 }
 
 /// The newest report, which was true at some time between the request and the answer.
@@ -86,6 +97,12 @@ impl Payer {
         }
     }
 
+    /// Goes on on a channel whose terms ask for at most `tick_max` to be paid ahead. What was counted
+    /// and reported stays: it is the account's, not a channel's.
+    pub fn go_on(&mut self, tick_max: Octets) {
+        self.tick_max = tick_max.min(TICK_MAX_OCTETS);
+    }
+
     /// Takes a reading of our own counter, cumulative, at a monotonic time in milliseconds.
     pub fn count(&mut self, octets: Octets, now_ms: u64) {
         self.counted = self.counted.max(octets);
@@ -108,21 +125,25 @@ impl Payer {
     }
 
     /// Takes what the provider says that this station bought and used in its life, the answer to a
-    /// request that was sent when our counter stood at `counted` and took `round_trip_ms`.
+    /// request that was sent when our counter stood at `counted` and took `round_trip_ms`. All own
+    /// payments that it acknowledged bought `own` octets, on every channel: they are not paid again
+    /// because it doesn't own up to them.
     pub fn report(
         &mut self,
+        own: Octets,
         bought: Octets,
         used: Octets,
         counted: Octets,
         round_trip_ms: u64,
     ) -> Result<(), Dispute> {
         self.round_trip_ms = (self.round_trip_ms * 3 + round_trip_ms.min(10_000)) / 4;
-        let (reported_then, counted_then) = *self.baseline.get_or_insert((used, counted));
-        let reported = used.saturating_sub(reported_then);
-        let own = self.counted.saturating_sub(counted_then);
-        if reported > own.saturating_add(self.tick_max) {
-            return Err(Dispute { reported, counted: own, tolerance: self.tick_max });
+        let then = *self.baseline.get_or_insert(Baseline { bought, used, own, counted });
+        let reported = used.saturating_sub(then.used);
+        let here = self.counted.saturating_sub(then.counted);
+        if reported > here.saturating_add(self.tick_max) {
+            return Err(Dispute { reported, counted: here, tolerance: self.tick_max });
         }
+        let bought = bought.max(then.bought.saturating_add(own.saturating_sub(then.own)));
         let (counted_before, counted_after) = (counted, self.counted);
         self.reported = Some(Reported { bought, used, counted_before, counted_after });
         Ok(())
@@ -131,7 +152,9 @@ impl Payer {
     /// What to do, with `paid` signed so far on a channel that can pay `payable`, of a budget of
     /// `budget`, all in sums for the channel.
     pub fn next(&self, paid: Amount, payable: Amount, budget: Amount, schedule: &Schedule) -> Next {
-        let Some(reported) = self.reported else { return Next::Wait };
+        let (Some(reported), Some(then)) = (self.reported, self.baseline) else {
+            return Next::Wait;
+        };
         let since = |then| reported.used.saturating_add(self.counted.saturating_sub(then));
         let (at_most, at_least) = (since(reported.counted_before), since(reported.counted_after));
         let credit = reported.bought.saturating_sub(at_most);
@@ -142,8 +165,12 @@ impl Payer {
         // What was used without credit (a kernel's overshoot, a count before a crash) is paid too.
         let debt = at_most.saturating_sub(reported.bought);
         let missing = tick.saturating_sub(credit).saturating_add(debt.min(tick));
-        // Whatever was in flight while the report was: never more than a full tick ahead of use.
-        let room = at_least.saturating_add(self.tick_max).saturating_sub(reported.bought);
+        // Whatever was in flight while the report was, and whatever it says: never more than a full
+        // tick ahead of what was counted here. What was used before that, more than was bought, is
+        // the provider's word alone.
+        let here =
+            then.used.min(then.bought).saturating_add(self.counted.saturating_sub(then.counted));
+        let room = at_least.min(here).saturating_add(self.tick_max).saturating_sub(reported.bought);
         let missing = missing.min(room);
         if missing == Octets(0) {
             return Next::Wait;
@@ -191,6 +218,10 @@ mod tests {
         Amount::from_sat(sat)
     }
 
+    fn mib(mib: u64) -> Octets {
+        Octets(mib * MIB)
+    }
+
     /// A satoshi buys a MiB.
     fn schedule() -> Schedule {
         Schedule::flat(1_000)
@@ -199,7 +230,7 @@ mod tests {
     fn payer() -> Payer {
         let mut payer = Payer::new(Octets(8 * MIB));
         payer.count(Octets(0), 0);
-        payer.report(Octets(0), Octets(0), Octets(0), 20).unwrap();
+        payer.report(Octets(0), Octets(0), Octets(0), Octets(0), 20).unwrap();
         payer
     }
 
@@ -216,7 +247,7 @@ mod tests {
     fn the_first_tick_is_small_and_the_next_is_paid_when_half_is_used() {
         let mut payer = payer();
         assert_eq!(next(&payer, 0, 100), Next::Pay(sat(1)));
-        payer.report(Octets(MIB), Octets(0), Octets(0), 20).unwrap();
+        payer.report(Octets(MIB), Octets(MIB), Octets(0), Octets(0), 20).unwrap();
         assert_eq!(next(&payer, 1, 100), Next::Wait);
         payer.count(Octets(MIB / 2 - 1), 1);
         assert_eq!(next(&payer, 1, 100), Next::Wait);
@@ -255,8 +286,9 @@ mod tests {
     fn one_tick_more_than_was_counted_is_agreed_to_and_an_octet_more_is_not() {
         let mut payer = payer();
         payer.count(Octets(MIB), 100);
-        let report =
-            |payer: &mut Payer, used| payer.report(Octets(20 * MIB), Octets(used), Octets(MIB), 20);
+        let report = |payer: &mut Payer, used| {
+            payer.report(Octets(0), Octets(20 * MIB), Octets(used), Octets(MIB), 20)
+        };
         assert_eq!(report(&mut payer, 9 * MIB), Ok(()));
         let dispute = report(&mut payer, 9 * MIB + 1).unwrap_err();
         assert_eq!(dispute.reported, Octets(9 * MIB + 1));
@@ -268,9 +300,45 @@ mod tests {
         let mut payer = payer();
         payer.count(Octets(100 * MIB), 100);
         // Asked for at 80 MiB, answered at 100 MiB, true at the end.
-        payer.report(Octets(100 * MIB), Octets(100 * MIB), Octets(80 * MIB), 20).unwrap();
+        payer.report(mib(100), mib(100), mib(100), mib(80), 20).unwrap();
         let Next::Pay(sum) = next(&payer, 100, 1_000) else { panic!("credit is low") };
         assert_eq!(sum, sat(108), "a full tick of 8 MiB, and no more");
+    }
+
+    #[test]
+    fn a_payment_that_the_provider_does_not_own_up_to_is_not_made_again() {
+        let mut payer = payer();
+        assert_eq!(next(&payer, 0, 1_000), Next::Pay(sat(1)));
+        payer.report(mib(1), Octets(0), Octets(0), Octets(0), 20).unwrap();
+        assert_eq!(next(&payer, 1, 1_000), Next::Wait);
+        // What somebody else paid into the account counts as it is told.
+        payer.report(mib(1), mib(3), Octets(0), Octets(0), 20).unwrap();
+        payer.count(mib(2), 1);
+        assert_eq!(next(&payer, 1, 1_000), Next::Wait);
+    }
+
+    #[test]
+    fn nothing_is_paid_ahead_of_what_the_provider_alone_counted() {
+        let mut payer = payer();
+        payer.count(mib(100), 100);
+        // A full tick more than was counted here: not disputed, and not paid for either.
+        payer.report(mib(108), mib(108), mib(108), mib(100), 20).unwrap();
+        assert_eq!(next(&payer, 108, 1_000), Next::Wait);
+        payer.count(mib(101), 101);
+        assert_eq!(next(&payer, 108, 1_000), Next::Pay(sat(109)));
+    }
+
+    #[test]
+    fn a_debt_from_before_the_count_is_not_paid_on_top_of_a_tick() {
+        let mut payer = Payer::new(mib(2));
+        payer.count(Octets(0), 0);
+        let mut paid = 0;
+        while paid < 100 {
+            payer.report(mib(paid), mib(paid), mib(2), Octets(0), 20).unwrap();
+            let Next::Pay(sum) = next(&payer, paid, 1_000) else { break };
+            paid = sum.to_sat();
+        }
+        assert_eq!(paid, 2);
     }
 
     #[test]
@@ -279,7 +347,7 @@ mod tests {
         let mut used = 0;
         let lied = (1..20).find(|_| {
             used += MIB;
-            payer.report(Octets(1 << 40), Octets(used), Octets(0), 20).is_err()
+            payer.report(Octets(0), Octets(1 << 40), Octets(used), Octets(0), 20).is_err()
         });
         assert_eq!(lied, Some(9));
     }
@@ -288,7 +356,7 @@ mod tests {
     fn what_the_provider_refused_is_not_paid_for() {
         let mut payer = payer();
         payer.count(Octets(4 * MIB), 100);
-        payer.report(Octets(2 * MIB), Octets(MIB), Octets(4 * MIB), 20).unwrap();
+        payer.report(mib(2), mib(2), mib(1), mib(4), 20).unwrap();
         let Next::Pay(sum) = next(&payer, 2, 100) else { panic!("credit is low") };
         let most = payer.tick().0.div_ceil(MIB) + 2;
         assert!(sum <= sat(most), "{sum} for a tick of {}", payer.tick());
@@ -313,7 +381,7 @@ mod tests {
                     let ahead = (paid * MIB).saturating_sub(used);
                     // Whole satoshis: up to one more MiB than the tick.
                     prop_assert!(ahead <= payer.tick().0 + MIB, "{ahead}");
-                    payer.report(Octets(paid * MIB), Octets(used), Octets(used), 20).unwrap();
+                    payer.report(Octets(paid * MIB), Octets(paid * MIB), Octets(used), Octets(used), 20).unwrap();
                 }
             }
         }

@@ -4,6 +4,8 @@
 //! without the other: after a change of the protocol, `BITMESH_WRITE_VECTORS=1` has the test write
 //! the file.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends where it fails")]
+
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use bitcoin::{

@@ -49,7 +49,8 @@ pub fn serve_admin(
         .route("/v1/status", get(status))
         .route("/v1/channels", get(channels))
         .route("/v1/stations", get(stations))
-        .route("/v1/wallet", get(wallet))
+        .route("/v1/wallet", get(wallet).post(of_wallet))
+        .route("/v1/refunds", get(refunds))
         .route("/v1/channels/{id}/close", post(close))
         .route("/v1/budget", post(budget))
         .route("/v1/share", post(share))
@@ -74,6 +75,14 @@ async fn stations(State(mailbox): Mailbox) -> Answer {
 
 async fn wallet(State(mailbox): Mailbox) -> Answer {
     ask(&mailbox, Ask::Wallet).await
+}
+
+async fn of_wallet(State(mailbox): Mailbox, body: Result<Bytes, BytesRejection>) -> Answer {
+    ask(&mailbox, Ask::OfWallet(json(body)?)).await
+}
+
+async fn refunds(State(mailbox): Mailbox) -> Answer {
+    ask(&mailbox, Ask::Refunds).await
 }
 
 async fn close(State(mailbox): Mailbox, UrlPath(id): UrlPath<String>) -> Answer {

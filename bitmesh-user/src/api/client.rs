@@ -7,8 +7,8 @@ use bitmesh_core::{
     channel::ChannelId,
     offer::SignedOffer,
     wire::{
-        AccountReport, ChannelReport, CloseRequest, ErrorBody, OpenRequest, PaymentReply,
-        PaymentRequest, StationsRequest,
+        AccountReport, ChannelReport, CloseRequest, ErrorBody, FundingRequest, OpenRequest,
+        PaymentReply, PaymentRequest, StationsRequest,
     },
 };
 use reqwest::{Client, Method};
@@ -88,6 +88,15 @@ impl Provider {
         self.post("/v1/channels", request).await
     }
 
+    /// Presents a signed funding.
+    pub async fn fund(
+        &self,
+        channel: ChannelId,
+        funding: &FundingRequest,
+    ) -> Result<ChannelReport, ClientError> {
+        self.post(&format!("/v1/channels/{channel}/funding"), funding).await
+    }
+
     /// Pays.
     pub async fn pay(
         &self,
@@ -111,7 +120,7 @@ impl Provider {
         self.post(&format!("/v1/channels/{channel}/stations"), change).await
     }
 
-    /// Asks for the claim to be made now.
+    /// Asks for the claim to be made now, or for a close to be signed.
     pub async fn close(
         &self,
         channel: ChannelId,

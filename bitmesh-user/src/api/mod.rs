@@ -8,11 +8,16 @@ mod admin;
 mod client;
 mod public;
 mod server;
+mod wallet;
 
 pub use admin::{ADMIN_SOCKET, AdminError, ask_admin, serve_admin};
 pub use client::{ClientError, Provider};
 pub use public::router;
 pub use server::{ServeError, listen_on, serve_lan};
+pub use wallet::{
+    AddressReport, FEE_RATE_MAX_SAT_PER_VB, FeeRateReport, HISTORY_MAX, PastKind, PastReport,
+    RefundExport, SendOrder, SendReport, SendState, WalletAsk,
+};
 
 use std::net::IpAddr;
 
@@ -27,7 +32,7 @@ use bitmesh_core::{
     channel::ChannelId,
     controller::Refusal,
     station::Station,
-    wire::{CloseRequest, ErrorBody, OpenRequest, PaymentRequest, StationsRequest},
+    wire::{CloseRequest, ErrorBody, FundingRequest, OpenRequest, PaymentRequest, StationsRequest},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -58,6 +63,8 @@ pub enum Ask {
     Pay(ChannelId, PaymentRequest, Option<Station>),
     /// A station presents a change of which stations a channel's account pays for.
     ChangeStations(ChannelId, Station, StationsRequest),
+    /// The subscriber presents its funding.
+    Fund(ChannelId, FundingRequest),
     /// The subscriber closes.
     Close(ChannelId, CloseRequest),
     /// What a station has.
@@ -70,6 +77,10 @@ pub enum Ask {
     Stations,
     /// The operator's: balance and an address to fund it.
     Wallet,
+    /// The operator's: something else of the wallet.
+    OfWallet(WalletAsk),
+    /// The operator's, of a subscriber: what a stock wallet takes to refund channels.
+    Refunds,
     /// The operator's: close, as the end that it runs.
     CloseOwn(ChannelId),
     /// The operator's: raise or set what may be spent.

@@ -34,6 +34,7 @@ pub fn router(mailbox: mpsc::Sender<Envelope>) -> Router {
         .route("/v1/account", get(account))
         .route("/v1/channels", post(open))
         .route("/v1/channels/{id}", get(channel))
+        .route("/v1/channels/{id}/funding", post(fund))
         .route("/v1/channels/{id}/payments", post(pay))
         .route("/v1/channels/{id}/stations", post(stations))
         .route("/v1/channels/{id}/close", post(close))
@@ -72,6 +73,14 @@ async fn channel(State(mailbox): Mailbox, Path(id): Path<String>) -> Answer {
     ask(&mailbox, Ask::Channel(channel_id(&id)?)).await
 }
 
+async fn fund(
+    State(mailbox): Mailbox,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    ask(&mailbox, Ask::Fund(channel_id(&id)?, json(body)?)).await
+}
+
 async fn pay(
     State(mailbox): Mailbox,
     Path(id): Path<String>,
@@ -107,7 +116,7 @@ async fn not_found(uri: Uri) -> ApiError {
         "no-such-path",
         format!("there is nothing at {}", uri.path()),
         "GET /v1/offer, /v1/account, /v1/channels/{id}; POST /v1/channels, \
-         /v1/channels/{id}/payments, /v1/channels/{id}/stations, /v1/channels/{id}/close",
+         /v1/channels/{id}/funding, /v1/channels/{id}/payments, /v1/channels/{id}/stations, /v1/channels/{id}/close",
     )
 }
 

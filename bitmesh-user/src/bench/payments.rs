@@ -89,7 +89,7 @@ impl Bench {
             url: String::new(),
             height: HEIGHT,
         })?;
-        payer.apply(&SubscriberEvent::FundingSigned { tx })?;
+        payer.apply(&SubscriberEvent::FundingSigned { tx, height: 0 })?;
         payer.apply(&SubscriberEvent::Funded(funding))?;
         let payments = signed(&secp, &subscriber, &params, outpoint)?;
         Ok(Self { secp, subscriber, provider, payer, payments })

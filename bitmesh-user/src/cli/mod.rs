@@ -2,7 +2,9 @@
 //! nothing about money.
 
 mod bench;
+mod channels;
 mod show;
+mod wallet;
 
 use std::{
     io::{self, Write as _},
@@ -26,10 +28,7 @@ use crate::{
     dataplane::DEFAULT_TABLE_SLOTS,
     doctor::{self, Level},
     guard::{self, GuardArgs},
-    runloop::{
-        self,
-        status::{Status, WalletStatus},
-    },
+    runloop::{self, status::Status},
 };
 
 /// Share an internet connection and be paid for it in bitcoin, octet by octet; or buy one.
@@ -71,9 +70,12 @@ enum Command {
     #[command(
         long_about = "Takes the provider's offer, funds a channel from its own wallet and pays \
             tick by tick for exactly what it counts on its own interface, never more than the \
-            budget. Stopping it keeps the channel; `bitmesh close` settles it and brings the rest \
-            back.\n\nNeeds root, to count on the interface. Blocks come from peers of the \
-            network, or from the node or server that is named; the first start has to reach them.",
+            budget. Before a channel is spent, the next one is funded and takes over, as far as \
+            budget and wallet go. Stopping it keeps the channel; `bitmesh close` settles it and \
+            brings the rest back.\n\nNeeds root, to count on the interface. It has to see the chain \
+            before it has paid, unless its wallet is known from earlier and the provider lets \
+            payments count before confirmation. Blocks come from peers of the network, or \
+            from the node or server that is named.",
         after_help = "Examples:\n  bitmesh buy                           from the default gateway\n  \
             bitmesh buy --budget 2000             spend at most 2,000 sat\n  \
             bitmesh buy --provider http://10.0.0.1:8434 --capacity 100000"
@@ -83,11 +85,19 @@ enum Command {
     #[command(after_help = "Example:\n  bitmesh status --json | jq .synced")]
     Status(Query),
     /// Payment channels: state, paid, bought
-    Channels(Query),
+    #[command(after_help = "Examples:\n  bitmesh channels\n  bitmesh channels export-refund")]
+    Channels(Box<channels::ChannelsArgs>),
     /// Stations by account: bought, used, credit (provider)
     Stations(Query),
-    /// Balance, and an address to send bitcoin to
-    Wallet(Query),
+    /// The wallet: balance, address, history, send, create, restore
+    #[command(
+        long_about = "Without a command: balance, and an address to send bitcoin to. It asks the \
+            daemon that runs; where none does, it opens the wallet itself and follows the chain \
+            first.",
+        after_help = "Examples:\n  bitmesh wallet\n  bitmesh wallet create\n  \
+            bitmesh wallet address --amount 50000\n  bitmesh wallet send bc1q... 20000"
+    )]
+    Wallet(Box<wallet::WalletArgs>),
     /// What may be spent (subscriber); without --add or --set, shows it
     #[command(after_help = "Example:\n  bitmesh budget --add 5000")]
     Budget(BudgetArgs),
@@ -243,13 +253,11 @@ impl Command {
             Self::Sell(_) | Self::Guard(_) | Self::Doctor(_) | Self::Bench(_) => Ok(()),
             Self::Buy(args) => Box::pin(runloop::buy(args.resolve()?)).await,
             Self::Status(query) => query.show::<Status>("/v1/status", show::status).await,
-            Self::Channels(query) => {
-                query.show::<Vec<ChannelReport>>("/v1/channels", |c| show::channels(c)).await
-            }
+            Self::Channels(args) => Box::pin(args.run()).await,
             Self::Stations(query) => {
                 query.show::<Vec<AccountReport>>("/v1/stations", |s| show::stations(s)).await
             }
-            Self::Wallet(query) => query.show::<WalletStatus>("/v1/wallet", show::wallet).await,
+            Self::Wallet(args) => Box::pin(args.run()).await,
             Self::Budget(args) => args.run().await,
             Self::Share(args) => args.run().await,
             Self::Close(args) => args.run().await,

@@ -153,7 +153,12 @@ pub struct Common {
 }
 
 impl CommonArgs {
-    fn resolve(self, role: &str) -> Result<Common> {
+    /// With what the file says that is named, below the flags.
+    pub(crate) fn with_file(self) -> Result<Self> {
+        merge(self.config.clone().as_deref(), self)
+    }
+
+    pub(crate) fn resolve(self, role: &str) -> Result<Common> {
         let network = self.network.unwrap_or(Network::Bitcoin);
         let data_dir = self.data_dir.clone().unwrap_or_else(|| default_data_dir(role));
         let passphrase_file = self.passphrase_file.clone();
@@ -291,6 +296,7 @@ const KNOWN: &[&str] = &[
     "speed_up",
     "table_slots",
     "tick_max",
+    "unconfirmed_credit",
     "upload_hook",
     "user",
     "wan",

@@ -86,6 +86,12 @@ pub struct SellArgs {
     #[arg(long, value_name = "BLOCKS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confirmations: Option<u32>,
+    /// What a channel may pay, in satoshi, before its funding is confirmed: what you lose when it is
+    /// spent elsewhere, up to 16 times in three days. Your own node has to see the network's
+    /// transactions [default: 0]
+    #[arg(long, value_name = "SAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unconfirmed_credit: Option<u64>,
     /// Smallest channel in satoshi [default: 5000]
     #[arg(long, value_name = "SAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,7 +206,7 @@ impl SellArgs {
             lifetime_max_blocks: LIFETIME_MAX_BLOCKS,
             confirmations: args.confirmations.unwrap_or(1),
             tick_max: Octets(args.tick_max.unwrap_or(TICK_MAX_OCTETS)),
-            unconfirmed_max: Amount::ZERO,
+            unconfirmed_max: Amount::from_sat(args.unconfirmed_credit.unwrap_or(0)),
         };
         let instance = instance(args.instance, "sell")?;
         if args.lan.is_empty() {

@@ -5,10 +5,12 @@
 //! itself.
 
 mod buy;
+mod offline;
 mod sell;
 mod source;
 pub mod status;
 mod unlock;
+mod wallet;
 
 use std::{
     net::IpAddr,
@@ -34,12 +36,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 pub use buy::buy;
+pub use offline::{Findings, Offline, Progress};
 pub use sell::{Ready, detach, prepare, sell};
+pub use unlock::{new_passphrase, unlock};
 
 use self::{
     source::{first_tip, open_source},
-    status::{ChainStatus, WalletStatus},
-    unlock::{keep, unlock},
+    status::ChainStatus,
+    unlock::keep,
 };
 use crate::{
     api::{ApiError, Provider},
@@ -64,6 +68,7 @@ const BIRTHDAY_DEPTH_BLOCKS: u32 = 10;
 
 /// What both roles stand on: the disk, the keys and the chain.
 struct Foundation {
+    role: StoreRole,
     data_dir: PathBuf,
     store: Store,
     wallet: Wallet,
@@ -112,6 +117,7 @@ impl Foundation {
         watched.add(wallet.scripts());
         let data_dir = common.data_dir.clone();
         let foundation = Self {
+            role,
             data_dir,
             store,
             wallet,
@@ -187,16 +193,6 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn wallet_status(foundation: &mut Foundation) -> WalletStatus {
-    let balance = foundation.wallet.balance();
-    WalletStatus {
-        confirmed_sat: balance.confirmed.to_sat(),
-        pending_sat: balance.pending.to_sat(),
-        fingerprint: foundation.wallet.fingerprint().to_string(),
-        address: foundation.wallet.unused_address().to_string(),
-    }
-}
-
 /// What to pay miners now; a floor when the source has no estimate.
 async fn fee_rate(source: &dyn ChainSource) -> FeeRate {
     source.fee_rate(FEE_TARGET_BLOCKS).await.unwrap_or_else(|error| {
@@ -206,21 +202,22 @@ async fn fee_rate(source: &dyn ChainSource) -> FeeRate {
 }
 
 /// Hands a transaction to the network; while the source does not answer, again and again.
-async fn broadcast(source: &dyn ChainSource, tx: Transaction) {
+async fn broadcast(source: &dyn ChainSource, tx: &Transaction) -> Broadcast {
     let txid = tx.compute_txid();
-    for _ in 0..BROADCAST_TRIES {
-        match source.broadcast(&tx).await {
-            Broadcast::Accepted => return info!("broadcast {txid}"),
-            Broadcast::Known => return,
-            Broadcast::Rejected { reason } => {
-                return warn!("the network does not take {txid}: {reason}");
-            }
-            Broadcast::Unreachable { reason } => {
-                warn!("{txid} is not broadcast yet: {reason}");
-                tokio::time::sleep(BROADCAST_PAUSE).await;
-            }
-        }
+    let mut outcome = source.broadcast(tx).await;
+    for _ in 1..BROADCAST_TRIES {
+        let Broadcast::Unreachable { reason } = &outcome else { break };
+        warn!("{txid} is not broadcast yet: {reason}");
+        tokio::time::sleep(BROADCAST_PAUSE).await;
+        outcome = source.broadcast(tx).await;
     }
+    match &outcome {
+        Broadcast::Accepted => info!("broadcast {txid}"),
+        Broadcast::Known => {}
+        Broadcast::Rejected { reason } => warn!("the network does not take {txid}: {reason}"),
+        Broadcast::Unreachable { reason } => warn!("{txid} was not broadcast: {reason}"),
+    }
+    outcome
 }
 
 /// Ends when the process is asked to stop.
@@ -251,6 +248,10 @@ fn wrong_role(message: &str) -> ApiError {
         message,
         "name the other daemon's directory with --data-dir",
     )
+}
+
+fn no_refunds() -> ApiError {
+    wrong_role("a provider has no refunds: it claims what it was paid")
 }
 
 /// Gets a provider's offer and checks it.

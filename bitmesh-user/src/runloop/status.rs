@@ -7,6 +7,7 @@ use std::{
 
 use bitcoin::{Network, secp256k1::XOnlyPublicKey};
 use bitmesh_core::{
+    alarm::Alarm,
     bitcoin,
     offer::SignedOffer,
     station::Station,
@@ -52,6 +53,9 @@ pub struct WalletStatus {
     pub confirmed_sat: u64,
     /// Not in blocks yet.
     pub pending_sat: u64,
+    /// In channels: what a subscriber has not paid away, what a provider was paid and has not claimed.
+    #[serde(default)]
+    pub in_channels_sat: u64,
     /// Names the seed words without telling them.
     pub fingerprint: String,
     /// Where to send money to.
@@ -124,6 +128,9 @@ pub struct ProviderStatus {
     /// The chain.
     #[serde(flatten)]
     pub chain: ChainStatus,
+    /// What needs the operator, the worst first.
+    #[serde(default)]
+    pub alarms: Vec<Alarm>,
     /// The newest offer.
     pub offer: Option<SignedOffer>,
     /// The box's addresses: traffic with them is free.

@@ -15,19 +15,26 @@ use crate::{
 const TRIES: u32 = 3;
 
 /// The seed of a data directory; new words, on no disk yet, where there is none.
-pub(super) fn unlock(common: &Common) -> Result<Seed> {
-    let given = || Passphrase::find(common.passphrase_file.as_deref());
+pub fn unlock(common: &Common) -> Result<Seed> {
     match Sealed::read(&common.data_dir) {
-        Ok(sealed) => open(&sealed.on(common.network)?, given()?.as_ref()),
-        Err(SeedError::Missing(_)) => {
-            let passphrase = match given()? {
-                None if is_terminal() => ask_new_passphrase()?,
-                given => given,
-            };
-            Ok(Seed::new(Words::generate()?, passphrase)?)
+        Ok(sealed) => open(&sealed.on(common.network)?, given(common)?.as_ref()),
+        Err(SeedError::Missing(path)) if path == seed::path(&common.data_dir) => {
+            Ok(Seed::new(Words::generate()?, new_passphrase(common)?)?)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The passphrase for a new seed: one that was given, or is typed.
+pub fn new_passphrase(common: &Common) -> Result<Option<Passphrase>> {
+    match given(common)? {
+        None if is_terminal() => ask_new_passphrase(),
+        given => Ok(given),
+    }
+}
+
+fn given(common: &Common) -> Result<Option<Passphrase>, SeedError> {
+    Passphrase::find(common.passphrase_file.as_deref())
 }
 
 /// Opens a seed with what was given, or with what is typed.

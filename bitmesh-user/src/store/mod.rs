@@ -38,6 +38,9 @@ const FILE: &str = "bitmesh.sqlite";
 /// Name of the lock file in the data directory.
 const LOCK: &str = "lock";
 
+/// Name of the setting that says what the directory is for.
+const PURPOSE: &str = "purpose";
+
 /// What is in a data directory of this.
 pub const FILES: [&str; 5] =
     [FILE, LOCK, "bitmesh.sqlite-wal", "bitmesh.sqlite-shm", "bitmesh.sqlite-journal"];
@@ -136,11 +139,30 @@ impl Store {
         Ok(store)
     }
 
+    /// What a directory is for, if a daemon or a command has used it. Nothing is locked.
+    pub async fn role_of(directory: &Path) -> Result<Option<StoreRole>, StoreError> {
+        let path = directory.join(FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let options = SqliteConnectOptions::new().filename(path);
+        let mut connection = SqliteConnection::connect_with(&options).await?;
+        let row = sqlx::query(schema::SELECT_SETTING)
+            .bind(PURPOSE)
+            .fetch_optional(&mut connection)
+            .await?;
+        let purpose: Option<String> = row.map(|row| row.try_get(0)).transpose()?;
+        connection.close().await?;
+        let roles = [StoreRole::Provider, StoreRole::Subscriber];
+        let of = |purpose: String| roles.into_iter().find(|role| purpose.starts_with(role.name()));
+        Ok(purpose.and_then(of))
+    }
+
     async fn belongs_to(&mut self, role: StoreRole, network: Network) -> Result<(), StoreError> {
         let wanted = format!("{} on {network}", role.name());
-        let found = self.setting("purpose").await?;
+        let found = self.setting(PURPOSE).await?;
         match found {
-            None => self.set("purpose", &wanted).await,
+            None => self.set(PURPOSE, &wanted).await,
             Some(found) if found == wanted => Ok(()),
             Some(found) => Err(StoreError::Foreign { found, wanted }),
         }

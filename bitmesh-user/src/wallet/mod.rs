@@ -4,9 +4,13 @@
 //! It signs what it is given and spends only what it is told to. It never talks to anyone; blocks
 //! are shown to it, its changes are handed out to be stored.
 
+mod bump;
+mod history;
 mod keys;
 mod passphrase;
+mod recovery;
 pub mod seed;
+mod spend;
 #[cfg(test)]
 mod tests;
 mod vault;
@@ -15,19 +19,21 @@ mod words;
 use bdk_wallet::{
     ChangeSet, KeychainKind, LoadError, LoadMismatch, Update,
     bitcoin::{
-        Address, Amount, Block, BlockHash, FeeRate, Network, ScriptBuf, Transaction,
+        Address, Amount, Block, BlockHash, Network, PrivateKey, ScriptBuf,
         bip32::Fingerprint,
         secp256k1::{Message, PublicKey, XOnlyPublicKey, ecdsa, schnorr},
     },
     chain::{BlockId, Merge as _},
-    error::CreateTxError,
 };
-use miniscript::psbt::PsbtExt as _;
+use zeroize::Zeroizing;
 
+pub use history::Past;
 use keys::Keys;
 pub use keys::Role;
 pub use passphrase::Passphrase;
+pub use recovery::Recovered;
 pub use seed::{Sealed, Seed, SeedError};
+pub use spend::{Payment, Sum};
 pub use vault::VaultError;
 pub use words::{Typo, Words, WordsError};
 
@@ -35,10 +41,6 @@ pub use words::{Typo, Words, WordsError};
 /// confirmed and offers that were refused leave gaps; a wallet made anew from its words must find
 /// what is behind them.
 const LOOKAHEAD_ADDRESSES: u32 = 200;
-/// Weight of the smallest transaction that [`Wallet::fund`] makes: one input, one output.
-const FUND_MIN_WEIGHT: u64 = 437;
-/// Weight units that are lost at most when a weight is rounded up to whole vbytes.
-const ROUNDING_WEIGHT: u64 = 3;
 
 /// What the wallet can't do.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +62,19 @@ pub enum WalletError {
     #[error("the stored wallet is damaged: {0}; restore the data directory from a backup")]
     Damaged(String),
     /// Less money than is needed.
-    #[error("{needed} are needed, fee included, and {available} are in confirmed outputs")]
+    #[error("{} sat are needed, fee included, and {} sat are in confirmed outputs", needed.to_sat(), available.to_sat())]
     Insufficient {
         /// With the fee.
         needed: Amount,
         /// Confirmed and spendable.
         available: Amount,
     },
+    /// Less than nodes relay.
+    #[error("less than {} sat to such an address is dust, which nodes do not relay; send more", .0.to_sat())]
+    Dust(Amount),
+    /// Not one to pay to.
+    #[error("{0}")]
+    Address(String),
     /// No transaction.
     #[error("the transaction can't be made: {0}")]
     Create(String),
@@ -194,33 +202,6 @@ impl Wallet {
         self.inner.apply_block(block, height).map_err(|_| WalletError::Block(height))
     }
 
-    /// A transaction that pays `value` to `script` from confirmed outputs, signed and not
-    /// broadcast. Its inputs count as spent from `now`, in seconds since 1970.
-    pub fn fund(
-        &mut self,
-        script: ScriptBuf,
-        value: Amount,
-        fee_rate: FeeRate,
-        now: u64,
-    ) -> Result<Transaction, WalletError> {
-        let mut builder = self.inner.build_tx();
-        builder.add_recipient(script, value).exclude_unconfirmed();
-        builder.fee_rate(by_whole_vbytes(fee_rate));
-        let mut psbt = builder.finish().map_err(|error| match error {
-            CreateTxError::CoinSelection(short) => {
-                WalletError::Insufficient { needed: short.needed, available: short.available }
-            }
-            error => WalletError::Create(error.to_string()),
-        })?;
-        let refused = |what: String| WalletError::Create(what);
-        self.keys.sign_psbt(&mut psbt).map_err(refused)?;
-        psbt.finalize_mut(self.inner.secp_ctx())
-            .map_err(|errors| refused(errors.iter().map(ToString::to_string).collect()))?;
-        let tx = psbt.extract_tx().map_err(|error| refused(error.to_string()))?;
-        self.inner.apply_unconfirmed_txs([(tx.clone(), now)]);
-        Ok(tx)
-    }
-
     /// The key of one end of a channel: m/16973'/coin'/role'/index'.
     pub fn channel_public_key(&self, role: Role, index: u32) -> PublicKey {
         self.keys.channel(role, index).public_key()
@@ -229,6 +210,12 @@ impl Wallet {
     /// Signs with the key of one end of a channel: low S, RFC 6979.
     pub fn sign_channel(&self, role: Role, index: u32, message: Message) -> ecdsa::Signature {
         self.keys.secp().sign_ecdsa(&message, &self.keys.channel(role, index).secret_key())
+    }
+
+    /// The private key of one end of a channel, for a stock wallet. Whoever reads it has the money.
+    pub fn export_channel_key(&self, role: Role, index: u32) -> Zeroizing<String> {
+        let secret = self.keys.channel(role, index).secret_key();
+        Zeroizing::new(PrivateKey::new(secret, self.inner.network()).to_wif())
     }
 
     /// The key that signs offers: m/16973'/coin'/2'/0'.
@@ -240,12 +227,4 @@ impl Wallet {
     pub fn sign_node(&self, message: Message) -> schnorr::Signature {
         self.keys.secp().sign_schnorr_no_aux_rand(&message, &self.keys.node())
     }
-}
-
-/// The rate by weight that is no less than `rate` by vbytes, of which nodes count whole ones: they
-/// refuse what is a satoshi short of their minimum.
-fn by_whole_vbytes(rate: FeeRate) -> FeeRate {
-    let per_kwu = rate.to_sat_per_kwu();
-    let more = per_kwu.saturating_mul(ROUNDING_WEIGHT).div_ceil(FUND_MIN_WEIGHT);
-    FeeRate::from_sat_per_kwu(per_kwu.saturating_add(more))
 }

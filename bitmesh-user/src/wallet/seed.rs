@@ -197,6 +197,11 @@ impl Sealed {
         self.vault.fingerprint()
     }
 
+    /// Height of a block before which the wallet received nothing.
+    pub fn birthday(&self) -> u32 {
+        self.vault.birthday()
+    }
+
     /// Opens it with a passphrase, or with the key beside it where it takes none.
     pub fn open(&self, passphrase: Option<&Passphrase>) -> Result<Seed, SeedError> {
         let path = path(&self.directory);

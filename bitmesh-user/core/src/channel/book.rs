@@ -303,6 +303,11 @@ impl<M: Machine> Book<M> {
         self.channels.get(id)
     }
 
+    /// The channel that an outpoint funds.
+    pub(crate) fn at(&self, outpoint: &OutPoint) -> Option<&M> {
+        self.channels.get(self.outpoints.get(outpoint)?)
+    }
+
     /// Every channel, by id.
     pub fn iter(&self) -> impl Iterator<Item = (&ChannelId, &M)> {
         self.channels.iter()

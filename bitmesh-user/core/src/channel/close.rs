@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ChannelParams, DUST,
-    spend::{SEQUENCE, claim_skeleton, fee_at, sighash, signed_weight},
+    fees::{blocks_left, fee_at, pays_off_at},
+    spend::{SEQUENCE, claim_skeleton, sighash, signed_weight},
 };
 
 /// Blocks that a close which was asked for, or signed by both, is waited for: after them the
@@ -277,9 +278,13 @@ impl Close {
     }
 }
 
-/// Whether a claim of this channel alone, at `rate`, would leave the provider an output: else it
-/// won't claim, and the subscriber proposes a close.
-pub fn claim_pays_off(params: &ChannelParams, paid: Amount, rate: FeeRate) -> bool {
+/// Whether the provider is to be expected to claim this channel alone at `rate`, with the tip at
+/// `tip`: that leaves it an output, and is worth the fee. Else the subscriber proposes a close.
+pub fn claim_pays_off(params: &ChannelParams, paid: Amount, rate: FeeRate, tip: u32) -> bool {
+    let left = blocks_left(params.expiry_height, tip);
+    if !pays_off_at(rate, &params.remainder_script, paid, left) {
+        return false;
+    }
     let output = |value| TxOut { value, script_pubkey: params.remainder_script.clone() };
     let outputs = vec![output(params.capacity), output(paid)];
     let input = TxIn { sequence: SEQUENCE, ..TxIn::default() };
@@ -385,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_pays_off_exactly_where_one_can_be_made() {
+    fn a_claim_pays_off_where_one_can_be_made_that_is_worth_its_fee() {
         use super::super::{Claim, ClaimInput, testing::pay};
         let params = params();
         let rate = FeeRate::from_sat_per_vb(3).unwrap();
@@ -395,8 +400,12 @@ mod tests {
             let input = ClaimInput { params, funding, paid: sat(paid), signature };
             Claim::new(vec![input], &payout_script(), rate).is_ok()
         };
-        for paid in 850..1_000 {
-            assert_eq!(claim_pays_off(&params, sat(paid), rate), claim(paid), "{paid}");
+        let soon = params.expiry_height - 37;
+        for paid in 700..1_200 {
+            assert_eq!(claim_pays_off(&params, sat(paid), rate, soon), claim(paid), "{paid}");
+            let early = claim_pays_off(&params, sat(paid), rate, 110);
+            assert!(claim(paid) || !early, "{paid}");
+            assert!(early || paid < 1_000, "more than twice the fee");
         }
     }
 

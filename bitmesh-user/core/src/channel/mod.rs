@@ -10,8 +10,10 @@ mod binding;
 mod book;
 mod close;
 mod course;
+mod fees;
 mod params;
 mod provider;
+mod recovery;
 mod spend;
 mod subscriber;
 #[cfg(test)]
@@ -29,17 +31,25 @@ pub use binding::{
 pub use book::{Batch, Book, Durable, Entry, Machine, TIPS_KEPT};
 pub use close::{CLOSE_WAIT_BLOCKS, Close, CloseError, CloseRecord, claim_pays_off};
 pub use course::ChannelStatus;
+pub use fees::{
+    CLAIM_URGENT_BLOCKS, CLAIM_WINDOW_BLOCKS, FEE_SHARE_AT_OPENING, FeeEstimates,
+    NORMAL_TARGET_BLOCKS, Replaced, URGENT_TARGET_BLOCKS, Uneconomic, blocks_left, check_economic,
+    claim_rate, most_for, pays_off_at, share,
+};
 pub use params::{ChannelId, ChannelParams, IdParseError, ParamsError};
 pub(crate) use params::{hex_id, tagged_hash};
 pub use provider::{
-    ClaimRecord, FUNDING_WINDOW_BLOCKS, PaymentError, ProviderChannel, ProviderEvent,
+    ClaimRecord, FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, PaymentError,
+    ProviderChannel, ProviderEvent,
 };
+pub use recovery::{RECOVERY_OCTETS, Recovery};
 pub use spend::{
     CLAIM_WEIGHT_MAX, Claim, ClaimError, ClaimInput, Refund, RefundError, close_digest,
     payment_sighash, verify_payment,
 };
 pub use subscriber::{
-    AGREED_WINDOW_BLOCKS, PayError, SubscriberChannel, SubscriberEvent, funding_outpoint,
+    AGREED_WINDOW_BLOCKS, FUNDING_BUMP_BLOCKS, FUNDINGS_MAX, PayError, SubscriberChannel,
+    SubscriberEvent, funding_outpoint,
 };
 pub use version::{PROTOCOL_VERSION, VersionError, Versioned};
 

@@ -1,6 +1,6 @@
 //! The channel as the provider keeps it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{
     Amount, OutPoint, ScriptBuf, Transaction,
@@ -13,6 +13,7 @@ use super::{
     CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Close,
     CloseError, CloseRecord, Funding, InvalidEvent, Nonce, Spent, close_digest,
     course::{Course, Gone},
+    subscriber::funding_outpoint,
     verify_payment,
 };
 use crate::{
@@ -23,6 +24,9 @@ use crate::{
 
 /// Blocks that an opened channel waits for its funding before it is forgotten.
 pub const FUNDING_WINDOW_BLOCKS: u32 = 432;
+
+/// Fundings that are taken for one channel, each of which may replace the one before.
+pub const FUNDINGS_OFFERED_MAX: usize = 12;
 
 /// What happened to a channel. The journal is a list of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +62,16 @@ pub enum ProviderEvent {
         /// Of what the subscriber signed.
         nonce: Nonce,
     },
+    /// A signed funding was presented, and the network took it: payments on it count up to the
+    /// terms' `unconfirmed_max`.
+    FundingOffered {
+        /// The transaction.
+        #[serde(with = "With::<Hex>")]
+        tx: Transaction,
+    },
+    /// The network takes that funding no more: what was paid on it counts no more, unless a block
+    /// holds it yet.
+    FundingRevoked,
     /// The funding is in a block.
     Funded(Funding),
     /// A reorganisation took it out again.
@@ -104,6 +118,12 @@ pub struct ClaimRecord {
     pub height: u32,
 }
 
+impl ClaimRecord {
+    fn spends(&self, outpoint: &OutPoint) -> bool {
+        self.tx.input.iter().any(|input| input.previous_output == *outpoint)
+    }
+}
+
 /// Why a payment was refused. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PaymentError {
@@ -118,6 +138,17 @@ pub enum PaymentError {
         /// What the terms ask for.
         need: u32,
     },
+    /// More than counts before the funding is confirmed.
+    #[error(
+        "{payable} count before the funding is confirmed: wait for it, or pay no more than that"
+    )]
+    TooEarly {
+        /// The terms' `unconfirmed_max`.
+        payable: Amount,
+    },
+    /// All channels together have as much credit before confirmation as the provider gives.
+    #[error("this provider gives no more credit before confirmation at present: wait for a block")]
+    TooMuchUnconfirmed,
     /// Closing, claimed or expired.
     #[error("the channel takes no more payments: open a new one")]
     Closed,
@@ -140,6 +171,23 @@ pub enum PaymentError {
     Signature,
 }
 
+/// Why a funding that was presented is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FundingError {
+    /// It pays something else.
+    #[error("no output of this transaction pays exactly the capacity to the channel's address")]
+    Other,
+    /// Funded by another transaction, closing or over.
+    #[error("the channel has another funding, or is over")]
+    Closed,
+    /// See [`FUNDINGS_OFFERED_MAX`].
+    #[error("too many fundings were presented for this channel")]
+    TooMany,
+    /// The network does not take it.
+    #[error("the network does not take this transaction: {0}")]
+    Refused(String),
+}
+
 /// The fold of a channel's journal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProviderChannel {
@@ -148,6 +196,13 @@ pub struct ProviderChannel {
     station: Station,
     opened_height: u32,
     best: Option<Commitment>,
+    /// Best commitments on fundings that don't count at present.
+    void: BTreeMap<OutPoint, Commitment>,
+    /// The newest funding that was presented and taken, and how many there were.
+    offered: Option<Transaction>,
+    offers: usize,
+    /// Most that was paid on a funding that counts no more.
+    revoked: Amount,
     commitments: u64,
     claim: Option<ClaimRecord>,
     payout_script: Option<ScriptBuf>,
@@ -177,6 +232,10 @@ impl ProviderChannel {
             station: *station,
             opened_height: *height,
             best: None,
+            void: BTreeMap::new(),
+            offered: None,
+            offers: 0,
+            revoked: Amount::ZERO,
             commitments: 0,
             claim: None,
             payout_script: None,
@@ -204,16 +263,33 @@ impl ProviderChannel {
             }
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
-                // Commitments spend one outpoint: those of a funding that was replaced are void.
-                self.best = self.best.filter(|best| best.outpoint == funding.outpoint);
+                self.turn_to(Some(funding.outpoint));
+                let confirmed = |tx: &Transaction| tx.compute_txid() == funding.outpoint.txid;
+                self.offered = self.offered.take().filter(confirmed);
+                self.claim = self.claim.take().filter(|claim| claim.spends(&funding.outpoint));
                 self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
                 self.close_since = self.close_since.filter(|_| self.close.is_some());
             }
+            ProviderEvent::FundingOffered { tx } => {
+                let outpoint = self.fundable_by(tx);
+                let outpoint = outpoint.ok_or(InvalidEvent("a funding that can't be one"))?;
+                self.offered = Some(tx.clone());
+                self.offers += 1;
+                self.turn_to(Some(outpoint));
+            }
+            ProviderEvent::FundingRevoked => {
+                if self.course.funding.is_some() || self.offered.take().is_none() {
+                    return Err(InvalidEvent("no funding to revoke"));
+                }
+                self.turn_to(None);
+            }
             ProviderEvent::Unfunded => self.course.undo(Gone::Funding)?,
             ProviderEvent::Paid { paid, signature } => {
-                let outpoint = self.course.outpoint();
-                let outpoint = outpoint.ok_or(InvalidEvent("a payment without funding"))?;
-                if *paid <= self.paid() || *paid > self.course.params.payable() {
+                let params = &self.course.params;
+                let confirmed = self.course.outpoint().map(|at| (at, params.payable()));
+                let basis = confirmed.or(self.offered().map(|at| (at, params.unconfirmed_max)));
+                let (outpoint, payable) = basis.ok_or(InvalidEvent("a payment without funding"))?;
+                if *paid <= self.paid() || *paid > payable {
                     return Err(InvalidEvent("a payment out of order or bounds"));
                 }
                 if self.course.close_requested {
@@ -260,20 +336,24 @@ impl ProviderChannel {
         signature: &Signature,
         tip: u32,
     ) -> Result<Option<ProviderEvent>, PaymentError> {
-        let outpoint = match self.status(tip) {
-            ChannelStatus::Open => self.course.outpoint().ok_or(PaymentError::Unfunded)?,
-            ChannelStatus::Unfunded => return Err(PaymentError::Unfunded),
-            ChannelStatus::Confirming { have, need } => {
+        let status = self.status(tip);
+        let basis = self.basis(tip).filter(|(_, payable)| *payable > Amount::ZERO);
+        let (outpoint, payable) = match (status, basis) {
+            (_, Some(basis)) => basis,
+            (ChannelStatus::Unfunded, None) => return Err(PaymentError::Unfunded),
+            (ChannelStatus::Confirming { have, need }, None) => {
                 return Err(PaymentError::Unconfirmed { have, need });
             }
-            _ => return Err(PaymentError::Closed),
+            (_, None) => return Err(PaymentError::Closed),
         };
         if paid < self.paid() {
             return Err(PaymentError::Stale { best: self.paid() });
         }
-        let payable = self.course.params.payable();
         if paid > payable {
-            return Err(PaymentError::TooLarge { payable });
+            return Err(match status {
+                ChannelStatus::Open => PaymentError::TooLarge { payable },
+                _ => PaymentError::TooEarly { payable },
+            });
         }
         if !verify_payment(secp, &self.course.params, outpoint, paid, signature) {
             return Err(PaymentError::Signature);
@@ -282,6 +362,88 @@ impl ProviderChannel {
             return Ok(None);
         }
         Ok(Some(ProviderEvent::Paid { paid, signature: *signature }))
+    }
+
+    /// Commitments spend one outpoint: those on another funding are void while this one counts.
+    fn turn_to(&mut self, outpoint: Option<OutPoint>) {
+        if let Some(best) = self.best.take() {
+            if outpoint != Some(best.outpoint) {
+                self.revoked = self.revoked.max(best.paid);
+            }
+            self.void.insert(best.outpoint, best);
+        }
+        self.best = outpoint.and_then(|outpoint| self.void.remove(&outpoint));
+    }
+
+    /// What payments spend at this height, and most that they may come to.
+    fn basis(&self, tip: u32) -> Option<(OutPoint, Amount)> {
+        let params = &self.course.params;
+        match self.status(tip) {
+            ChannelStatus::Open => Some((self.course.outpoint()?, params.payable())),
+            ChannelStatus::Confirming { .. } => {
+                Some((self.course.outpoint()?, params.unconfirmed_max))
+            }
+            ChannelStatus::Unfunded => Some((self.offered()?, params.unconfirmed_max)),
+            _ => None,
+        }
+    }
+
+    /// Most that payments may come to at this height.
+    pub fn payable(&self, tip: u32) -> Amount {
+        self.basis(tip).map_or(Amount::ZERO, |(_, payable)| payable)
+    }
+
+    /// Whether the funding has the blocks on it that the terms ask for.
+    pub fn is_confirmed(&self, tip: u32) -> bool {
+        self.course.is_confirmed(tip)
+    }
+
+    /// What is at risk before confirmation, until a while after it was lost: what was paid on a
+    /// funding without its confirmations, or on one that was revoked.
+    pub fn at_risk(&self, tip: u32) -> Amount {
+        let forgotten = tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS);
+        let revoked = if forgotten { Amount::ZERO } else { self.revoked };
+        // By the funding, not by what the channel does: one that is closing is as much at risk.
+        match (self.course.finished, self.is_confirmed(tip)) {
+            (true, _) => Amount::ZERO,
+            (_, false) => self.paid().max(revoked),
+            // Paid again once it is confirmed, it is no risk any more.
+            (_, true) if revoked > self.paid() => revoked,
+            (_, true) => Amount::ZERO,
+        }
+    }
+
+    /// The output of `tx` that could fund the channel.
+    fn fundable_by(&self, tx: &Transaction) -> Option<OutPoint> {
+        let open = self.course.awaits_funding() && self.offers < FUNDINGS_OFFERED_MAX;
+        funding_outpoint(&self.course.params, tx).filter(|_| open)
+    }
+
+    /// Judges a funding that is presented; `None` when it is known.
+    pub fn judge_funding(
+        &self,
+        tx: &Transaction,
+        tip: u32,
+    ) -> Result<Option<ProviderEvent>, FundingError> {
+        let outpoint = funding_outpoint(&self.course.params, tx).ok_or(FundingError::Other)?;
+        if self.course.outpoint() == Some(outpoint) || self.offered() == Some(outpoint) {
+            return Ok(None);
+        }
+        if self.status(tip) != ChannelStatus::Unfunded {
+            return Err(FundingError::Closed);
+        }
+        self.fundable_by(tx).ok_or(FundingError::TooMany)?;
+        Ok(Some(ProviderEvent::FundingOffered { tx: tx.clone() }))
+    }
+
+    /// The funding that was presented and taken, while no block holds one: to be asked for again.
+    pub fn offered_tx(&self) -> Option<&Transaction> {
+        self.offered.as_ref().filter(|_| self.course.awaits_funding())
+    }
+
+    /// Its output.
+    pub fn offered(&self) -> Option<OutPoint> {
+        funding_outpoint(&self.course.params, self.offered_tx()?)
     }
 
     /// Judges the subscriber's wish to close; `None` when the channel is closing already, and
@@ -367,23 +529,29 @@ impl ProviderChannel {
 
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<ProviderEvent> {
+        // A commitment is worth something as long as its funding could still confirm.
+        let unpaid = self.best.is_none() && self.void.is_empty();
         let never_funded = self.course.funding.is_none()
-            && self.best.is_none()
+            && (unpaid || tip >= self.course.params.expiry_height)
             && tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS);
         let ended = self.course.settled(tip) || never_funded;
         (!self.course.finished && ended).then_some(ProviderEvent::Finished)
     }
 
-    /// What to claim now: the channel is closing, nothing spent the funding, and no claim has been
-    /// waiting for less than [`CLAIM_BUMP_BLOCKS`].
+    /// What to claim now: [`Self::claimable`], and no claim has been waiting for less than
+    /// [`CLAIM_BUMP_BLOCKS`].
     pub fn claim_due(&self, tip: u32) -> Option<ClaimInput> {
+        let waits = |claim: &ClaimRecord| tip < claim.height.saturating_add(CLAIM_BUMP_BLOCKS);
+        let waiting = self.claim.as_ref().is_some_and(waits);
+        if waiting { None } else { self.claimable(tip) }
+    }
+
+    /// What a claim could spend: the channel is closing, something was paid, and nothing spent the
+    /// funding.
+    pub fn claimable(&self, tip: u32) -> Option<ClaimInput> {
         let best = self.best?;
         let funding = self.course.outpoint()?;
-        let waiting = self
-            .claim
-            .as_ref()
-            .is_some_and(|claim| tip < claim.height.saturating_add(CLAIM_BUMP_BLOCKS));
-        if waiting || self.awaits_close(tip) || self.status(tip) != ChannelStatus::Closing {
+        if self.awaits_close(tip) || self.status(tip) != ChannelStatus::Closing {
             return None;
         }
         let signature = best.signature;

@@ -12,7 +12,7 @@ use bitcoin::{
     transaction::Version,
 };
 
-use super::{ChannelId, ChannelParams, DUST, params::tagged_hash};
+use super::{ChannelId, ChannelParams, DUST, fees::fee_at, params::tagged_hash};
 
 /// Replaceable (BIP125) and with a lock time that counts (BIP65).
 pub(super) const SEQUENCE: Sequence = Sequence::ENABLE_RBF_NO_LOCKTIME;
@@ -115,6 +115,7 @@ pub enum ClaimError {
 pub struct Claim {
     tx: Transaction,
     inputs: Vec<ClaimInput>,
+    weight: Weight,
     fee: Amount,
 }
 
@@ -152,7 +153,7 @@ impl Claim {
         if let Some(output) = tx.output.last_mut() {
             output.value = payout;
         }
-        Ok(Self { tx, inputs, fee })
+        Ok(Self { tx, inputs, weight, fee })
     }
 
     /// What the provider's key of each channel signs, in order: `ALL`, so that nobody else can
@@ -190,6 +191,16 @@ impl Claim {
         Some(self.tx)
     }
 
+    /// Its weight once signed, at most.
+    pub fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// What the channels paid, the fee included.
+    pub fn paid(&self) -> Amount {
+        self.inputs.iter().map(|channel| channel.paid).sum()
+    }
+
     /// What miners get.
     pub fn fee(&self) -> Amount {
         self.fee
@@ -201,11 +212,6 @@ impl Claim {
 pub(super) fn signed_weight(tx: &Transaction, satisfaction: Weight) -> Weight {
     let counts = u64::try_from(tx.input.len()).unwrap_or(u64::MAX);
     tx.weight() + satisfaction + Weight::from_wu(2) + Weight::from_wu(counts)
-}
-
-/// Nodes judge fees by whole vbytes.
-pub(super) fn fee_at(rate: FeeRate, weight: Weight) -> Amount {
-    rate.fee_vb(weight.to_vbytes_ceil()).unwrap_or(Amount::MAX_MONEY)
 }
 
 /// Why there is no refund.

@@ -1,5 +1,7 @@
 //! The channel as the subscriber keeps it.
 
+use std::collections::BTreeMap;
+
 use bitcoin::{
     Amount, FeeRate, OutPoint, Script, ScriptBuf, Transaction,
     consensus::serde::{Hex, With},
@@ -9,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, CLOSE_WAIT_BLOCKS, ChannelParams, ChannelStatus, Close,
-    CloseError, CloseRecord, Funding, InvalidEvent, Spent, claim_pays_off,
+    CloseError, CloseRecord, FUNDING_WINDOW_BLOCKS, Funding, InvalidEvent, Spent, claim_pays_off,
     course::{Course, Gone},
     payment_sighash,
 };
@@ -18,6 +20,18 @@ use crate::units::{Msat, Octets};
 /// Blocks that agreed terms wait for the funding to be signed. Later, the provider may have given up
 /// the channel, and money in it would come back only at the expiry.
 pub const AGREED_WINDOW_BLOCKS: u32 = 6;
+
+/// Blocks that a funding is waited for before it is replaced by one with a higher fee.
+pub const FUNDING_BUMP_BLOCKS: u32 = 6;
+
+/// Fundings that are signed for one channel at most: fees can't go up for ever.
+pub const FUNDINGS_MAX: usize = 12;
+
+/// Blocks before a provider may forget a channel that was never funded at which its funding is no
+/// longer broadcast or replaced: one that confirms later locks money up until the expiry.
+const FUNDING_LATE_BLOCKS: u32 = 36;
+
+const _: () = assert!(FUNDING_LATE_BLOCKS + AGREED_WINDOW_BLOCKS < FUNDING_WINDOW_BLOCKS);
 
 /// What happened to a channel. The journal is a list of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,11 +50,29 @@ pub enum SubscriberEvent {
         /// Tip when they were agreed.
         height: u32,
     },
-    /// The funding was signed and may be broadcast at any time.
+    /// Found again by what its funding carries. It is never paid on: what was, nobody here knows.
+    Restored {
+        /// Those terms that give the script; the rest is made up.
+        params: Box<ChannelParams>,
+        /// Index of the subscriber's key in its wallet.
+        key_index: u32,
+        /// Tip when it was found.
+        height: u32,
+    },
+    /// A funding was signed and may be broadcast at any time. Each one after the first conflicts
+    /// with all before it, so that no two of them can confirm.
     FundingSigned {
         /// The transaction.
         #[serde(with = "With::<Hex>")]
         tx: Transaction,
+        /// Tip when it was signed.
+        #[serde(default)]
+        height: u32,
+    },
+    /// The provider lets payments on a funding count that is in no block.
+    FundingTaken {
+        /// The funding.
+        outpoint: OutPoint,
     },
     /// The funding is in a block.
     Funded(Funding),
@@ -116,8 +148,12 @@ pub struct SubscriberChannel {
     provider: XOnlyPublicKey,
     url: String,
     agreed_height: u32,
-    funding_tx: Option<Transaction>,
-    best: Option<(Amount, Signature)>,
+    restored: bool,
+    /// Each with the tip when it was signed.
+    fundings: Vec<(Transaction, u32)>,
+    taken: Option<OutPoint>,
+    /// The best payment on each funding. Those on a funding that never confirms are void.
+    best: BTreeMap<OutPoint, (Amount, Signature)>,
     commitments: u64,
     disputed: Option<(Octets, Octets)>,
     /// Tip when the wish to leave was written down.
@@ -129,17 +165,29 @@ pub struct SubscriberChannel {
 impl SubscriberChannel {
     /// The first event of a journal.
     pub fn open(event: &SubscriberEvent) -> Result<Self, InvalidEvent> {
-        let SubscriberEvent::Negotiated { params, key_index, provider, url, height } = event else {
-            return Err(InvalidEvent("a channel that was never negotiated"));
+        let (params, key_index, provider, url, height) = match event {
+            SubscriberEvent::Negotiated { params, key_index, provider, url, height } => {
+                (params, key_index, *provider, url.as_str(), height)
+            }
+            SubscriberEvent::Restored { params, key_index, height } => {
+                // Who sold is not known, nor where: the key of the channel names it.
+                (params, key_index, params.provider.x_only_public_key().0, "", height)
+            }
+            _ => return Err(InvalidEvent("a channel that was never negotiated")),
         };
+        let restored = matches!(event, SubscriberEvent::Restored { .. });
+        let mut course = Course::new(params)?;
+        course.close_requested = restored;
         Ok(Self {
-            course: Course::new(params)?,
+            course,
             key_index: *key_index,
-            provider: *provider,
-            url: url.clone(),
+            provider,
+            url: url.to_owned(),
             agreed_height: *height,
-            funding_tx: None,
-            best: None,
+            restored,
+            fundings: Vec::new(),
+            taken: None,
+            best: BTreeMap::new(),
             commitments: 0,
             disputed: None,
             leaves_since: None,
@@ -154,15 +202,20 @@ impl SubscriberChannel {
             return Err(InvalidEvent("an event after the end of a channel"));
         }
         match event {
-            SubscriberEvent::Negotiated { .. } => {
+            SubscriberEvent::Negotiated { .. } | SubscriberEvent::Restored { .. } => {
                 return Err(InvalidEvent("a channel negotiated twice"));
             }
-            SubscriberEvent::FundingSigned { tx } => {
-                if self.funding_tx.is_some() || funding_outpoint(&self.course.params, tx).is_none()
-                {
-                    return Err(InvalidEvent("a second funding, or one of another channel"));
+            SubscriberEvent::FundingSigned { tx, height } => {
+                if !self.is_fundable_by(tx) {
+                    return Err(InvalidEvent("a funding of another channel, or one too many"));
                 }
-                self.funding_tx = Some(tx.clone());
+                self.fundings.push((tx.clone(), *height));
+            }
+            SubscriberEvent::FundingTaken { outpoint } => {
+                if !self.funding_outpoints().any(|own| own == *outpoint) {
+                    return Err(InvalidEvent("a funding of somebody else's was taken"));
+                }
+                self.taken = Some(*outpoint);
             }
             SubscriberEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
@@ -176,7 +229,9 @@ impl SubscriberChannel {
                 if self.course.close_requested {
                     return Err(InvalidEvent("a payment after the close"));
                 }
-                self.best = Some((*paid, *signature));
+                let outpoint = self.outpoint();
+                let outpoint = outpoint.ok_or(InvalidEvent("a payment without a funding"))?;
+                self.best.insert(outpoint, (*paid, *signature));
                 self.commitments += 1;
             }
             SubscriberEvent::Disputed { reported_octets, counted_octets } => {
@@ -212,28 +267,99 @@ impl SubscriberChannel {
 
     /// What to sign to have paid `paid` in all.
     pub fn payment(&self, paid: Amount, tip: u32) -> Result<Message, PayError> {
-        let outpoint = match self.status(tip) {
-            ChannelStatus::Open => self.course.outpoint().ok_or(PayError::Unconfirmed)?,
-            ChannelStatus::Unfunded | ChannelStatus::Confirming { .. } => {
-                return Err(PayError::Unconfirmed);
-            }
-            _ => return Err(PayError::Closed),
-        };
-        if self.disputed.is_some() {
+        let usable = matches!(
+            self.status(tip),
+            ChannelStatus::Unfunded | ChannelStatus::Confirming { .. } | ChannelStatus::Open
+        );
+        if !usable || self.disputed.is_some() {
             return Err(PayError::Closed);
         }
+        let payable = self.payable(tip);
+        let outpoint = self.outpoint().filter(|_| payable > Amount::ZERO);
+        let outpoint = outpoint.ok_or(PayError::Unconfirmed)?;
         if paid <= self.paid() {
             return Err(PayError::NotMore(self.paid()));
         }
-        payment_sighash(&self.course.params, outpoint, paid)
-            .ok_or(PayError::Spent(self.course.params.payable()))
+        if paid > payable {
+            return Err(PayError::Spent(payable));
+        }
+        payment_sighash(&self.course.params, outpoint, paid).ok_or(PayError::Spent(payable))
+    }
+
+    /// Most that payments may come to now: all of it once the funding is confirmed, what the terms
+    /// allow while it has too few blocks, or none and the provider counts on it.
+    pub fn payable(&self, tip: u32) -> Amount {
+        match self.status(tip) {
+            ChannelStatus::Open => self.course.params.payable(),
+            ChannelStatus::Confirming { .. } => self.course.params.unconfirmed_max,
+            ChannelStatus::Unfunded if self.taken.is_some() => self.course.params.unconfirmed_max,
+            _ => Amount::ZERO,
+        }
+    }
+
+    /// What was paid on a funding that another one took the place of, where it is more than was
+    /// paid on that: it was used, and is owed again.
+    pub fn owed(&self) -> Option<Amount> {
+        let most = self.best.values().map(|(paid, _)| *paid).max()?;
+        (most > self.paid()).then_some(most)
+    }
+
+    /// What commitments spend: the confirmed funding, else the one that the provider took.
+    fn outpoint(&self) -> Option<OutPoint> {
+        self.course.outpoint().or(self.taken)
+    }
+
+    /// The outputs of this side's own that could fund the channel.
+    fn funding_outpoints(&self) -> impl Iterator<Item = OutPoint> + '_ {
+        let params = &self.course.params;
+        self.fundings.iter().filter_map(move |(tx, _)| funding_outpoint(params, tx))
+    }
+
+    /// Whether `tx` funds the channel, and spends of what each funding before it does.
+    pub fn is_fundable_by(&self, tx: &Transaction) -> bool {
+        let conflicts = |other: &Transaction| {
+            let spent = |input: &bitcoin::TxIn| {
+                other.input.iter().any(|known| known.previous_output == input.previous_output)
+            };
+            tx.input.iter().any(spent)
+        };
+        self.fundings.len() < FUNDINGS_MAX
+            && self.course.funding.is_none()
+            && funding_outpoint(&self.course.params, tx).is_some()
+            && self.fundings.iter().all(|(known, _)| conflicts(known))
+    }
+
+    /// Whether the newest funding is to be broadcast: no block holds one, and it is not too late
+    /// for one.
+    pub fn funding_waits(&self, tip: u32) -> Option<&Transaction> {
+        let late = self.agreed_height.saturating_add(FUNDING_WINDOW_BLOCKS - FUNDING_LATE_BLOCKS);
+        let waits = self.course.awaits_funding() && tip < late;
+        self.funding_tx().filter(|_| waits)
+    }
+
+    /// Whether the newest funding has waited so long that one with a higher fee is to replace it.
+    pub fn funding_bump_due(&self, tip: u32) -> bool {
+        let overdue =
+            |(_, height): &(Transaction, u32)| tip >= height.saturating_add(FUNDING_BUMP_BLOCKS);
+        self.funding_waits(tip).is_some()
+            && !self.course.close_requested
+            && self.fundings.len() < FUNDINGS_MAX
+            && self.fundings.last().is_some_and(overdue)
+    }
+
+    /// What it means that the provider says that it counts on `outpoint`.
+    pub fn funding_taken(&self, outpoint: OutPoint) -> Option<SubscriberEvent> {
+        let own = self.funding_outpoints().any(|own| own == outpoint);
+        let new = self.taken != Some(outpoint) && !self.course.finished;
+        (own && new).then_some(SubscriberEvent::FundingTaken { outpoint })
     }
 
     /// What it means that a block at `height` holds `outpoint`, which pays the channel's script.
-    /// Only the output that this side funded counts: commitments spend no other.
+    /// Only outputs that this side funded count, whichever of them it is: commitments spend no
+    /// other. A channel that was restored has none.
     pub fn funding_seen(&self, outpoint: OutPoint, height: u32) -> Option<SubscriberEvent> {
-        let own = self.funding_tx.as_ref().and_then(|tx| funding_outpoint(&self.course.params, tx));
-        let wanted = own == Some(outpoint) && self.course.awaits_funding();
+        let own = self.restored || self.funding_outpoints().any(|own| own == outpoint);
+        let wanted = own && self.course.awaits_funding();
         wanted.then_some(SubscriberEvent::Funded(Funding { outpoint, height }))
     }
 
@@ -253,7 +379,7 @@ impl SubscriberChannel {
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<SubscriberEvent> {
         let stale = tip > self.agreed_height.saturating_add(AGREED_WINDOW_BLOCKS);
-        let abandoned = self.funding_tx.is_none() && stale;
+        let abandoned = self.fundings.is_empty() && !self.restored && stale;
         let ended = self.course.settled(tip) || abandoned;
         (!self.course.finished && ended).then_some(SubscriberEvent::Finished)
     }
@@ -296,7 +422,7 @@ impl SubscriberChannel {
         let margin = params.expiry_height.saturating_sub(CLAIM_MARGIN_BLOCKS);
         let since = self.leaves_since.unwrap_or(margin);
         let overdue = tip >= since.saturating_add(CLOSE_WAIT_BLOCKS);
-        if claim_pays_off(params, paid, fee_rate) && !overdue {
+        if claim_pays_off(params, paid, fee_rate, tip) && !overdue {
             return Ok(None);
         }
         at_rate().map(Some)
@@ -334,19 +460,29 @@ impl SubscriberChannel {
         self.key_index
     }
 
-    /// Who sells.
+    /// Whether it was found again by what its funding carries, and what was paid is not known.
+    pub fn restored(&self) -> bool {
+        self.restored
+    }
+
+    /// Who sells; of a restored channel, the provider's key in its script.
     pub fn provider(&self) -> XOnlyPublicKey {
         self.provider
     }
 
-    /// Where the provider's API is.
+    /// Where the provider's API is; empty where that is not known.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The funding transaction, once signed.
+    /// The newest funding that was signed.
     pub fn funding_tx(&self) -> Option<&Transaction> {
-        self.funding_tx.as_ref()
+        self.fundings.last().map(|(tx, _)| tx)
+    }
+
+    /// The funding that the provider counts on before it is in a block.
+    pub fn taken(&self) -> Option<OutPoint> {
+        self.taken
     }
 
     /// The funding, once it is in a block.
@@ -354,14 +490,19 @@ impl SubscriberChannel {
         self.course.funding
     }
 
-    /// Sum of all payments signed.
+    /// Sum of all payments signed on the funding that counts; of the most on any of them, while
+    /// none does.
     pub fn paid(&self) -> Amount {
-        self.best.map_or(Amount::ZERO, |(paid, _)| paid)
+        let paid = match self.outpoint() {
+            Some(outpoint) => self.best.get(&outpoint).map(|(paid, _)| *paid),
+            None => self.best.values().map(|(paid, _)| *paid).max(),
+        };
+        paid.unwrap_or(Amount::ZERO)
     }
 
     /// The best payment, to be sent again after a restart.
     pub fn best(&self) -> Option<(Amount, Signature)> {
-        self.best
+        self.best.get(&self.outpoint()?).copied()
     }
 
     /// Octets that the payments buy.

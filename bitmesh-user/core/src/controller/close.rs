@@ -81,10 +81,13 @@ impl Controller {
         channel.close_proposed(&self.secp, paid, fee, signature, self.book.tip())
     }
 
-    /// Hands closes that are waited for to the network again.
+    /// Hands closes that are waited for to the network again, and those that no claim could replace.
     pub(super) fn closes_due(&self, out: &mut Out) {
         let tip = self.book.tip();
-        let waiting = self.book.iter().filter(|(_, channel)| channel.awaits_close(tip));
+        let waiting = self.book.iter().filter(|(_, channel)| {
+            let unclaimed = channel.claim().is_none() && channel.spent().is_none();
+            channel.awaits_close(tip) || (unclaimed && !channel.finished())
+        });
         for close in waiting.filter_map(|(_, channel)| channel.closed_by_both()) {
             out.act(Action::Broadcast(close.tx.clone()));
         }

@@ -6,6 +6,7 @@
 
 mod claim;
 mod close;
+mod funding;
 mod report;
 mod stations;
 #[cfg(test)]
@@ -18,20 +19,21 @@ use std::{
 };
 
 use bitcoin::{
-    Amount, Block, FeeRate, Network, Script, ScriptBuf, Transaction,
+    Amount, Block, FeeRate, Network, Script, ScriptBuf, Transaction, Txid,
     secp256k1::{PublicKey, Secp256k1, VerifyOnly},
 };
 
-pub use claim::{CLAIM_BATCH_MAX, DueClaim};
+pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
 pub use close::{CloseNeeds, CloseOwn};
+pub use funding::{Taken, UNCONFIRMED_CHANNELS_MAX};
 pub use report::Refusal;
 pub use stations::StationsAsk;
 
 use crate::{
     account::{Accounts, Ahead},
     channel::{
-        Batch, Book, ChannelId, ChannelParams, Entry, InvalidEvent, PaymentError, ProviderChannel,
-        ProviderEvent, Versioned,
+        Batch, Book, ChannelId, ChannelParams, Entry, FeeEstimates, InvalidEvent, PaymentError,
+        ProviderChannel, ProviderEvent, Versioned, check_economic,
     },
     ledger::Usage,
     offer::{OfferId, SignedOffer},
@@ -93,6 +95,33 @@ pub enum Input {
         /// What [`Controller::close_needs`] asked the wallet for.
         own: CloseOwn,
     },
+    /// A subscriber presents its signed funding.
+    Fund {
+        /// For the answer.
+        request: RequestId,
+        /// Of which channel.
+        channel: ChannelId,
+        /// The transaction.
+        tx: Transaction,
+    },
+    /// What became of [`Action::Present`].
+    Presented {
+        /// For the answer.
+        request: RequestId,
+        /// Of which channel.
+        channel: ChannelId,
+        /// The transaction.
+        tx: Transaction,
+        /// Whether the network has it.
+        taken: Taken,
+    },
+    /// The network takes a funding no more that it took ([`Action::CheckOffered`]).
+    OfferedGone {
+        /// Of which channel.
+        channel: ChannelId,
+        /// The funding.
+        txid: Txid,
+    },
     /// A block on the tip.
     BlockConnected {
         /// Its height.
@@ -126,7 +155,15 @@ pub enum Input {
     Checkpoint,
     /// The kernel did not take a grant.
     GrantFailed(Station),
-    /// A claim was built and signed.
+    /// What blocks take at present, asked for with each block; `None` when the source can't tell.
+    /// Claims are decided on it.
+    Fees(Option<FeeEstimates>),
+    /// The network did not take a transaction, for its fee.
+    Refused {
+        /// Which.
+        txid: Txid,
+    },
+    /// A claim was signed ([`PlannedClaim::sign`]).
     Claimed {
         /// The channels in it.
         channels: Vec<ChannelId>,
@@ -162,8 +199,19 @@ pub enum Action {
     },
     /// Answer a request.
     Reply(RequestId, Result<Answer, Refusal>),
-    /// Build, sign and give back ([`Input::Claimed`]) a claim of these channels.
-    Claim(Vec<DueClaim>),
+    /// Sign a claim and give it back ([`Input::Claimed`]).
+    Claim(PlannedClaim),
+    /// Hand a funding to the network, once, and tell by [`Input::Presented`].
+    Present {
+        /// For the answer.
+        request: RequestId,
+        /// Of which channel.
+        channel: ChannelId,
+        /// The transaction.
+        tx: Transaction,
+    },
+    /// Hand fundings to the network again; one that it refuses is told by [`Input::OfferedGone`].
+    CheckOffered(Vec<(ChannelId, Transaction)>),
     /// Hand a transaction to the network.
     Broadcast(Transaction),
 }
@@ -197,6 +245,9 @@ pub struct Controller {
     moves: BTreeMap<Station, StationsAsk>,
     offers: BTreeMap<OfferId, SignedOffer>,
     synced: bool,
+    fees: Option<FeeEstimates>,
+    /// Claims that the network did not take for their fee.
+    refused: BTreeSet<Txid>,
     next_key_index: u32,
 }
 
@@ -216,6 +267,8 @@ impl Controller {
             moves: BTreeMap::new(),
             offers: BTreeMap::new(),
             synced: false,
+            fees: None,
+            refused: BTreeSet::new(),
             next_key_index: 0,
         }
     }
@@ -238,7 +291,8 @@ impl Controller {
         Ok(())
     }
 
-    /// What a restart has to do again: grants, and claims that are not in a block.
+    /// What a restart has to do again: grants, and claims that are not in a block. It goes on
+    /// watching where it was: claims are replaced as if it had never stopped.
     pub fn resume(&mut self) -> Out {
         let mut out = Out::default();
         let accounts: Vec<_> = self.accounts.ids().collect();
@@ -251,7 +305,6 @@ impl Controller {
             }
         }
         self.closes_due(&mut out);
-        self.claim_due(&mut out);
         out
     }
 
@@ -268,16 +321,25 @@ impl Controller {
                 out.act(Action::Reply(request, answer));
             }
             Input::Close { request, channel, close, own } => {
+                let before = out.entries().len();
                 let answer = self.close(&channel, &close, &own, out);
                 out.act(Action::Reply(request, answer));
-                self.claim_due(out);
+                if out.entries().len() > before {
+                    self.plan_claims(out);
+                }
             }
+            Input::Fund { request, channel, tx } => self.fund(request, channel, tx, out),
+            Input::Presented { request, channel, tx, taken } => {
+                self.presented(request, channel, &tx, taken, out);
+            }
+            Input::OfferedGone { channel, txid } => self.offered_gone(channel, txid, out),
             Input::BlockConnected { height, block } => {
                 let from = out.entries().len();
                 self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
                 self.closes_due(out);
-                self.claim_due(out);
+                self.broadcast_claims(out);
+                self.check_offered(out);
             }
             Input::BlockDisconnected { height } => self.book.disconnect(height, out),
             Input::Stations(ask) => self.change_stations(ask, out),
@@ -290,6 +352,8 @@ impl Controller {
                 self.accounts.set_room(station, false);
                 self.ungranted.insert(station);
             }
+            Input::Fees(estimates) => self.take_fees(estimates, out),
+            Input::Refused { txid } => self.refused(txid),
             Input::Claimed { channels, tx, fee, fee_rate } => {
                 self.claimed(channels, tx, fee, fee_rate, out);
             }
@@ -343,6 +407,10 @@ impl Controller {
             unconfirmed_max: terms.unconfirmed_of(open.capacity),
         };
         params.validate().map_err(Refusal::Params)?;
+        if let Some(fees) = self.fees {
+            check_economic(params.capacity, &params.remainder_script, fees.normal)
+                .map_err(Refusal::Uneconomic)?;
+        }
         self.check_caps(station)?;
         let seat = self.accounts.seat(station);
         if self.moves.contains_key(&station)
@@ -391,6 +459,8 @@ impl Controller {
         let account = self.accounts.of_channel(id).ok_or(Refusal::UnknownChannel)?;
         let judged = channel.pay(&self.secp, payment.paid, &payment.signature, self.book.tip());
         if let Some(event) = judged.map_err(|error| self.refused_payment(id, error))? {
+            self.check_unconfirmed(id, payment.paid)
+                .map_err(|error| self.refused_payment(id, error))?;
             self.record(*id, event, out);
             self.share(account, out);
         }

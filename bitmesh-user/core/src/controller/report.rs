@@ -5,7 +5,10 @@ use bitcoin::{Address, Amount};
 use super::Controller;
 use crate::{
     account::AccountId,
-    channel::{BindingError, ChannelId, CloseError, ParamsError, PaymentError, VersionError},
+    channel::{
+        BindingError, ChannelId, CloseError, FundingError, ParamsError, PaymentError, Uneconomic,
+        VersionError,
+    },
     ledger::Usage,
     station::Station,
     units::Octets,
@@ -75,8 +78,8 @@ impl Controller {
             station: Some(channel.station()),
             account: self.accounts.of_channel(id),
             funding: channel.funding().map(|funding| funding.outpoint),
-            offered: None,
-            payable: channel.params().payable(),
+            offered: channel.offered(),
+            payable: channel.payable(self.book.tip()),
             paid: channel.paid(),
             commitments: channel.commitments(),
             bought_octets: channel.bought(),
@@ -96,7 +99,7 @@ impl Controller {
 }
 
 /// Why a request was not granted. Nothing changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Of another protocol.
     #[error("{0}")]
@@ -126,6 +129,9 @@ pub enum Refusal {
     /// Terms that the protocol doesn't have.
     #[error("{0}")]
     Params(ParamsError),
+    /// Its claim would cost too much of what it can pay.
+    #[error("{0}")]
+    Uneconomic(Uneconomic),
     /// Too many channels wait for their funding.
     #[error("too many channels wait for their funding")]
     TooManyUnfunded,
@@ -146,6 +152,9 @@ pub enum Refusal {
         /// What has been paid.
         best: Amount,
     },
+    /// A funding that is not taken.
+    #[error("{0}")]
+    Funding(FundingError),
     /// A close that is not signed.
     #[error("{0}")]
     Close(CloseError),
@@ -166,7 +175,11 @@ impl Refusal {
         match self {
             Self::ChainLost | Self::TableFull | Self::Moving => 503,
             Self::UnknownOffer | Self::UnknownChannel => 404,
-            Self::Version(_) | Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => 422,
+            Self::Version(_)
+            | Self::Capacity { .. }
+            | Self::Expiry { .. }
+            | Self::Params(_)
+            | Self::Uneconomic(_) => 422,
             Self::TooManyUnfunded | Self::TooManyChannels => 429,
             Self::Exists(_) => 409,
             Self::Stations(error) => match error {
@@ -177,6 +190,11 @@ impl Refusal {
                 BindingError::TooManyChanges | BindingError::TooManyStations => 429,
                 BindingError::NotBound => 404,
             },
+            Self::Funding(error) => match error {
+                FundingError::Closed => 410,
+                FundingError::TooMany => 429,
+                FundingError::Other | FundingError::Refused(_) => 422,
+            },
             Self::Close(error) => match error {
                 CloseError::Unfunded => 425,
                 CloseError::Settled => 410,
@@ -185,7 +203,10 @@ impl Refusal {
                 _ => 422,
             },
             Self::Payment { error, .. } => match error {
-                PaymentError::Unfunded | PaymentError::Unconfirmed { .. } => 425,
+                PaymentError::Unfunded
+                | PaymentError::Unconfirmed { .. }
+                | PaymentError::TooEarly { .. }
+                | PaymentError::TooMuchUnconfirmed => 425,
                 PaymentError::Closed => 410,
                 PaymentError::Stale { .. } => 409,
                 PaymentError::TooLarge { .. } => 422,
@@ -203,6 +224,7 @@ impl Refusal {
             Self::Capacity { .. } => "capacity",
             Self::Expiry { .. } => "expiry",
             Self::Params(_) => "terms",
+            Self::Uneconomic(_) => "uneconomic",
             Self::TooManyUnfunded => "too-many-unfunded",
             Self::TooManyChannels => "too-many-channels",
             Self::Exists(_) => "exists",
@@ -219,6 +241,12 @@ impl Refusal {
                 BindingError::TooManyStations => "too-many-stations",
                 BindingError::NotBound => "not-bound",
             },
+            Self::Funding(error) => match error {
+                FundingError::Other => "other-funding",
+                FundingError::Closed => "closed",
+                FundingError::TooMany => "too-many-fundings",
+                FundingError::Refused(_) => "funding-refused",
+            },
             Self::Close(error) => match error {
                 CloseError::Unfunded => "unfunded",
                 CloseError::Settled => "settled",
@@ -233,6 +261,8 @@ impl Refusal {
             Self::Payment { error, .. } => match error {
                 PaymentError::Unfunded => "unfunded",
                 PaymentError::Unconfirmed { .. } => "unconfirmed",
+                PaymentError::TooEarly { .. } => "too-early",
+                PaymentError::TooMuchUnconfirmed => "too-much-unconfirmed",
                 PaymentError::Closed => "closed",
                 PaymentError::Stale { .. } => "stale-payment",
                 PaymentError::TooLarge { .. } => "payment-too-large",
@@ -251,6 +281,10 @@ impl Refusal {
             Self::Capacity { .. } | Self::Expiry { .. } | Self::Params(_) => {
                 "choose within the terms of /v1/offer".into()
             }
+            Self::Uneconomic(why) => format!(
+                "open one of {} sat or more, or wait for lower fees",
+                why.capacity_min.to_sat()
+            ),
             Self::TooManyUnfunded => "fund the ones you opened, or wait".into(),
             Self::TooManyChannels => "close one first".into(),
             Self::Exists(id) => format!("get /v1/channels/{id}, or open with a new key"),
@@ -271,6 +305,14 @@ impl Refusal {
                 }
             }
             .into(),
+            Self::Funding(error) => match error {
+                FundingError::Other => "fund the address and the amount of its report".into(),
+                FundingError::Closed => "open a new channel".into(),
+                FundingError::TooMany => "wait for one of them to be in a block".into(),
+                FundingError::Refused(_) => {
+                    "sign another one: with a higher fee, or of coins that are not spent".into()
+                }
+            },
             Self::Close(_) => "propose another one, or wait for the claim".into(),
             Self::Payment { error: PaymentError::Signature, .. } => {
                 "sign with the key that the channel was opened with".into()

@@ -1,6 +1,6 @@
 //! What the operator asks, and is told.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use bitmesh_core::{
@@ -14,9 +14,9 @@ use tracing::info;
 use super::{
     super::{
         status::{Phase, Status, SubscriberStatus},
-        wallet_status, wrong_role,
+        wrong_role,
     },
-    BUDGET, Intent, Session, is_usable,
+    BUDGET, Intent, Session, export_refunds, is_usable,
 };
 use crate::api::{ApiError, Ask, Reply, value};
 
@@ -29,7 +29,11 @@ impl Session {
         match ask {
             Ask::Status => Ok(value(Status::Subscriber(Box::new(self.status())))),
             Ask::Channels => Ok(value(self.buyer.channels().collect::<Vec<_>>())),
-            Ask::Wallet => Ok(value(wallet_status(&mut self.foundation))),
+            Ask::Wallet => {
+                let channels: Vec<_> = self.buyer.channels().collect();
+                Ok(value(self.foundation.wallet_status(&channels)))
+            }
+            Ask::Refunds => Ok(value(export_refunds(&mut self.foundation.wallet, &self.buyer))),
             Ask::Stations => Err(wrong_role("a subscriber has no stations: it is one")),
             Ask::Budget(change) => {
                 let budget = change.apply(self.budget).ok_or_else(|| {
@@ -69,6 +73,7 @@ impl Session {
         }
         self.intent = Intent::Leave;
         self.not_before = Instant::now();
+        self.aside.hold(id, Duration::ZERO);
         let report = self.buyer.channels().find(|report| report.channel == id);
         Ok(value(report))
     }
@@ -97,12 +102,12 @@ impl Session {
                 .active
                 .and_then(|id| self.buyer.channels().find(|report| report.channel == id)),
             budget_sat: self.budget.to_sat(),
-            spent_sat: self.spent().to_sat(),
+            spent_sat: self.buyer.spent().to_sat(),
             account: self.account.clone(),
             counted_octets: self.counted,
             tick_octets: payer.map(Payer::tick).unwrap_or_default(),
             round_trip_ms: u64::try_from(self.round_trip.as_millis()).unwrap_or(u64::MAX),
-            wallet: wallet_status(&mut self.foundation),
+            wallet: self.foundation.wallet_status(&self.buyer.channels().collect::<Vec<_>>()),
         }
     }
 }

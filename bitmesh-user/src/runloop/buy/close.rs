@@ -1,6 +1,6 @@
 //! Leaving: the provider is asked to claim, or to sign a close.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bitcoin::FeeRate;
 use bitmesh_core::{
@@ -9,7 +9,7 @@ use bitmesh_core::{
     channel::{Batch, ChannelId, CloseError, SubscriberEvent, close_digest},
     wire::{ChannelReport, CloseProposal, CloseRequest},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{
     super::{fee_rate, status::Phase},
@@ -28,12 +28,14 @@ impl Session {
             None => "the provider was asked to close".into(),
         };
         let index = channel.key_index();
-        self.say(Phase::Closing, format!("{message}; waiting for it to be in a block"));
-        self.not_before = Instant::now() + CLOSE_INTERVAL;
+        if self.active == Some(id) && self.obstacle().is_none() {
+            self.say(Phase::Closing, format!("{message}; waiting for it to be in a block"));
+        }
+        self.aside.hold(id, CLOSE_INTERVAL);
         let signature =
             self.foundation.wallet.sign_channel(Role::Subscriber, index, close_digest(&id));
         let (provider, source) = (self.provider.clone(), self.foundation.source.clone());
-        self.ask(async move {
+        self.ask_aside(async move {
             let answer = provider.close(id, &CloseRequest { signature, proposal }).await;
             Internal::Closing(id, fee_rate(source.as_ref()).await, answer.map(Box::new))
         });
@@ -61,11 +63,11 @@ impl Session {
                 self.buyer.close_signed(id, close, signature, out);
             }
             Ok(None) => {}
-            Err(error @ CloseError::FeeTooHigh { .. }) => self.say(
+            Err(error @ CloseError::FeeTooHigh { .. }) if self.active == Some(id) => self.say(
                 Phase::Closing,
                 format!("not closed yet: {error}, or for height {}", report.params.expiry_height),
             ),
-            Err(error) => self.say(Phase::Closing, format!("the close can't be signed: {error}")),
+            Err(error) => warn!("channel {id} is not closed yet: {error}"),
         }
     }
 }

@@ -3,6 +3,8 @@
 
 mod answer;
 mod close;
+mod errands;
+mod export;
 mod open;
 mod pay;
 mod stations;
@@ -18,7 +20,7 @@ use bitmesh_core::{
     offer::SignedOffer,
     payer::Payer,
     units::Octets,
-    wire::{AccountReport, ChannelReport, CloseProposal, PaymentReply, PaymentRequest},
+    wire::{AccountReport, ChannelReport, PaymentReply, PaymentRequest},
 };
 use tokio::{
     sync::mpsc,
@@ -27,10 +29,14 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use self::stations::Membership;
+use self::{errands::Aside, stations::Membership};
+pub(super) use self::{
+    export::export_refunds,
+    open::{recover, sign_refund},
+};
 use super::{Foundation, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
-    api::{ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
+    api::{Ask, ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
     chain::ChainEvent,
     config::BuyConfig,
     dataplane::Observer,
@@ -63,9 +69,10 @@ pub async fn buy(config: BuyConfig) -> Result<()> {
 
 /// Answers of the provider and the node, from the tasks that waited for them.
 enum Internal {
-    Offer(Result<SignedOffer, ClientError>),
+    Offer(FeeRate, Result<SignedOffer, ClientError>),
     Opened(Box<(ChannelParams, SignedOffer)>, Result<Box<ChannelReport>, ClientError>),
     FundingRate(ChannelId, FeeRate),
+    Presented(ChannelId, Result<Box<ChannelReport>, ClientError>),
     RefundRate(Vec<DueRefund>, FeeRate),
     Account(Octets, Instant, Result<AccountReport, ClientError>),
     Paid(Amount, Octets, Instant, Result<PaymentReply, ClientError>),
@@ -91,8 +98,12 @@ struct Session {
     gateway: Gateway,
     started: Instant,
     synced: bool,
+    /// Since when the chain is not seen, while it is not.
+    unseen_since: Instant,
     budget: Amount,
     offer: Option<SignedOffer>,
+    /// What miners wanted when the offer was asked for.
+    fee_rate: FeeRate,
     /// The channel that is paid on, and what belongs to it.
     active: Option<ChannelId>,
     payer: Option<Payer>,
@@ -104,10 +115,11 @@ struct Session {
     round_trip: Duration,
     /// The newest payment was signed and not acknowledged.
     unacknowledged: bool,
-    /// A request is on its way; the next one waits for its answer.
+    /// A request for paying is on its way; the next one waits for its answer.
     busy: bool,
     not_before: Instant,
     account_due: Instant,
+    aside: Aside,
     intent: Intent,
     phase: Phase,
     message: String,
@@ -137,11 +149,7 @@ impl Session {
             Some(url) => url.clone(),
             None => provider_url(gateway.default_gateway().await?),
         };
-        let active = buyer
-            .book()
-            .iter()
-            .find(|(_, channel)| channel.url() == url && is_alive(channel, buyer.book().tip()))
-            .map(|(id, _)| *id);
+        let active = buyer.active(&url);
         let (internal, internals) = mpsc::channel(16);
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         let mut tasks = JoinSet::new();
@@ -159,8 +167,10 @@ impl Session {
             gateway,
             started: now,
             synced: false,
+            unseen_since: now,
             budget,
             offer: None,
+            fee_rate: FeeRate::BROADCAST_MIN,
             active,
             payer: None,
             observer: None,
@@ -172,6 +182,7 @@ impl Session {
             busy: false,
             not_before: now,
             account_due: now,
+            aside: Aside::default(),
             intent: Intent::Buy,
             phase: Phase::ProviderUnreachable,
             message: "looking for the provider".into(),
@@ -193,10 +204,7 @@ impl Session {
             let mut out = Batch::default();
             tokio::select! {
                 Some(envelope) = self.mailbox.recv() => {
-                    let reply = self.answer(&envelope.ask, &mut out).await;
-                    // A change is told after it is durable.
-                    self.settle(out).await?;
-                    let _ = envelope.reply.send(reply);
+                    self.take(envelope, out).await?;
                     continue;
                 }
                 event = chain.recv() => {
@@ -209,6 +217,27 @@ impl Session {
             }
             self.settle(out).await?;
         }
+    }
+
+    /// A change is told after it is durable.
+    async fn take(
+        &mut self,
+        envelope: Envelope,
+        mut out: Batch<SubscriberEvent, Action>,
+    ) -> Result<()> {
+        if let Ask::OfWallet(ask) = &envelope.ask {
+            let channels: Vec<_> = self.buyer.channels().collect();
+            let answering = self.foundation.of_wallet(ask, &channels);
+            self.settle(out).await?;
+            self.tasks.spawn(async move {
+                let _ = envelope.reply.send(answering.await);
+            });
+            return Ok(());
+        }
+        let reply = self.answer(&envelope.ask, &mut out).await;
+        self.settle(out).await?;
+        let _ = envelope.reply.send(reply);
+        Ok(())
     }
 
     async fn settle(&mut self, out: Batch<SubscriberEvent, Action>) -> Result<()> {
@@ -228,54 +257,68 @@ impl Session {
 
     fn broadcast(&mut self, tx: bitcoin::Transaction) {
         let source = self.foundation.source.clone();
-        self.tasks.spawn(async move { super::broadcast(source.as_ref(), tx).await });
+        self.tasks.spawn(async move { drop(super::broadcast(source.as_ref(), &tx).await) });
     }
 
     /// One step of whatever comes next. Runs every [`COUNT_INTERVAL`].
     fn drive(&mut self, out: &mut Batch<SubscriberEvent, Action>) {
         let counted = self.count();
-        if self.busy || Instant::now() < self.not_before || !self.synced {
+        self.take_turns();
+        self.run_errand(out);
+        if self.busy || Instant::now() < self.not_before {
             return;
         }
-        let Some(id) = self.active else {
-            if self.intent == Intent::Buy {
-                self.open();
-            }
-            return;
-        };
+        let Some(id) = self.active else { return };
         let tip = self.buyer.book().tip();
         let Some(channel) = self.buyer.book().get(&id) else { return };
         match channel.status(tip) {
-            ChannelStatus::Unfunded if channel.funding_tx().is_none() => self.ask_funding_rate(id),
+            ChannelStatus::Open => self.pay(id, counted, out),
+            _ if channel.payable(tip) > Amount::ZERO => self.pay(id, counted, out),
+            ChannelStatus::Unfunded if channel.funding_tx().is_none() => {}
             ChannelStatus::Unfunded => {
                 self.say(Phase::Confirming, "the funding waits for a block");
             }
             ChannelStatus::Confirming { have, need } => {
                 self.say(Phase::Confirming, format!("the funding has {have} of {need} blocks"));
             }
-            ChannelStatus::Open => self.pay(id, counted, out),
-            ChannelStatus::Closing => {
-                let proposal = channel.proposed_close().map(CloseProposal::from);
-                self.ask_to_close(id, proposal);
-            }
+            ChannelStatus::Closing => {}
             ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. } => {
-                self.settled(id);
+                self.say(Phase::Closed, "settled; the rest is back in the wallet");
+                if self.intent == Intent::Buy {
+                    self.active = None;
+                }
             }
         }
     }
 
-    fn settled(&mut self, id: ChannelId) {
-        self.say(Phase::Closed, "settled; the rest is back in the wallet");
-        if self.intent == Intent::Buy {
-            info!("channel {id} is settled");
-            (self.active, self.payer, self.observer) = (None, None, None);
-            self.membership.account = None;
+    /// The channel to pay on is another one when the last is spent, ends or has ended.
+    fn take_turns(&mut self) {
+        let Some(id) = self.buyer.active(self.provider.url()) else { return };
+        let tip = self.buyer.book().tip();
+        let last = self.active.and_then(|last| self.buyer.book().get(&last));
+        let owing =
+            self.unacknowledged && last.is_some_and(|channel| channel.payable(tip) > Amount::ZERO);
+        if self.active == Some(id) || owing {
+            return;
         }
+        let Some(channel) = self.buyer.book().get(&id) else { return };
+        if self.active.is_some() {
+            info!("channel {id} takes over");
+        }
+        if let Some(payer) = &mut self.payer {
+            payer.go_on(channel.params().tick_max);
+        }
+        self.unacknowledged = channel.best().is_some();
+        self.active = Some(id);
     }
 
-    /// Starts a request; nothing else is asked for until its answer is there.
+    /// Starts a request; no other one for paying until its answer is there.
     fn ask(&mut self, request: impl Future<Output = Internal> + Send + 'static) {
         self.busy = true;
+        self.start_request(request);
+    }
+
+    fn start_request(&mut self, request: impl Future<Output = Internal> + Send + 'static) {
         let internal = self.internal.clone();
         self.tasks.spawn(async move {
             let answer = request.await;
@@ -290,15 +333,29 @@ impl Session {
         internal: Internal,
         out: &mut Batch<SubscriberEvent, Action>,
     ) -> Result<()> {
-        // Refunds are asked for beside everything else.
-        self.busy &= matches!(internal, Internal::RefundRate(..));
         match internal {
-            Internal::Offer(Ok(offer)) => self.offer = Some(offer),
+            // Asked for beside everything else.
+            Internal::RefundRate(..) => {}
+            Internal::Offer(..)
+            | Internal::Opened(..)
+            | Internal::FundingRate(..)
+            | Internal::Presented(..)
+            | Internal::Closing(..) => self.aside.busy = false,
+            Internal::Account(..)
+            | Internal::Paid(..)
+            | Internal::Channel(..)
+            | Internal::Bound(..) => self.busy = false,
+        }
+        match internal {
+            Internal::Offer(rate, Ok(offer)) => {
+                (self.offer, self.fee_rate) = (Some(offer), rate);
+            }
             Internal::Opened(wanted, Ok(report)) => {
                 let (params, offer) = *wanted;
                 self.opened(params, &offer, &report, out);
             }
             Internal::FundingRate(id, rate) => self.fund(id, rate, out),
+            Internal::Presented(id, answer) => self.presented(id, answer.map(|it| *it), out),
             Internal::RefundRate(due, rate) => self.refund(due, rate, out),
             Internal::Account(counted, sent, Ok(account)) => {
                 if !self.belongs(&account).await? {
@@ -324,12 +381,12 @@ impl Session {
             Internal::Channel(Ok(report)) => self.membership.account = report.account,
             Internal::Closing(id, rate, Ok(report)) => self.close_answered(id, rate, *report, out),
             Internal::Bound(Ok(())) => {}
-            Internal::Offer(Err(error))
-            | Internal::Opened(_, Err(error))
-            | Internal::Account(_, _, Err(error))
+            Internal::Account(_, _, Err(error))
             | Internal::Channel(Err(error))
-            | Internal::Bound(Err(error))
-            | Internal::Closing(_, _, Err(error)) => self.failed(&error),
+            | Internal::Bound(Err(error)) => self.failed(&error),
+            Internal::Offer(_, Err(error))
+            | Internal::Opened(_, Err(error))
+            | Internal::Closing(_, _, Err(error)) => self.errand_failed(&error),
             Internal::Paid(_, _, _, Err(error)) => self.payment_failed(&error),
         }
         Ok(())
@@ -337,18 +394,8 @@ impl Session {
 
     fn failed(&mut self, error: &ClientError) {
         self.not_before = Instant::now() + RETRY;
-        let phase = match error {
-            ClientError::Unreachable { .. } | ClientError::Broken { .. } => {
-                Phase::ProviderUnreachable
-            }
-            ClientError::Refused { .. } => Phase::OfferRefused,
-        };
-        if phase == Phase::OfferRefused {
-            // It may be the offer that ended.
-            self.offer = None;
-        }
         if self.phase != Phase::Closing {
-            self.say(phase, error.to_string());
+            self.say(phase_of(error), error.to_string());
         }
     }
 
@@ -356,11 +403,13 @@ impl Session {
         self.foundation.follow_wallet(&event)?;
         match event {
             ChainEvent::Connected { height, block } => {
+                recover(&mut self.foundation.wallet, &mut self.buyer, &block, out);
                 self.buyer.connect(height, &block, out);
                 if self.synced {
                     for tx in self.buyer.unconfirmed() {
                         self.broadcast(tx);
                     }
+                    self.tasks.spawn(self.foundation.rebroadcast());
                 }
                 let due = self.buyer.refunds_due();
                 if !due.is_empty() {
@@ -380,6 +429,10 @@ impl Session {
             ChainEvent::Lost { reason } => {
                 warn!("{reason}");
                 // Payments go on: they need no chain until the channel ends.
+                if self.synced {
+                    self.unseen_since = Instant::now();
+                }
+                self.synced = false;
             }
         }
         Ok(())
@@ -393,7 +446,9 @@ fn is_usable(channel: &SubscriberChannel, tip: u32) -> bool {
     )
 }
 
-/// Whether there is something left to do: pay on it, or see it closed.
-fn is_alive(channel: &SubscriberChannel, tip: u32) -> bool {
-    is_usable(channel, tip) || channel.status(tip) == ChannelStatus::Closing
+fn phase_of(error: &ClientError) -> Phase {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::Broken { .. } => Phase::ProviderUnreachable,
+        ClientError::Refused { .. } => Phase::OfferRefused,
+    }
 }

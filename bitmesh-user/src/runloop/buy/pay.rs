@@ -66,11 +66,18 @@ impl Session {
         }
         let Some(payer) = &self.payer else { return };
         let paid = channel.paid();
-        let elsewhere = self.spent().checked_sub(paid).unwrap_or_default();
+        let elsewhere = self.buyer.spent().checked_sub(paid).unwrap_or_default();
         let budget = self.budget.checked_sub(elsewhere).unwrap_or_default();
         let params = channel.params();
-        match payer.next(paid, params.payable(), budget, &params.schedule) {
-            Next::Wait => self.say(Phase::Buying, "paying as it is used"),
+        let payable = channel.payable(self.buyer.book().tip());
+        // What was used on credit for a funding that another one took the place of is paid first.
+        let next = match channel.owed().filter(|owed| *owed <= payable) {
+            Some(owed) => Next::Pay(owed),
+            None => payer.next(paid, payable, budget, &params.schedule),
+        };
+        let confirmed = payable == params.payable();
+        match next {
+            Next::Wait => self.say_buying(confirmed, paid, payable),
             Next::BudgetSpent => self.say(
                 Phase::BudgetSpent,
                 format!(
@@ -78,10 +85,24 @@ impl Session {
                     self.budget.to_sat()
                 ),
             ),
-            Next::ChannelSpent => self.say(
-                Phase::ChannelSpent,
-                "the channel is empty; `bitmesh close --all`, then `bitmesh buy` opens a new one",
+            Next::ChannelSpent if !confirmed => self.say(
+                Phase::Confirming,
+                format!(
+                    "{} sat, all that counts before confirmation, are paid; the funding waits for \
+                     blocks",
+                    paid.to_sat()
+                ),
             ),
+            Next::ChannelSpent => match self.obstacle() {
+                Some((phase, message)) => {
+                    self.say(phase, format!("the channel is empty; for the next one: {message}"));
+                }
+                None => self.say(
+                    Phase::ChannelSpent,
+                    "the channel is empty; `bitmesh budget --add SAT` opens the next one, \
+                     `bitmesh close --all` ends it",
+                ),
+            },
             Next::Pay(sum) => match channel.payment(sum, self.buyer.book().tip()) {
                 Ok(message) => {
                     let index = channel.key_index();
@@ -89,10 +110,29 @@ impl Session {
                         self.foundation.wallet.sign_channel(Role::Subscriber, index, message);
                     self.unacknowledged = true;
                     self.buyer.payment_signed(id, sum, signature, out);
-                    self.say(Phase::Buying, "paying as it is used");
+                    self.say_buying(confirmed, sum, payable);
                 }
                 Err(error) => self.say(Phase::Closing, error.to_string()),
             },
+        }
+    }
+
+    fn say_buying(&mut self, confirmed: bool, paid: Amount, payable: Amount) {
+        match (confirmed, self.obstacle()) {
+            (true, None) => self.say(Phase::Buying, "paying as it is used"),
+            (true, Some((_, message))) => {
+                self.say(
+                    Phase::Buying,
+                    format!("paying as it is used; the next channel: {message}"),
+                );
+            }
+            (false, _) => self.say(
+                Phase::Buying,
+                format!(
+                    "paying as it is used, up to {} sat until the funding is confirmed",
+                    payable.max(paid).to_sat()
+                ),
+            ),
         }
     }
 
@@ -140,7 +180,10 @@ impl Session {
         self.round_trip = (self.round_trip * 3 + round_trip) / 4;
         let Some(payer) = &mut self.payer else { return };
         let round_trip_ms = u64::try_from(round_trip.as_millis()).unwrap_or(u64::MAX).max(1);
-        let judged = payer.report(bought, used, counted, round_trip_ms);
+        let channels = self.buyer.book().iter();
+        let own =
+            channels.fold(Octets(0), |sum, (_, channel)| sum.saturating_add(channel.bought()));
+        let judged = payer.report(own, bought, used, counted, round_trip_ms);
         if let (Err(dispute), Some(id)) = (judged, self.active) {
             warn!("{dispute}; nothing more is paid");
             self.buyer.disputed(id, dispute, out);
@@ -168,10 +211,6 @@ impl Session {
             ClientError::Refused { .. } => self.say(Phase::OfferRefused, error.to_string()),
             _ => self.say(Phase::ProviderUnreachable, error.to_string()),
         }
-    }
-
-    pub(super) fn spent(&self) -> Amount {
-        self.buyer.book().iter().map(|(_, channel)| channel.paid()).sum()
     }
 }
 

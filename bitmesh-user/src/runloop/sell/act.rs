@@ -13,8 +13,7 @@ use bitmesh_core::{
 use tracing::{debug, info, warn};
 
 use super::{
-    super::{broadcast, fee_rate},
-    Internal, Session,
+    Session,
     edge::{make_room, usage_of},
 };
 use crate::{
@@ -28,16 +27,20 @@ pub(super) struct Done {
     /// Stations that the kernel has no room for.
     refused: BTreeSet<Station>,
     /// Stations whose limits were lowered.
-    pub(super) reclaimed: Vec<Station>,
+    reclaimed: Vec<Station>,
+    /// Claims, to be made durable before they are broadcast.
+    signed: Vec<Input>,
 }
 
 impl Session<'_> {
-    /// Limits were lowered: what was used until then is read, of all that share the credit.
-    pub(super) fn tell_reclaimed(
-        &mut self,
-        stations: Vec<Station>,
-    ) -> Batch<ProviderEvent, Action> {
+    /// What was done goes back to the controller: claims that were signed, and limits that were
+    /// lowered with what was used until then, of all that share the credit.
+    pub(super) fn tell_done(&mut self, done: Done) -> Batch<ProviderEvent, Action> {
         let mut out = Batch::default();
+        for signed in done.signed {
+            self.controller.handle(signed, &mut out);
+        }
+        let stations = done.reclaimed;
         if !stations.is_empty() {
             let company: BTreeSet<_> =
                 stations.iter().flat_map(|station| self.controller.company(*station)).collect();
@@ -85,17 +88,10 @@ impl Session<'_> {
                 // Who asked may have gone; what was stored stays.
                 let _ = reply.send(answer);
             }
-            Action::Claim(due) => {
-                let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
-                self.tasks.spawn(async move {
-                    let rate = fee_rate(source.as_ref()).await;
-                    let _ = internal.send(Internal::FeeRate(due, rate)).await;
-                });
-            }
-            Action::Broadcast(tx) => {
-                let source = self.foundation.source.clone();
-                self.tasks.spawn(async move { broadcast(source.as_ref(), tx).await });
-            }
+            Action::Claim(planned) => done.signed.extend(self.sign_claim(planned)),
+            Action::Present { request, channel, tx } => self.present(request, channel, tx),
+            Action::CheckOffered(offered) => self.check_offered(offered),
+            Action::Broadcast(tx) => self.broadcast(tx),
         }
     }
 

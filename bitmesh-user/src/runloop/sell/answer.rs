@@ -7,9 +7,9 @@ use tracing::warn;
 
 use super::{
     super::{
-        starting,
+        no_refunds, starting,
         status::{HookStatus, ProviderStatus, Status},
-        wallet_status, wrong_role,
+        wrong_role,
     },
     Session,
 };
@@ -27,15 +27,22 @@ impl Session<'_> {
             Ask::Status => Ok(value(Status::Provider(Box::new(self.status())))),
             Ask::Channels => Ok(value(self.controller.channels().collect::<Vec<_>>())),
             Ask::Stations => Ok(value(self.controller.accounts().collect::<Vec<_>>())),
-            Ask::Wallet => Ok(value(wallet_status(&mut self.foundation))),
+            Ask::Wallet => {
+                let channels: Vec<_> = self.controller.channels().collect();
+                Ok(value(self.foundation.wallet_status(&channels)))
+            }
+            Ask::Refunds => Err(no_refunds()),
             Ask::CloseOwn(_) => Err(wrong_role(
                 "a provider claims by itself when a subscriber closes or a channel ends",
             )),
             Ask::Budget(_) => Err(wrong_role("a provider has no budget: it is paid")),
             Ask::Share(_) => Err(wrong_role("a provider shares no credit: subscribers do")),
-            Ask::Open(..) | Ask::Pay(..) | Ask::ChangeStations(..) | Ask::Close(..) => {
-                Err(starting())
-            }
+            Ask::Open(..)
+            | Ask::Fund(..)
+            | Ask::Pay(..)
+            | Ask::ChangeStations(..)
+            | Ask::Close(..)
+            | Ask::OfWallet(_) => Err(starting()),
         }
     }
 
@@ -60,6 +67,7 @@ impl Session<'_> {
             chain: self
                 .foundation
                 .chain_status(self.controller.book().tip(), self.controller.synced()),
+            alarms: self.alarms(),
             offer: self.controller.offer().cloned(),
             edge_addresses: self.edge_addresses.clone(),
             hooks: hooks.collect(),
@@ -75,7 +83,7 @@ impl Session<'_> {
             channels: count(channels.iter()),
             paid_sat: channels.iter().map(|channel| channel.paid.to_sat()).sum(),
             billed_octets: self.controller.billed(),
-            wallet: wallet_status(&mut self.foundation),
+            wallet: self.foundation.wallet_status(&channels),
         }
     }
 }

@@ -1,35 +1,45 @@
-//! Claims: built, signed, and made dearer until a block holds them.
+//! Claims: signed as the controller decides, on a fee that is asked for with each block.
 
-use anyhow::{Context as _, Result};
-use bitcoin::{Amount, FeeRate};
+use bitcoin::Transaction;
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, ChannelId, Claim, ProviderEvent},
-    controller::{Action, CloseOwn, DueClaim, Input},
+    channel::{ChannelId, FeeEstimates, NORMAL_TARGET_BLOCKS, URGENT_TARGET_BLOCKS},
+    controller::{CloseOwn, Input, PlannedClaim, RequestId, Taken},
     wire::CloseRequest,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::{Internal, Session};
-use crate::wallet::Role;
+use super::{super::broadcast, Internal, Session};
+use crate::{
+    chain::{Broadcast, ChainError, ChainSource},
+    wallet::Role,
+};
 
 impl Session<'_> {
-    pub(super) fn internal(&mut self, internal: Internal, out: &mut Batch<ProviderEvent, Action>) {
-        let Internal::FeeRate(due, rate) = internal;
-        let raised = due.iter().filter_map(|due| due.replaces).max().map(bumped);
-        let rate = raised.map_or(rate, |raised| raised.max(rate));
-        // Channels whose part of a claim costs more than it brings wait for lower fees.
-        let (due, poor): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| pays_off(due, rate));
-        for due in poor {
-            let paid = due.input.paid;
-            info!("channel {} brings {paid}, less than claiming it costs now", due.channel);
-        }
-        if due.is_empty() {
+    /// Asks what miners take now; once at a time, so that many blocks at once are one question.
+    pub(super) fn ask_fees(&mut self) {
+        if std::mem::replace(&mut self.fees_asked, true) {
             return;
         }
-        match self.claim(due, rate) {
-            Ok(claimed) => self.controller.handle(claimed, out),
-            Err(error) => warn!("{error:#}; it is tried again at the next block"),
+        let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
+        self.tasks.spawn(async move {
+            let estimates = estimates(source.as_ref()).await;
+            if let Err(error) = &estimates {
+                debug!("no fee estimate ({error}); taking the last, or the least that is relayed");
+            }
+            let _ = internal.send(Internal::Fees(estimates.ok())).await;
+        });
+    }
+
+    pub(super) fn internal(&mut self, internal: Internal) -> Input {
+        match internal {
+            Internal::Fees(estimates) => {
+                self.fees_asked = false;
+                let payout = self.foundation.wallet.unused_address().script_pubkey();
+                self.controller.set_payout(payout);
+                Input::Fees(estimates)
+            }
+            Internal::Told(input) => *input,
         }
     }
 
@@ -45,37 +55,69 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn claim(&mut self, due: Vec<DueClaim>, rate: FeeRate) -> Result<Input> {
-        let wallet = &mut self.foundation.wallet;
-        let payout = wallet.unused_address().script_pubkey();
-        let inputs = due.iter().map(|due| due.input.clone()).collect();
-        let claim = Claim::new(inputs, &payout, rate)?;
-        let fee = claim.fee();
-        let signatures: Vec<_> = claim
-            .sighashes()
-            .into_iter()
-            .zip(&due)
-            .map(|(message, due)| wallet.sign_channel(Role::Provider, due.key_index, message))
-            .collect();
-        let tx = claim.finish(&signatures).context("a claim lacks a signature")?;
-        info!(
-            "claiming {} in {}, {fee} for miners",
-            due.iter().map(|due| due.input.paid).sum::<Amount>(),
-            tx.compute_txid()
-        );
-        let channels = due.into_iter().map(|due| due.channel).collect();
-        Ok(Input::Claimed { channels, tx, fee, fee_rate: rate })
+    pub(super) fn sign_claim(&self, planned: PlannedClaim) -> Option<Input> {
+        let (paid, fee, channels) = (planned.paid(), planned.fee(), planned.channels().len());
+        let wallet = &self.foundation.wallet;
+        let signed = planned
+            .sign(|key_index, message| wallet.sign_channel(Role::Provider, key_index, message));
+        if let Some(Input::Claimed { tx, .. }) = &signed {
+            let txid = tx.compute_txid();
+            info!("claiming {paid} of {channels} channels in {txid}, {fee} for miners");
+        } else {
+            warn!("a claim of {paid} lacks a signature; it is tried again at the next block");
+        }
+        signed
+    }
+
+    /// Hands a transaction to the network; one that is refused for its fee is told.
+    pub(super) fn broadcast(&mut self, tx: Transaction) {
+        let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
+        self.tasks.spawn(async move {
+            // Whatever the source, the reason is Bitcoin Core's, whose words for this name the fee.
+            if let Broadcast::Rejected { reason } = broadcast(source.as_ref(), &tx).await
+                && reason.contains("fee")
+            {
+                let refused = Input::Refused { txid: tx.compute_txid() };
+                let _ = internal.send(Internal::Told(Box::new(refused))).await;
+            }
+        });
     }
 }
 
-fn pays_off(due: &DueClaim, rate: FeeRate) -> bool {
-    let payout = due.input.params.remainder_script.as_script();
-    Claim::new(vec![due.input.clone()], payout, rate).is_ok()
+impl Session<'_> {
+    /// Hands a funding to the network, for a subscriber that waits for the answer.
+    pub(super) fn present(&mut self, request: RequestId, channel: ChannelId, tx: Transaction) {
+        let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
+        self.tasks.spawn(async move {
+            let taken = match source.broadcast(&tx).await {
+                Broadcast::Accepted | Broadcast::Known => Taken::Yes,
+                Broadcast::Rejected { reason } => Taken::No(reason),
+                Broadcast::Unreachable { .. } => Taken::Unknown,
+            };
+            info!("funding {} of channel {channel} was presented: {taken:?}", tx.compute_txid());
+            let told = Input::Presented { request, channel, tx, taken };
+            let _ = internal.send(Internal::Told(Box::new(told))).await;
+        });
+    }
+
+    /// Hands fundings to the network again, one by one.
+    pub(super) fn check_offered(&mut self, offered: Vec<(ChannelId, Transaction)>) {
+        let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
+        self.tasks.spawn(async move {
+            for (channel, tx) in offered {
+                if let Broadcast::Rejected { reason } = source.broadcast(&tx).await {
+                    let txid = tx.compute_txid();
+                    warn!("funding {txid} of channel {channel} is taken no more: {reason}");
+                    let gone = Input::OfferedGone { channel, txid };
+                    let _ = internal.send(Internal::Told(Box::new(gone))).await;
+                }
+            }
+        });
+    }
 }
 
-/// What the next claim of the same channels has to pay to replace the last (BIP125, with room).
-fn bumped(last: FeeRate) -> FeeRate {
-    FeeRate::from_sat_per_kwu(
-        last.to_sat_per_kwu().saturating_mul(3).div_ceil(2).saturating_add(250),
-    )
+async fn estimates(source: &dyn ChainSource) -> Result<FeeEstimates, ChainError> {
+    let normal = source.fee_rate(NORMAL_TARGET_BLOCKS).await?;
+    let urgent = source.fee_rate(URGENT_TARGET_BLOCKS).await?;
+    Ok(FeeEstimates { normal, urgent })
 }

@@ -8,6 +8,7 @@ mod edge;
 mod guarding;
 mod start;
 mod told;
+mod watch;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,11 +17,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use bitcoin::FeeRate;
 use bitmesh_core::{
-    bitcoin,
-    channel::{Batch, ProviderChannel, ProviderEvent},
-    controller::{Action, Controller, DueClaim, Input, RequestId, StationsAsk},
+    channel::{Batch, FeeEstimates, ProviderChannel, ProviderEvent},
+    controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
 };
 use tokio::{
@@ -36,8 +35,9 @@ use self::{
     edge::{edge_addresses, reconcile},
     guarding::Guarding,
     told::Told,
+    watch::Watch,
 };
-use super::{Foundation, now, stop_signal};
+use super::{Foundation, now, stop_signal, wallet::Answering};
 use crate::{
     api::{Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin},
     chain::ChainEvent,
@@ -55,6 +55,10 @@ const BATCH_REQUESTS: usize = 256;
 const USAGE_INTERVAL: Duration = Duration::from_millis(100);
 /// How often usage is written down: what a power cut can make a provider forget.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often miners' fees are asked for between blocks.
+const FEES_INTERVAL: Duration = Duration::from_mins(1);
+/// How often it is looked for what the operator should know.
+const ALARMS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the box's addresses are read again.
 const ADDRESSES_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an offer holds, in seconds.
@@ -112,7 +116,10 @@ pub fn detach(instance: Option<&str>) -> Result<()> {
 
 /// What tasks that had to wait hand back to the loop.
 enum Internal {
-    FeeRate(Vec<DueClaim>, FeeRate),
+    /// What miners take, if the source knows.
+    Fees(Option<FeeEstimates>),
+    /// What the controller waits for.
+    Told(Box<Input>),
 }
 
 struct Session<'a> {
@@ -130,9 +137,14 @@ struct Session<'a> {
     /// Envelopes whose answer the controller owes, and questions to be answered after the commit.
     pending: HashMap<RequestId, oneshot::Sender<Reply>>,
     questions: Vec<Envelope>,
+    /// The same, of the wallet.
+    answering: Vec<(Answering, oneshot::Sender<Reply>)>,
     next_request: u64,
     /// Whether somebody who paid found no place in the kernel's table.
     crowded: bool,
+    watch: Watch,
+    /// Whether the answer on fees is on its way.
+    fees_asked: bool,
     internal: mpsc::Sender<Internal>,
     internals: mpsc::Receiver<Internal>,
     requests: mpsc::Sender<Envelope>,
@@ -187,8 +199,11 @@ impl<'a> Session<'a> {
             edge_addresses,
             pending: HashMap::new(),
             questions: Vec::new(),
+            answering: Vec::new(),
             next_request: 0,
             crowded: false,
+            watch: Watch::new(),
+            fees_asked: false,
             internal,
             internals,
             requests,
@@ -206,6 +221,8 @@ impl<'a> Session<'a> {
         let mut chain = self.foundation.follow(self.controller.book());
         let mut usage = every(USAGE_INTERVAL);
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
+        let mut fees = every(FEES_INTERVAL);
+        let mut alarms = every(ALARMS_INTERVAL);
         let mut addresses = every(ADDRESSES_INTERVAL);
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
         let mut stop = stop_signal()?;
@@ -231,7 +248,12 @@ impl<'a> Session<'a> {
                     let event = event.context("the task that follows the chain has ended")?;
                     self.chain(event, &mut out)?;
                 }
-                Some(internal) = self.internals.recv() => self.internal(internal, &mut out),
+                Some(internal) = self.internals.recv() => {
+                    let input = self.internal(internal);
+                    self.controller.handle(input, &mut out);
+                }
+                _ = fees.tick() => self.ask_fees(),
+                _ = alarms.tick() => self.tell_alarms(),
                 events = self.told.next() => {
                     for key in self.told.note(&events?) {
                         self.read_one(key, &mut out);
@@ -284,8 +306,13 @@ impl<'a> Session<'a> {
             for action in actions {
                 self.perform(action, &mut done);
             }
-            let more = self.tell_reclaimed(done.reclaimed);
+            let more = self.tell_done(done);
             actions = self.foundation.commit(more, self.controller.book()).await?;
+        }
+        for (answering, reply) in std::mem::take(&mut self.answering) {
+            self.tasks.spawn(async move {
+                let _ = reply.send(answering.await);
+            });
         }
         for envelope in std::mem::take(&mut self.questions) {
             let reply = self.answer(&envelope.ask);
@@ -304,6 +331,7 @@ impl<'a> Session<'a> {
                     self.foundation.wallet.channel_public_key(Role::Provider, key_index);
                 Input::Open { request, station, open, provider_key, now: now() }
             }
+            Ask::Fund(channel, funding) => Input::Fund { request, channel, tx: funding.tx },
             Ask::Pay(channel, payment, peer) => {
                 // Its answer tells what is used now.
                 let opener = self.controller.book().get(&channel).map(ProviderChannel::station);
@@ -314,6 +342,12 @@ impl<'a> Session<'a> {
             }
             Ask::ChangeStations(channel, peer, change) => {
                 Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
+            }
+            Ask::OfWallet(ask) => {
+                let channels: Vec<_> = self.controller.channels().collect();
+                let answering = self.foundation.of_wallet(&ask, &channels);
+                self.answering.push((answering, envelope.reply));
+                return;
             }
             Ask::Close(channel, close) => {
                 let own = self.own_for_close(&channel, &close);
@@ -333,17 +367,27 @@ impl<'a> Session<'a> {
         self.foundation.follow_wallet(&event)?;
         match event {
             ChainEvent::Connected { height, block } => {
+                self.watch.block();
+                if self.controller.synced() {
+                    self.tasks.spawn(self.foundation.rebroadcast());
+                }
                 self.controller.handle(Input::BlockConnected { height, block }, out);
+                if self.controller.synced() {
+                    self.ask_fees();
+                }
             }
             ChainEvent::Disconnected { height } => {
                 warn!("the block at height {height} is no longer part of the chain");
                 self.controller.handle(Input::BlockDisconnected { height }, out);
             }
             ChainEvent::Synced { .. } => {
+                self.watch.synced(true);
                 self.controller.handle(Input::Chain { synced: true }, out);
+                self.ask_fees();
             }
             ChainEvent::Lost { reason } => {
                 warn!("{reason}; no channels are opened until it is back, credit stays good");
+                self.watch.synced(false);
                 self.controller.handle(Input::Chain { synced: false }, out);
             }
         }

@@ -197,8 +197,10 @@ mod subscriber {
             SubscriberEvent::Negotiated { params, key_index: 0, provider, url, height: 100 };
         let mut channel = SubscriberChannel::open(&event).unwrap();
         let tx = funding_tx(&super::params(), 1);
-        let mut events =
-            vec![SubscriberEvent::FundingSigned { tx }, SubscriberEvent::Funded(funding())];
+        let mut events = vec![
+            SubscriberEvent::FundingSigned { tx, height: 100 },
+            SubscriberEvent::Funded(funding()),
+        ];
         events.extend(payments.iter().map(|sum| SubscriberEvent::PaymentSigned {
             paid: sat(*sum),
             signature: pay(&super::params(), *sum),

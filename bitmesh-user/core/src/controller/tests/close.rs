@@ -77,13 +77,17 @@ fn a_close_is_not_signed_for_another_key_or_before_it_was_asked_for() {
 fn the_claim_waits_for_the_close_and_then_no_more() {
     let mut provider = Provider::new();
     let channel = provider.opened();
-    provider.pay(&channel, 500);
+    provider.pay(&channel, 1_500);
     ask(&mut provider, &channel, None);
     ask(&mut provider, &channel, Some(300));
     for height in 103..102 + crate::channel::CLOSE_WAIT_BLOCKS {
         let actions = provider.mine(height, vec![]);
         assert!(matches!(actions.as_slice(), [Action::Broadcast(_)]), "{height}: {actions:?}");
     }
+    // The close stays good until a claim takes its place, which pays for both.
     let actions = provider.mine(102 + crate::channel::CLOSE_WAIT_BLOCKS, vec![]);
-    assert!(matches!(actions.as_slice(), [Action::Claim(_)]), "{actions:?}");
+    let [Action::Broadcast(_), Action::Claim(claim)] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    assert!(claim.fee() > Amount::from_sat(450), "{}", claim.fee());
 }

@@ -1,0 +1,272 @@
+//! Fundings that are presented, and credit before a block holds them.
+
+use bitcoin::OutPoint;
+
+use super::*;
+use crate::channel::{FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, payment_sighash};
+
+const CREDIT: u64 = 20;
+
+impl Provider {
+    /// A provider that gives [`CREDIT`] satoshi of credit before confirmation.
+    fn generous() -> Self {
+        let mut provider = Self::new();
+        let mut offer = offer();
+        offer.issued_at += 1;
+        offer.terms.unconfirmed_max = Amount::from_sat(CREDIT);
+        let keys = Keypair::from_secret_key(&secp(), &secret_key(7));
+        let signature = secp().sign_schnorr_no_aux_rand(&offer.message(), &keys);
+        provider.put(Input::Offer(SignedOffer { offer, signature }));
+        provider
+    }
+
+    fn present(
+        &mut self,
+        channel: &ChannelReport,
+        tx: &Transaction,
+        taken: Taken,
+    ) -> Result<ChannelReport, Refusal> {
+        let (request, channel, tx) = (RequestId(8), channel.channel, tx.clone());
+        let mut actions = self.put(Input::Fund { request, channel, tx });
+        if let Some(Action::Present { request, channel, tx }) =
+            actions.pop_if(|action| matches!(action, Action::Present { .. }))
+        {
+            actions = self.put(Input::Presented { request, channel, tx, taken });
+        }
+        match actions.pop() {
+            Some(Action::Reply(RequestId(8), Ok(Answer::Channel(report)))) => Ok(*report),
+            Some(Action::Reply(_, Err(refusal))) => Err(refusal),
+            other => panic!("no reply but {other:?}"),
+        }
+    }
+
+    /// A channel of a subscriber with this key whose funding, unique by `salt`, is in the mempool.
+    fn offered(&mut self, key: u8) -> (ChannelReport, Transaction) {
+        let report = self.open(key, self.request(key), NOW).unwrap();
+        let tx = testing::funding_tx(&report.params, key);
+        let report = self.present(&report, &tx, Taken::Yes).unwrap();
+        (report, tx)
+    }
+
+    fn pay_on(
+        &mut self,
+        channel: &ChannelReport,
+        key: u8,
+        funding: &Transaction,
+        sum: u64,
+    ) -> Result<PaymentReply, Refusal> {
+        let paid = Amount::from_sat(sum);
+        let outpoint = OutPoint::new(funding.compute_txid(), 1);
+        let message = payment_sighash(&channel.params, outpoint, paid).unwrap();
+        let payment = PaymentRequest { paid, signature: sign(key, message) };
+        let (request, channel) = (RequestId(9), channel.channel);
+        match self.put(Input::Pay { request, channel, payment, station: None }).pop() {
+            Some(Action::Reply(RequestId(9), Ok(Answer::Payment(reply)))) => Ok(*reply),
+            Some(Action::Reply(_, Err(refusal))) => Err(refusal),
+            other => panic!("no reply but {other:?}"),
+        }
+    }
+
+    /// The channel as it is told now.
+    fn now(&self, channel: &ChannelReport) -> ChannelReport {
+        self.controller.channel(&channel.channel).unwrap()
+    }
+}
+
+fn error(refused: Result<PaymentReply, Refusal>) -> PaymentError {
+    match refused {
+        Err(Refusal::Payment { error, .. }) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_funding_is_handed_on_and_counts_once_the_network_took_it() {
+    let mut provider = Provider::generous();
+    let channel = provider.open(1, provider.request(SUBSCRIBER), NOW).unwrap();
+    let tx = testing::funding_tx(&channel.params, 1);
+    let refused = provider.present(&channel, &tx, Taken::No("min relay fee not met".into()));
+    assert!(matches!(refused, Err(Refusal::Funding(FundingError::Refused(_)))), "{refused:?}");
+    assert_eq!(provider.present(&channel, &tx, Taken::Unknown), Err(Refusal::ChainLost));
+    assert_eq!(error(provider.pay_on(&channel, SUBSCRIBER, &tx, 1)), PaymentError::Unfunded);
+    let before = provider.journal.len();
+    let report = provider.present(&channel, &tx, Taken::Yes).unwrap();
+    assert_eq!(report.offered, Some(OutPoint::new(tx.compute_txid(), 1)));
+    assert_eq!(
+        (report.payable, report.status),
+        (Amount::from_sat(CREDIT), ChannelStatus::Unfunded)
+    );
+    assert_eq!(provider.journal.len(), before + 1);
+    // Again, it is answered and nothing more.
+    provider.present(&channel, &tx, Taken::No("never asked".into())).unwrap();
+    assert_eq!(provider.journal.len(), before + 1);
+    let mut short = tx;
+    short.output[1].value -= Amount::ONE_SAT;
+    let refused = provider.present(&channel, &short, Taken::Yes);
+    assert_eq!(refused, Err(Refusal::Funding(FundingError::Other)));
+}
+
+#[test]
+fn without_credit_before_confirmation_a_funding_is_handed_on_all_the_same() {
+    let mut provider = Provider::new();
+    let (channel, tx) = provider.offered(SUBSCRIBER);
+    assert_eq!(channel.payable, Amount::ZERO);
+    assert_eq!(error(provider.pay_on(&channel, SUBSCRIBER, &tx, 1)), PaymentError::Unfunded);
+    // It goes to the network again with each block until one holds it.
+    let actions = provider.mine(101, vec![]);
+    assert!(matches!(actions.as_slice(), [Action::CheckOffered(all)] if all.len() == 1));
+    provider.mine(102, vec![tx.clone()]);
+    let unconfirmed = PaymentError::Unconfirmed { have: 1, need: 2 };
+    assert_eq!(error(provider.pay_on(&channel, SUBSCRIBER, &tx, 1)), unconfirmed);
+    assert!(provider.mine(103, vec![]).is_empty());
+    provider.pay_on(&channel, SUBSCRIBER, &tx, 1).unwrap();
+}
+
+#[test]
+fn p9_credit_before_confirmation_is_bounded_and_taken_back_when_the_funding_is_spent_elsewhere() {
+    let mut provider = Provider::generous();
+    let (channel, tx) = provider.offered(SUBSCRIBER);
+    let reply = provider.pay_on(&channel, SUBSCRIBER, &tx, CREDIT).unwrap();
+    assert_eq!(reply.account.credit_octets, Octets(CREDIT << 20));
+    let early = PaymentError::TooEarly { payable: Amount::from_sat(CREDIT) };
+    assert_eq!(error(provider.pay_on(&channel, SUBSCRIBER, &tx, CREDIT + 1)), early);
+
+    let other = bitcoin::Txid::all_zeros();
+    let nothing = provider.put(Input::OfferedGone { channel: channel.channel, txid: other });
+    assert!(nothing.is_empty(), "{nothing:?}");
+    let gone = Input::OfferedGone { channel: channel.channel, txid: tx.compute_txid() };
+    let actions = provider.put(gone.clone());
+    let [Action::Reclaim { station: from, limit }] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    assert_eq!((*from, *limit), (station(SUBSCRIBER), Octets(0)));
+    let after = provider.now(&channel);
+    assert_eq!((after.paid, after.payable, after.offered), (Amount::ZERO, Amount::ZERO, None));
+    assert_eq!(error(provider.pay_on(&channel, SUBSCRIBER, &tx, 5)), PaymentError::Unfunded);
+    assert!(provider.put(gone).is_empty(), "it is taken back once");
+    let reports = |controller: &Controller| controller.channels().collect::<Vec<_>>();
+    assert_eq!(reports(&provider.replayed()), reports(&provider.controller));
+
+    // The mempool was wrong: a block has it. What was paid counts again, without a new signature.
+    provider.mine(101, vec![tx.clone()]);
+    assert_eq!(provider.now(&channel).paid, Amount::from_sat(CREDIT));
+    provider.mine(102, vec![]);
+    provider.pay_on(&channel, SUBSCRIBER, &tx, CREDIT + 1).unwrap();
+    assert_eq!(reports(&provider.replayed()), reports(&provider.controller));
+}
+
+#[test]
+fn p1_p9_what_was_paid_on_a_funding_counts_no_more_when_another_is_in_a_block() {
+    let mut provider = Provider::generous();
+    let (channel, tx) = provider.offered(SUBSCRIBER);
+    provider.pay_on(&channel, SUBSCRIBER, &tx, 10).unwrap();
+    let other = testing::funding_tx(&channel.params, 99);
+    let actions = provider.mine(101, vec![other.clone()]);
+    assert!(
+        matches!(actions.as_slice(), [Action::Reclaim { limit: Octets(0), .. }]),
+        "{actions:?}"
+    );
+    let report = provider.now(&channel);
+    assert_eq!((report.paid, report.offered), (Amount::ZERO, None));
+    provider.mine(102, vec![]);
+    assert_eq!(error(provider.pay_on(&channel, SUBSCRIBER, &tx, 11)), PaymentError::Signature);
+    provider.pay_on(&channel, SUBSCRIBER, &other, 11).unwrap();
+}
+
+#[test]
+fn a_funding_that_replaces_another_takes_its_place_and_either_may_confirm() {
+    let mut provider = Provider::generous();
+    let (channel, first) = provider.offered(SUBSCRIBER);
+    provider.pay_on(&channel, SUBSCRIBER, &first, 10).unwrap();
+    let second = testing::funding_tx(&channel.params, 98);
+    provider.present(&channel, &second, Taken::Yes).unwrap();
+    assert_eq!(provider.now(&channel).paid, Amount::ZERO);
+    provider.pay_on(&channel, SUBSCRIBER, &second, 12).unwrap();
+    // The first is mined after all: its commitment was kept.
+    provider.mine(101, vec![first]);
+    assert_eq!(provider.now(&channel).paid, Amount::from_sat(10));
+    for salt in 0..FUNDINGS_OFFERED_MAX {
+        let salt = 100 + u8::try_from(salt).unwrap();
+        let late = testing::funding_tx(&channel.params, salt);
+        let refused = provider.present(&channel, &late, Taken::Yes);
+        assert_eq!(refused, Err(Refusal::Funding(FundingError::Closed)));
+    }
+}
+
+#[test]
+fn fundings_of_one_channel_are_counted() {
+    let mut provider = Provider::generous();
+    let channel = provider.open(1, provider.request(SUBSCRIBER), NOW).unwrap();
+    for salt in 0..FUNDINGS_OFFERED_MAX {
+        let tx = testing::funding_tx(&channel.params, 100 + u8::try_from(salt).unwrap());
+        provider.present(&channel, &tx, Taken::Yes).unwrap();
+    }
+    let tx = testing::funding_tx(&channel.params, 99);
+    let refused = provider.present(&channel, &tx, Taken::Yes);
+    assert_eq!(refused, Err(Refusal::Funding(FundingError::TooMany)));
+}
+
+#[test]
+fn p9_all_channels_together_have_so_much_credit_before_confirmation_even_after_it_was_lost() {
+    let mut provider = Provider::generous();
+    let full = u8::try_from(UNCONFIRMED_CHANNELS_MAX).unwrap();
+    let mut channels: Vec<_> = (10..10 + full).map(|key| (key, provider.offered(key))).collect();
+    for (key, (channel, tx)) in &channels {
+        provider.pay_on(channel, *key, tx, CREDIT).unwrap();
+    }
+    let (late, tx) = provider.offered(100);
+    let refused = error(provider.pay_on(&late, 100, &tx, 1));
+    assert_eq!(refused, PaymentError::TooMuchUnconfirmed);
+    // Fraud frees nothing.
+    let (_, (cheat, spent)) = channels.pop().unwrap();
+    provider.put(Input::OfferedGone { channel: cheat.channel, txid: spent.compute_txid() });
+    assert_eq!(error(provider.pay_on(&late, 100, &tx, 1)), PaymentError::TooMuchUnconfirmed);
+    // A confirmation does.
+    let (_, (_, confirmed)) = channels.pop().unwrap();
+    provider.mine(101, vec![confirmed]);
+    assert_eq!(error(provider.pay_on(&late, 100, &tx, 1)), PaymentError::TooMuchUnconfirmed);
+    provider.mine(102, vec![]);
+    provider.pay_on(&late, 100, &tx, CREDIT).unwrap();
+    let (later, tx) = provider.offered(101);
+    assert_eq!(error(provider.pay_on(&later, 101, &tx, 1)), PaymentError::TooMuchUnconfirmed);
+    // Closing frees nothing.
+    let close = |key, channel: &ChannelReport| CloseRequest {
+        signature: sign(key, close_digest(&channel.channel)),
+        proposal: None,
+    };
+    for (key, (channel, _)) in &channels {
+        let (channel, close) = (channel.channel, close(*key, channel));
+        let own = CloseOwn::default();
+        provider.put(Input::Close { request: RequestId(7), channel, close, own });
+    }
+    assert_eq!(error(provider.pay_on(&later, 101, &tx, 1)), PaymentError::TooMuchUnconfirmed);
+    // Time frees what was lost, and not what may still be.
+    provider.mine(100 + FUNDING_WINDOW_BLOCKS, vec![]);
+    provider.pay_on(&later, 101, &tx, CREDIT).unwrap();
+    let (latest, tx) = provider.offered(102);
+    assert_eq!(error(provider.pay_on(&latest, 102, &tx, 1)), PaymentError::TooMuchUnconfirmed);
+    for (_, (channel, tx)) in channels {
+        let txid = tx.compute_txid();
+        provider.put(Input::OfferedGone { channel: channel.channel, txid });
+    }
+    provider.pay_on(&latest, 102, &tx, 1).unwrap();
+}
+
+#[test]
+fn p10_after_a_reorganisation_the_credit_stands_until_the_funding_is_spent_elsewhere() {
+    let mut provider = Provider::generous();
+    let (channel, tx) = provider.offered(SUBSCRIBER);
+    provider.mine(101, vec![tx.clone()]);
+    provider.mine(102, vec![]);
+    provider.pay_on(&channel, SUBSCRIBER, &tx, 500).unwrap();
+    provider.put(Input::BlockDisconnected { height: 102 });
+    provider.put(Input::BlockDisconnected { height: 101 });
+    let early = PaymentError::TooEarly { payable: Amount::from_sat(CREDIT) };
+    assert_eq!(error(provider.pay_on(&channel, SUBSCRIBER, &tx, 501)), early);
+    assert_eq!(provider.now(&channel).paid, Amount::from_sat(500));
+    let actions = provider.mine(101, vec![]);
+    assert!(matches!(actions.as_slice(), [Action::CheckOffered(_)]), "{actions:?}");
+    let gone = Input::OfferedGone { channel: channel.channel, txid: tx.compute_txid() };
+    let actions = provider.put(gone);
+    assert!(matches!(actions.as_slice(), [Action::Reclaim { .. }]), "{actions:?}");
+}

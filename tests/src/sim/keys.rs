@@ -1,0 +1,96 @@
+//! Keys of everybody, made once.
+
+use std::sync::OnceLock;
+
+use bitmesh_core::bitcoin::{
+    EcdsaSighashType, OutPoint, PublicKey, ScriptBuf, Transaction, TxIn, TxOut, Witness,
+    absolute::LockTime,
+    ecdsa,
+    secp256k1::{self, Keypair, Message, SecretKey},
+    sighash::SighashCache,
+    transaction::Version,
+};
+
+use super::spend::secp;
+
+/// Channels that one party has keys for.
+const CHANNELS: usize = 64;
+/// Parties: a provider and its subscribers.
+const PARTIES: usize = 5;
+
+/// Whose key, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner(pub usize);
+
+/// The provider; subscriber i is `Owner(i + 1)`.
+pub const PROVIDER: Owner = Owner(0);
+
+struct Pair {
+    secret: SecretKey,
+    public: secp256k1::PublicKey,
+}
+
+fn pair(owner: Owner, index: usize) -> &'static Pair {
+    static PAIRS: OnceLock<Vec<Pair>> = OnceLock::new();
+    let pairs = PAIRS.get_or_init(|| {
+        (1..=PARTIES * (CHANNELS + 1))
+            .map(|n| {
+                let mut octets = [1; 32];
+                octets[..8].copy_from_slice(&(n as u64).to_be_bytes());
+                let secret = SecretKey::from_slice(&octets).expect("below the curve's order");
+                Pair { secret, public: secret.public_key(secp()) }
+            })
+            .collect()
+    });
+    let at = (owner.0 % PARTIES) * (CHANNELS + 1) + index;
+    pairs.get(at).expect("an index of a channel that has a key")
+}
+
+impl Owner {
+    /// Its key for a channel.
+    pub fn public_key(self, index: u32) -> secp256k1::PublicKey {
+        pair(self, index as usize % CHANNELS).public
+    }
+
+    /// Signs with its key for a channel.
+    pub fn sign(self, index: u32, message: Message) -> secp256k1::ecdsa::Signature {
+        secp().sign_ecdsa(&message, &pair(self, index as usize % CHANNELS).secret)
+    }
+
+    /// The key that signs offers.
+    pub fn node(self) -> Keypair {
+        Keypair::from_secret_key(secp(), &pair(self, CHANNELS).secret)
+    }
+
+    /// Where its wallet is paid.
+    pub fn script(self) -> ScriptBuf {
+        let key = PublicKey::new(pair(self, CHANNELS).public);
+        ScriptBuf::new_p2wpkh(&key.wpubkey_hash().expect("a compressed key"))
+    }
+
+    /// A transaction of its wallet that spends one output of [`Self::script`].
+    pub fn spend(
+        self,
+        version: i32,
+        (from, coin): (OutPoint, &TxOut),
+        output: Vec<TxOut>,
+    ) -> Transaction {
+        let sequence = bitmesh_core::bitcoin::Sequence::ENABLE_RBF_NO_LOCKTIME;
+        let mut tx = Transaction {
+            version: Version(version),
+            lock_time: LockTime::ZERO,
+            input: vec![TxIn { previous_output: from, sequence, ..TxIn::default() }],
+            output,
+        };
+        let pair = pair(self, CHANNELS);
+        let hash = SighashCache::new(&tx)
+            .p2wpkh_signature_hash(0, &coin.script_pubkey, coin.value, EcdsaSighashType::All)
+            .expect("a P2WPKH output");
+        let signature = secp().sign_ecdsa(&Message::from(hash), &pair.secret);
+        let witness = Witness::p2wpkh(&ecdsa::Signature::sighash_all(signature), &pair.public);
+        if let Some(input) = tx.input.first_mut() {
+            input.witness = witness;
+        }
+        tx
+    }
+}
