@@ -27,7 +27,7 @@ use bitmesh_user::{
     },
     config::NodeLogin,
     runloop::status::Phase,
-    wallet::{Wallet, Words},
+    wallet::{Sum, Wallet, Words},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -169,7 +169,7 @@ impl Follower {
     fn fund(&mut self, value: u64) -> Result<Transaction> {
         let script = ScriptBuf::new_p2wsh(&WScriptHash::hash(b"a channel's descriptor"));
         let rate = FeeRate::from_sat_per_vb(2).context("a rate")?;
-        Ok(self.wallet.fund(script, Amount::from_sat(value), rate, 1)?)
+        Ok(self.wallet.pay(&script, Sum::Sat(value), rate, 1)?.tx)
     }
 
     /// Ends, and starts again from the blocks that it remembers.
@@ -646,7 +646,7 @@ fn a_light_client_at_rest() -> Result<()> {
         let (memory, start) = (resident()?.saturating_sub(before), busy()?);
         let time = Duration::from_mins(1);
         tokio::time::sleep(time).await;
-        let cpu = (busy()? - start).as_secs_f64() / time.as_secs_f64();
+        let cpu = busy()?.saturating_sub(start).as_secs_f64() / time.as_secs_f64();
         println!("{} KiB, {:.2} % of a CPU", memory >> 10, cpu * 100.0);
         Ok(())
     })
