@@ -164,23 +164,26 @@ async fn esplora(node: &str, request: &Request) -> (u16, Vec<u8>) {
             let sent = call(node, "sendrawtransaction", json!([hex])).await;
             return match sent {
                 Ok(txid) => (200, txid.into_bytes()),
-                Err(error) => (400, format!("sendrawtransaction RPC error: {error}").into_bytes()),
+                Err((404, error)) => {
+                    (400, format!("sendrawtransaction RPC error: {error}").into_bytes())
+                }
+                Err((status, error)) => (status, error.into_bytes()),
             };
         }
         _ => return (404, Vec::new()),
     };
     match answer {
         Ok(text) => (200, text.into_bytes()),
-        Err(_) => (404, b"Block not found".to_vec()),
+        Err((status, error)) => (status, error.into_bytes()),
     }
 }
 
-/// The result as text, or the node's error as it is.
-async fn call(node: &str, method: &str, params: Value) -> Result<String, String> {
+/// The result as text, or the node's error as it is with the status that a server gives it.
+async fn call(node: &str, method: &str, params: Value) -> Result<String, (u16, String)> {
     let asked = json!({ "jsonrpc": "1.0", "id": "esplora", "method": method, "params": params });
-    let answer = ask(node, &asked).await.map_err(|error| format!("{error:#}"))?;
+    let answer = ask(node, &asked).await.map_err(|error| (503, format!("{error:#}")))?;
     match (answer.get("error"), answer.get("result")) {
-        (Some(error), _) if !error.is_null() => Err(error.to_string()),
+        (Some(error), _) if !error.is_null() => Err((404, error.to_string())),
         (_, Some(Value::String(text))) => Ok(text.clone()),
         (_, result) => Ok(result.map(ToString::to_string).unwrap_or_default()),
     }
