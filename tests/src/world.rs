@@ -16,9 +16,11 @@ use bitmesh_core::{
     wire::{AccountReport, ChannelReport},
 };
 use bitmesh_user::{
-    dataplane,
+    dataplane, http,
     runloop::status::{Phase, ProviderStatus, Status, SubscriberStatus, WalletStatus},
 };
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
@@ -222,4 +224,22 @@ fn source_flags(node: &Node<'_>, address: &str, light: bool) -> Vec<String> {
 fn instance() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     own_name(&NEXT.fetch_add(1, Ordering::Relaxed).to_string())
+}
+
+/// What the API answers to the subscriber.
+pub fn ask(
+    topology: &Topology,
+    method: &Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(StatusCode, Value)> {
+    topology.subscriber.block_on(async || {
+        let client = http::plain().timeout(Duration::from_secs(20)).build()?;
+        let mut request = client.request(method.clone(), format!("{}{path}", World::api()));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await?;
+        Ok((answer.status(), answer.json().await?))
+    })
 }
