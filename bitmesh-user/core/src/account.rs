@@ -61,6 +61,8 @@ pub struct Ahead {
 struct Account {
     /// What the payments on each channel bought.
     channels: BTreeMap<ChannelId, Octets>,
+    /// The most that they ever did: payments are void when another funding confirms.
+    most: BTreeMap<ChannelId, Octets>,
     /// Used by stations that belong to other accounts now.
     gone: Octets,
     leases: Leases,
@@ -69,6 +71,12 @@ struct Account {
 impl Account {
     fn bought(&self) -> Octets {
         self.channels.values().fold(Octets(0), |sum, bought| sum.saturating_add(*bought))
+    }
+
+    /// What an earlier controller may have granted, and not lowered yet.
+    fn granted(&self) -> Octets {
+        let most = self.most.values().fold(Octets(0), |sum, most| sum.saturating_add(*most));
+        most.saturating_sub(self.gone)
     }
 
     /// What its stations may use in all, used octets included.
@@ -107,6 +115,8 @@ impl Accounts {
         let account = self.of_channel.get(&channel).and_then(|id| self.all.get_mut(id));
         if let Some(account) = account {
             account.channels.insert(channel, bought);
+            let most = account.most.entry(channel).or_default();
+            *most = bought.max(*most);
         }
     }
 
@@ -237,7 +247,7 @@ impl Accounts {
             else {
                 continue;
             };
-            let (honoured, known) = (account.leases.limits(), account.total());
+            let (honoured, known) = (account.leases.limits(), account.granted());
             let slack = if account.gone > Octets(0) { OVERSHOOT_MAX } else { Octets(0) };
             if honoured > known.saturating_add(slack) {
                 return Err(Ahead { station: *station, honoured, known });
