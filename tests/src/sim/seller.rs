@@ -540,13 +540,15 @@ impl Seller {
         let lost =
             |how: &str| violated("what was paid is claimed", format!("{paid} on {id}, {how}"));
         let could = self.could_claim(expiry, paid);
+        // Another funding confirmed, or none: what was paid before confirmation is lost, and more
+        // only in a reorganisation that is deeper than the terms ask.
+        let bounded = paid <= sold.params.unconfirmed_max
+            || context.audit.deepest >= sold.params.confirmations;
+        let replaced = !sold.counts(&outpoint);
         let Some((tx, height)) = context.chain.spender(&outpoint) else {
             let there = context.chain.coin(&outpoint).is_some();
-            // Another funding confirmed, or none: what was paid before confirmation is lost, and
-            // more only in a reorganisation that is deeper than the terms ask.
-            let bounded = paid <= sold.params.unconfirmed_max
-                || context.audit.deepest >= sold.params.confirmations;
-            return if there && could || !there && !bounded { lost("never spent") } else { Ok(()) };
+            let lost_there = there && could && !(bounded && replaced);
+            return if lost_there || !there && !bounded { lost("never spent") } else { Ok(()) };
         };
         let spends = |(known, _): &(&OutPoint, &Amount)| {
             tx.input.iter().any(|input| input.previous_output == **known)
@@ -564,7 +566,7 @@ impl Seller {
             };
         }
         if payout == 0 {
-            return if could { lost("refunded") } else { Ok(()) };
+            return if could && !(bounded && replaced) { lost("refunded") } else { Ok(()) };
         }
         let given: u64 = tx.output.iter().map(|output| output.value.to_sat()).sum();
         let fee = context.chain.input_value(tx).map_or(0, |value| value.to_sat() - given);
