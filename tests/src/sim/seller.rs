@@ -539,7 +539,7 @@ impl Seller {
         let expiry = sold.params.expiry_height;
         let lost =
             |how: &str| violated("what was paid is claimed", format!("{paid} on {id}, {how}"));
-        let could = self.could_claim(expiry, paid);
+        let could = self.could_claim(expiry, paid, context.chain.height_of(&outpoint.txid));
         // Another funding confirmed, or none: what was paid before confirmation is lost, and more
         // only in a reorganisation that is deeper than the terms ask.
         let bounded = paid <= sold.params.unconfirmed_max
@@ -587,12 +587,14 @@ impl Seller {
 
     /// Whether there was a time after the margin, long enough for a claim, at fees that left
     /// something of it.
-    fn could_claim(&self, expiry: u32, paid: Amount) -> bool {
+    fn could_claim(&self, expiry: u32, paid: Amount, funded: Option<u32>) -> bool {
         /// Blocks in a row that a claim needs: to be seen, raised and mined.
         const RUN: u32 = 12;
         let (margin, last) = (expiry - CLAIM_MARGIN_BLOCKS, expiry - CLAIM_DONE_BLOCKS);
         let mut run = 0;
-        for (_, (able, level)) in self.abilities.range(margin + 1..last) {
+        // From the margin on, and once the funding is in a block to stay.
+        let from = margin.max(funded.unwrap_or(last)) + 1;
+        for (_, (able, level)) in self.abilities.range(from.min(last)..last) {
             // A claim of one channel has 194 vB; an estimate is half too high at most.
             let fee = level.to_sat_per_kwu() * 194 * 4 * 2 / 1_000;
             let pays = paid.to_sat() > fee + DUST.to_sat();
