@@ -5,6 +5,7 @@
 //! when it is dropped, and what a killed run left is swept by the next.
 
 pub mod alone;
+pub mod commands;
 pub mod counters;
 pub mod daemon;
 pub mod edge;
@@ -17,6 +18,7 @@ pub mod regtest;
 pub mod sabotage;
 pub mod sim;
 pub mod sweep;
+pub mod terminal;
 pub mod topology;
 pub mod traffic;
 pub mod world;

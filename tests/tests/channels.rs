@@ -252,3 +252,62 @@ fn a_download_goes_on_after_both_were_killed_while_a_second_channel_was_opened()
     assert_eq!(sum(&ours), sum(&theirs));
     Ok(())
 }
+
+/// A thousand satoshi before confirmation: 10 MiB.
+const CREDIT: [&str; 2] = ["--unconfirmed-credit", "1000"];
+
+#[test]
+fn payments_count_before_the_funding_confirms_up_to_what_the_provider_allows() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world =
+        World::new(&topology, &Trade { price: DEAR, sell: &CREDIT, ..Trade::default() })?;
+    let _server = Server::start(&topology.internet)?;
+    funding(&mut world)?;
+    world.wait_for(Phase::Buying)?;
+    let download = Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 40, 40)?;
+    world.wait_for(Phase::Confirming)?;
+    let (ours, theirs) = world.channel()?;
+    assert_eq!((ours.funding, theirs.funding), (None, None));
+    assert_eq!((ours.paid, theirs.paid), (Amount::from_sat(1_000), Amount::from_sat(1_000)));
+    assert!(world.subscriber_status()?.message.contains("1000 sat"));
+    world.node.mine(1)?;
+    assert!(download.finish(Duration::from_mins(1))? >= 40 << 20);
+    let (ours, theirs) = world.channel()?;
+    assert!(ours.funding.is_some());
+    assert_eq!((ours.funding, ours.paid), (theirs.funding, theirs.paid));
+    Ok(())
+}
+
+#[test]
+fn who_sees_no_chain_buys_with_what_it_has() -> Result<()> {
+    let topology = Topology::edge()?;
+    let trade = Trade { price: DEAR, budget: 0, sell: &CREDIT, ..Trade::default() };
+    let mut world = World::new(&topology, &trade)?;
+    let _server = Server::start(&topology.internet)?;
+    world.subscriber.start()?;
+    let wallet: WalletStatus = world.subscriber.json(&["wallet"])?;
+    world.node.send(&wallet.address, COINS)?;
+    world.node.mine(1)?;
+    eventually("the coins", STEP, || {
+        let wallet: WalletStatus = world.subscriber.json(&["wallet"])?;
+        Ok((wallet.confirmed_sat == COINS.to_sat()).then_some(()))
+    })?;
+    topology.chain.set_up("subscriber0", false)?;
+    world.node.mine(3)?;
+    let added = world.subscriber.cli(&["budget", "--add", "40000"])?;
+    ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    world.wait_for(Phase::Buying)?;
+    in_mempool(&world, &[])?;
+    transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 4, 40)?;
+    let (ours, theirs) = world.channel()?;
+    assert_eq!((ours.funding, ours.paid), (None, theirs.paid));
+    assert!(ours.paid >= Amount::from_sat(400), "{}", ours.paid);
+
+    topology.chain.set_up("subscriber0", true)?;
+    world.node.mine(1)?;
+    transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 12, 40)?;
+    let (ours, theirs) = world.channel()?;
+    assert_eq!((ours.funding, ours.paid), (theirs.funding, theirs.paid));
+    assert!(ours.funding.is_some());
+    Ok(())
+}

@@ -9,7 +9,7 @@ use bitcoin::{
 };
 use bitmesh_core::{
     channel::{
-        CLAIM_DONE_BLOCKS, ChannelParams, Claim, ClaimInput, DUST, PROTOCOL_VERSION, Refund,
+        CLAIM_DONE_BLOCKS, ChannelParams, Claim, ClaimInput, Close, DUST, PROTOCOL_VERSION, Refund,
         funding_outpoint, payment_sighash,
     },
     offer::OfferId,
@@ -244,6 +244,52 @@ fn a_stock_wallet_refunds_with_nothing_but_the_descriptor_and_the_key() -> Resul
         node.broadcast(&tx)?;
         node.mine(1)?;
         assert!(node.mempool()?.is_empty());
+        Ok(())
+    })
+}
+
+#[test]
+fn p5_a_close_at_every_edge_of_dust_is_taken_and_nothing_but_the_agreed_one() -> Result<()> {
+    with_node(|node| {
+        let bench = Bench::open(node, 2)?;
+        let params = &bench.params;
+        let close = |paid: u64, fee: u64| -> Result<Transaction> {
+            let (paid, fee) = (Amount::from_sat(paid), Amount::from_sat(fee));
+            let close = Close::new(params, bench.funding, paid, &script(3), fee)?;
+            let message = close.sighash().context("a message")?;
+            let (own, theirs) = (bench.sign(1, message), bench.sign(2, message));
+            Ok(close.finish(own, theirs, 0).context("a witness")?.tx)
+        };
+        let dust = DUST.to_sat();
+        for (paid, outputs) in [(0, 1), (dust - 1, 1), (dust, 2), (dust + 1, 2)] {
+            let tx = close(paid, 400)?;
+            assert_eq!(tx.output.len(), outputs, "{paid} paid");
+            assert_eq!(node.refuses(&tx)?, None, "{paid} paid");
+        }
+        let capacity = CAPACITY.to_sat();
+        for remainder in [dust, dust + 1] {
+            let tx = close(capacity - 2 * remainder, remainder)?;
+            assert_eq!(tx.output.first().map(|o| o.value.to_sat()), Some(remainder));
+            assert_eq!(node.refuses(&tx)?, None, "{remainder} left");
+        }
+        assert!(close(capacity - 2 * dust + 2, dust - 1).is_err(), "{} left", dust - 1);
+
+        let good = close(40_000, 400)?;
+        for change in [
+            (|tx| tx.output[1].value -= Amount::ONE_SAT) as fn(&mut Transaction),
+            |tx| tx.output.truncate(1),
+            |tx| tx.output[0].script_pubkey = script(9),
+            |tx| tx.version = bitcoin::transaction::Version::TWO,
+            |tx| tx.lock_time = bitcoin::absolute::LockTime::from_consensus(1),
+        ] {
+            let mut tx = good.clone();
+            change(&mut tx);
+            assert!(node.refuses(&tx)?.is_some());
+        }
+        node.broadcast(&claim(&[&bench], &[2], 40_000, rate(1)?)?)?;
+        node.broadcast(&good)?;
+        assert_eq!(node.mempool()?, [good.compute_txid()], "it replaces a claim that pays less");
+        println!("close {} vB, without a payout {} vB", good.vsize(), close(0, 400)?.vsize());
         Ok(())
     })
 }

@@ -16,7 +16,7 @@ use bitmesh_user::{
         Broadcast, ChainError, ChainEvent, ChainSource as _, Events, NodeRpc, Watched, follow,
     },
     config::NodeLogin,
-    wallet::{Wallet, WalletError, Words},
+    wallet::{Sum, Wallet, WalletError, Words},
 };
 use serde_json::{Value, json};
 
@@ -139,7 +139,7 @@ impl Follower {
     }
 
     fn fund(&mut self, value: Amount, rate: FeeRate) -> Result<Transaction, WalletError> {
-        self.wallet.fund(channel_script(), value, rate, 1)
+        Ok(self.wallet.pay(&channel_script(), Sum::Sat(value.to_sat()), rate, 1)?.tx)
     }
 }
 
@@ -236,7 +236,7 @@ fn p5_what_is_below_dust_is_refused_or_goes_to_the_miners() -> Result<()> {
         let dust = channel_script().minimal_non_dust();
         follower.receive(node, COINS).await?;
         let below = follower.fund(dust - Amount::from_sat(1), rate).err();
-        assert!(matches!(below, Some(WalletError::Create(_))), "{below:?}");
+        assert!(matches!(below, Some(WalletError::Dust(_))), "{below:?}");
 
         // One input, one output: what is left is less than an output may hold.
         let left = Amount::from_sat(122 + 200);

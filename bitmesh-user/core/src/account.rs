@@ -57,12 +57,17 @@ pub struct Ahead {
     pub known: Octets,
 }
 
+/// What the payments on a channel bought.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bought {
+    now: Octets,
+    /// Before payments were voided because their funding was lost.
+    most: Octets,
+}
+
 #[derive(Clone, Debug, Default)]
 struct Account {
-    /// What the payments on each channel bought.
-    channels: BTreeMap<ChannelId, Octets>,
-    /// The most that they ever did: payments are void when another funding confirms.
-    most: BTreeMap<ChannelId, Octets>,
+    channels: BTreeMap<ChannelId, Bought>,
     /// Used by stations that belong to other accounts now.
     gone: Octets,
     leases: Leases,
@@ -70,12 +75,12 @@ struct Account {
 
 impl Account {
     fn bought(&self) -> Octets {
-        self.channels.values().fold(Octets(0), |sum, bought| sum.saturating_add(*bought))
+        self.channels.values().fold(Octets(0), |sum, bought| sum.saturating_add(bought.now))
     }
 
-    /// What an earlier controller may have granted, and not lowered yet.
-    fn granted(&self) -> Octets {
-        let most = self.most.values().fold(Octets(0), |sum, most| sum.saturating_add(*most));
+    /// What its stations may ever have been let use in all, used octets included.
+    fn ever(&self) -> Octets {
+        let most = self.channels.values().fold(Octets(0), |sum, of| sum.saturating_add(of.most));
         most.saturating_sub(self.gone)
     }
 
@@ -104,7 +109,7 @@ impl Accounts {
             None => AccountId(channel),
         };
         self.of_channel.insert(channel, account);
-        self.all.entry(account).or_default().channels.insert(channel, Octets(0));
+        self.all.entry(account).or_default().channels.insert(channel, Bought::default());
         if self.seat(station).is_none_or(|seat| !seat.bound) {
             self.sit(station, account, used);
         }
@@ -114,9 +119,8 @@ impl Accounts {
     pub fn set_bought(&mut self, channel: ChannelId, bought: Octets) {
         let account = self.of_channel.get(&channel).and_then(|id| self.all.get_mut(id));
         if let Some(account) = account {
-            account.channels.insert(channel, bought);
-            let most = account.most.entry(channel).or_default();
-            *most = bought.max(*most);
+            let of = account.channels.entry(channel).or_default();
+            *of = Bought { now: bought, most: of.most.max(bought) };
         }
     }
 
@@ -229,7 +233,8 @@ impl Accounts {
     }
 
     /// What an earlier controller left in the kernel: limits and usage, in octets of each station's
-    /// life. It is refused when it is more than what was bought.
+    /// life. It is refused when it is more than what was ever bought; what was voided since is to be
+    /// reclaimed.
     pub fn adopt(&mut self, kernel: &[(Station, Octets, Usage)]) -> Result<(), Ahead> {
         for (station, limit, usage) in kernel {
             self.read(*station, *usage);
@@ -247,7 +252,7 @@ impl Accounts {
             else {
                 continue;
             };
-            let (honoured, known) = (account.leases.limits(), account.granted());
+            let (honoured, known) = (account.leases.limits(), account.ever());
             let slack = if account.gone > Octets(0) { OVERSHOOT_MAX } else { Octets(0) };
             if honoured > known.saturating_add(slack) {
                 return Err(Ahead { station: *station, honoured, known });

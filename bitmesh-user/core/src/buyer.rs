@@ -56,7 +56,13 @@ impl Buyer {
     /// Follows an entry read back from the store, before anything else is put in.
     pub fn replay(&mut self, entry: &Entry<SubscriberEvent>) -> Result<(), InvalidEvent> {
         self.book.apply(entry)?;
-        if let Entry::Channel { event: SubscriberEvent::Negotiated { key_index, .. }, .. } = entry {
+        if let Entry::Channel {
+            event:
+                SubscriberEvent::Negotiated { key_index, .. }
+                | SubscriberEvent::Restored { key_index, .. },
+            ..
+        } = entry
+        {
             self.next_key_index = self.next_key_index.max(key_index.saturating_add(1));
         }
         Ok(())
@@ -107,6 +113,19 @@ impl Buyer {
         let event = SubscriberEvent::Negotiated { params, key_index, provider, url, height };
         self.book.record(channel, event, out);
         channel
+    }
+
+    /// A channel of this wallet's was found by what its funding carries, in the block that is to be
+    /// connected next. False, and nothing done, when it is known.
+    pub fn restored(&mut self, params: ChannelParams, key_index: u32, out: &mut Out) -> bool {
+        let channel = params.id();
+        if self.book.get(&channel).is_some() || params.validate().is_err() {
+            return false;
+        }
+        self.next_key_index = self.next_key_index.max(key_index.saturating_add(1));
+        let (params, height) = (Box::new(params), self.book.tip());
+        self.book.record(channel, SubscriberEvent::Restored { params, key_index, height }, out);
+        true
     }
 
     /// A funding was signed, the first one or a replacement. False, and nothing done, when it

@@ -31,6 +31,9 @@ pub const CLOCK_SKEW_SECONDS: u64 = 600;
 pub struct OfferId([u8; 32]);
 
 impl OfferId {
+    /// Of no offer: its channel was brought back without one.
+    pub const NONE: Self = Self([0; 32]);
+
     pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
         Self(tagged_hash("bitmesh/offer", &[bytes]))
     }

@@ -2,6 +2,7 @@
 //! nothing about money.
 
 mod bench;
+mod channels;
 mod show;
 mod wallet;
 
@@ -67,9 +68,11 @@ enum Command {
     #[command(
         long_about = "Takes the provider's offer, funds a channel from its own wallet and pays \
             tick by tick for exactly what it counts on its own interface, never more than the \
-            budget. Stopping it keeps the channel; `bitmesh close` settles it and brings the rest \
-            back.\n\nNeeds root, to count on the interface, and a Bitcoin node that it can reach \
-            before it has paid.",
+            budget. Before a channel is spent, the next one is funded and takes over, as far as \
+            budget and wallet go. Stopping it keeps the channel; `bitmesh close` settles it and \
+            brings the rest back.\n\nNeeds root, to count on the interface. It has to see the chain \
+            before it has paid, unless its wallet is known from earlier and the provider lets \
+            payments count before confirmation.",
         after_help = "Examples:\n  bitmesh buy                           from the default gateway\n  \
             bitmesh buy --budget 2000             spend at most 2,000 sat\n  \
             bitmesh buy --provider http://10.0.0.1:8434 --capacity 100000"
@@ -79,7 +82,8 @@ enum Command {
     #[command(after_help = "Example:\n  bitmesh status --json | jq .synced")]
     Status(Query),
     /// Payment channels: state, paid, bought
-    Channels(Query),
+    #[command(after_help = "Examples:\n  bitmesh channels\n  bitmesh channels export-refund")]
+    Channels(Box<channels::ChannelsArgs>),
     /// Stations by account: bought, used, credit (provider)
     Stations(Query),
     /// The wallet: balance, address, history, send, create, restore
@@ -246,9 +250,7 @@ impl Command {
             Self::Sell(_) | Self::Guard(_) | Self::Doctor(_) | Self::Bench(_) => Ok(()),
             Self::Buy(args) => Box::pin(runloop::buy(args.resolve()?)).await,
             Self::Status(query) => query.show::<Status>("/v1/status", show::status).await,
-            Self::Channels(query) => {
-                query.show::<Vec<ChannelReport>>("/v1/channels", |c| show::channels(c)).await
-            }
+            Self::Channels(args) => Box::pin(args.run()).await,
             Self::Stations(query) => {
                 query.show::<Vec<AccountReport>>("/v1/stations", |s| show::stations(s)).await
             }

@@ -2,8 +2,10 @@
 
 use std::fmt::{Display, Write as _};
 
+use bitcoin::{Amount, Network};
 use bitmesh_core::{
     alarm::Level,
+    bitcoin,
     channel::{ChannelStatus, SpendKind},
     offer::SignedOffer,
     pricing::Schedule,
@@ -11,13 +13,17 @@ use bitmesh_core::{
     wire::{AccountReport, ChannelReport},
 };
 use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::json;
 
 use crate::{
-    api::ShareCode,
+    api::{RefundExport, ShareCode},
     bench::grouped,
     runloop::status::{GuardStatus, ProviderStatus, Status, SubscriberStatus},
     terminal::table,
 };
+
+/// Of an input whose lock time counts and that can be replaced (BIP65, BIP125).
+const REFUND_SEQUENCE: u32 = 0xFFFF_FFFD;
 
 /// Two columns without lines between them.
 pub(super) fn facts(rows: &[(&str, String)]) -> String {
@@ -94,6 +100,58 @@ pub(super) fn channels(channels: &[ChannelReport]) -> String {
         ]);
     }
     rows.to_string()
+}
+
+/// Commands that fetch back what channels hold, with a stock Bitcoin Core wallet.
+pub(super) fn refunds(exports: &[RefundExport], fee_rate: u64) -> String {
+    if exports.is_empty() {
+        return "no channel holds anything; `bitmesh channels` lists all".into();
+    }
+    let all: Vec<_> = exports.iter().map(|export| refund(export, fee_rate)).collect();
+    all.join("\n\n")
+}
+
+fn refund(export: &RefundExport, fee_rate: u64) -> String {
+    let RefundExport { channel, network, outpoint, funding_height, expiry_height, .. } = export;
+    let chain = match network {
+        Network::Bitcoin => "main".into(),
+        Network::Testnet => "test".into(),
+        other => other.to_string(),
+    };
+    let cli = format!("bitcoin-cli -chain={chain}");
+    let wallet = format!("refund-{}", short(channel));
+    let with = format!("{cli} -rpcwallet={wallet}");
+    let wait = match expiry_height.saturating_sub(export.tip) {
+        0 => "The end of the channel has come: it works now.".to_owned(),
+        blocks => format!(
+            "It works once block {expiry_height} is there: {} more, {} days or so. Before that, nodes\n\
+             # refuse the last command (non-final).",
+            grouped(blocks.into()),
+            u64::from(blocks).div_ceil(144)
+        ),
+    };
+    let amount = Amount::from_sat(export.capacity_sat).to_btc();
+    let import = json!([{"desc": export.descriptor, "timestamp": "now"}]);
+    let inputs =
+        json!([{"txid": outpoint.txid, "vout": outpoint.vout, "sequence": REFUND_SEQUENCE}]);
+    let outputs = json!([{&export.address: format!("{amount:.8}")}]);
+    let options = json!({"add_inputs": false, "subtractFeeFromOutputs": [0], "fee_rate": fee_rate});
+    format!(
+        "# Channel {channel}:\n\
+         # {} in {outpoint}\n\
+         # {wait}\n\
+         # If the provider claims what it was paid before, there is nothing to refund: the rest of\n\
+         # the channel has come back then.\n\
+         # SECRET: the second command holds a private key. Whoever reads it can take the money.\n\
+         {cli} -named createwallet wallet_name={wallet} blank=true\n\
+         {with} importdescriptors '{import}'\n\
+         {with} rescanblockchain {funding_height}\n\
+         PSBT=$({with} walletcreatefundedpsbt '{inputs}' '{outputs}' {expiry_height} '{options}' | jq -r .psbt)\n\
+         PSBT=$({with} walletprocesspsbt \"$PSBT\" | jq -r .psbt)\n\
+         TX=$({cli} finalizepsbt \"$PSBT\" | jq -r .hex)\n\
+         {cli} sendrawtransaction \"$TX\"",
+        sat(export.capacity_sat)
+    )
 }
 
 pub(super) fn closed(closed: &[ChannelReport]) -> String {

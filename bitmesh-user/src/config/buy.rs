@@ -28,7 +28,8 @@ pub struct BuyArgs {
     #[arg(long, value_name = "SAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget: Option<u64>,
-    /// What to put into a channel, in satoshi; what isn't spent comes back [default: 50000]
+    /// Most to put into a channel, in satoshi; what isn't spent comes back, and what the budget has
+    /// beyond it goes through further channels [default: 50000]
     #[arg(long, value_name = "SAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity: Option<u64>,

@@ -296,6 +296,7 @@ const KNOWN: &[&str] = &[
     "speed_up",
     "table_slots",
     "tick_max",
+    "unconfirmed_credit",
     "upload_hook",
     "user",
     "wan",

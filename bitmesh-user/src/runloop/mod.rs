@@ -221,6 +221,10 @@ fn wrong_role(message: &str) -> ApiError {
     )
 }
 
+fn no_refunds() -> ApiError {
+    wrong_role("a provider has no refunds: it claims what it was paid")
+}
+
 /// Gets a provider's offer and checks it.
 pub async fn offer(provider: Option<&str>, network: Network) -> Result<SignedOffer> {
     let url = match provider {

@@ -3,16 +3,14 @@
 //! end is fetched back.
 
 use anyhow::{Context as _, Result, bail};
-use bitcoin::{BlockHash, hashes::Hash as _};
 use bitmesh_core::{
-    bitcoin,
     buyer::Buyer,
     channel::{Batch, ProviderEvent, SubscriberEvent},
     controller::{Controller, Input},
     wire::ChannelReport,
 };
 
-use super::{Foundation, buy, fee_rate};
+use super::{Foundation, buy, fee_rate, no_refunds, source::first_tip};
 use crate::{
     api::{ApiError, Ask, Reply, value},
     chain::{Broadcast, ChainEvent},
@@ -78,7 +76,7 @@ impl Offline {
 
     /// Follows the chain to its tip.
     pub async fn sync(&mut self, mut progress: impl FnMut(Progress)) -> Result<Findings> {
-        let (tip, _) = self.foundation.source.tip().await.unwrap_or((0, BlockHash::all_zeros()));
+        let tip = first_tip(self.foundation.source.as_ref()).await?;
         let mut events = match &self.channels {
             Channels::Provider(controller) => self.foundation.follow(controller.book()),
             Channels::Subscriber(buyer) => self.foundation.follow(buyer.book()),
@@ -122,6 +120,7 @@ impl Offline {
                 let mut out = Batch::default();
                 match event {
                     ChainEvent::Connected { height, block } => {
+                        buy::recover(&mut self.foundation.wallet, buyer, &block, &mut out);
                         buyer.connect(height, &block, &mut out);
                     }
                     ChainEvent::Disconnected { height } => buyer.disconnect(height, &mut out),
@@ -170,6 +169,13 @@ impl Offline {
                 Box::pin(std::future::ready(Ok(value(status))))
             }
             Ask::OfWallet(ask) => self.foundation.of_wallet(ask, &channels),
+            Ask::Refunds => match &self.channels {
+                Channels::Provider(_) => return Err(no_refunds()),
+                Channels::Subscriber(buyer) => {
+                    let refunds = buy::export_refunds(&mut self.foundation.wallet, buyer);
+                    Box::pin(std::future::ready(Ok(value(refunds))))
+                }
+            },
             _ => return Err(super::wrong_role("that takes a daemon")),
         };
         self.store().await.map_err(|error| {

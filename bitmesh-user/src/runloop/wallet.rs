@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use bitcoin::{Address, Amount, FeeRate, OutPoint, Transaction};
 use bitmesh_core::{
     bitcoin,
-    channel::{ChannelId, ChannelStatus, SpendKind, funding_outpoint},
+    channel::{ChannelId, ChannelStatus, SpendKind, Spent, funding_outpoint},
     wire::ChannelReport,
 };
 
@@ -174,18 +174,15 @@ impl Labels {
     fn report(&self, past: &Past) -> PastReport {
         let spent = past.tx.input.iter().find_map(|input| {
             let channel = *self.fundings.get(&input.previous_output)?;
-            // The refund branch is the only one that the provider's signature is absent from.
-            let refund = input.witness.nth(0).is_some_and(<[u8]>::is_empty);
-            Some((channel, if refund { SpendKind::Refund } else { SpendKind::Claim }))
+            let spent = Spent::find(&past.tx, &input.previous_output, 0)?;
+            Some((channel, spent.kind))
         });
         let own_fee = past.fee.filter(|_| past.sent > Amount::ZERO);
         let fee = own_fee.unwrap_or_default();
         let (kind, channel) = match (spent, self.funded(&past.tx)) {
             (Some((id, SpendKind::Refund)), _) => (PastKind::Refund, Some(id)),
-            (Some((id, SpendKind::Claim)), _) if self.role == StoreRole::Provider => {
-                (PastKind::Claim, Some(id))
-            }
-            (Some((id, SpendKind::Claim)), _) => (PastKind::Remainder, Some(id)),
+            (Some((id, _)), _) if self.role == StoreRole::Provider => (PastKind::Claim, Some(id)),
+            (Some((id, _)), _) => (PastKind::Remainder, Some(id)),
             (None, Some(id)) if past.sent > Amount::ZERO => (PastKind::Funding, Some(id)),
             _ if past.sent == Amount::ZERO => (PastKind::Received, None),
             _ if past.received + fee == past.sent => (PastKind::Moved, None),

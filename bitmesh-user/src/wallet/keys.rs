@@ -6,7 +6,7 @@ use bdk_wallet::{
         Network, NetworkKind,
         bip32::{ChildNumber, DerivationPath, Fingerprint, Xpriv, Xpub},
         psbt::Psbt,
-        secp256k1::{All, Keypair, Secp256k1},
+        secp256k1::{All, Keypair, Secp256k1, SecretKey},
     },
 };
 
@@ -37,6 +37,8 @@ impl Role {
 
 /// Third level of the node's own key, behind those of [`Role`].
 const NODE: u32 = 2;
+/// The same, of the key that pads what fundings carry.
+const RECOVERY: u32 = 3;
 
 pub(super) struct Keys {
     secp: Secp256k1<All>,
@@ -88,6 +90,10 @@ impl Keys {
 
     pub(super) fn node(&self) -> Keypair {
         self.derive(&[PURPOSE, self.coin, NODE, 0]).to_keypair(&self.secp)
+    }
+
+    pub(super) fn recovery(&self) -> SecretKey {
+        self.derive(&[PURPOSE, self.coin, RECOVERY, 0]).private_key
     }
 
     fn derive(&self, hardened: &[u32]) -> Xpriv {

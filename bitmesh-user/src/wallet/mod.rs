@@ -8,6 +8,7 @@ mod bump;
 mod history;
 mod keys;
 mod passphrase;
+mod recovery;
 pub mod seed;
 mod spend;
 #[cfg(test)]
@@ -18,17 +19,19 @@ mod words;
 use bdk_wallet::{
     ChangeSet, KeychainKind, LoadError, LoadMismatch, Update,
     bitcoin::{
-        Address, Amount, Block, BlockHash, FeeRate, Network, ScriptBuf, Transaction,
+        Address, Amount, Block, BlockHash, Network, PrivateKey, ScriptBuf,
         bip32::Fingerprint,
         secp256k1::{Message, PublicKey, XOnlyPublicKey, ecdsa, schnorr},
     },
     chain::{BlockId, Merge as _},
 };
+use zeroize::Zeroizing;
 
 pub use history::Past;
 use keys::Keys;
 pub use keys::Role;
 pub use passphrase::Passphrase;
+pub use recovery::Recovered;
 pub use seed::{Sealed, Seed, SeedError};
 pub use spend::{Payment, Sum};
 pub use vault::VaultError;
@@ -59,7 +62,7 @@ pub enum WalletError {
     #[error("the stored wallet is damaged: {0}; restore the data directory from a backup")]
     Damaged(String),
     /// Less money than is needed.
-    #[error("{needed} are needed, fee included, and {available} are in confirmed outputs")]
+    #[error("{} sat are needed, fee included, and {} sat are in confirmed outputs", needed.to_sat(), available.to_sat())]
     Insufficient {
         /// With the fee.
         needed: Amount,
@@ -67,10 +70,10 @@ pub enum WalletError {
         available: Amount,
     },
     /// Less than nodes relay.
-    #[error("an output of less than {0} is dust, which nodes do not relay; send more")]
+    #[error("less than {} sat to such an address is dust, which nodes do not relay; send more", .0.to_sat())]
     Dust(Amount),
     /// Not one to pay to.
-    #[error("{0}; check it with whoever gave it to you")]
+    #[error("{0}")]
     Address(String),
     /// No transaction.
     #[error("the transaction can't be made: {0}")]
@@ -199,19 +202,6 @@ impl Wallet {
         self.inner.apply_block(block, height).map_err(|_| WalletError::Block(height))
     }
 
-    /// A transaction that pays `value` to `script` from confirmed outputs, signed and not
-    /// broadcast. Its inputs count as spent from `now`, in seconds since 1970.
-    pub fn fund(
-        &mut self,
-        script: ScriptBuf,
-        value: Amount,
-        fee_rate: FeeRate,
-        now: u64,
-    ) -> Result<Transaction, WalletError> {
-        let psbt = self.build(script, Sum::Sat(value.to_sat()), None, fee_rate)?;
-        self.sign(psbt, now)
-    }
-
     /// The key of one end of a channel: m/16973'/coin'/role'/index'.
     pub fn channel_public_key(&self, role: Role, index: u32) -> PublicKey {
         self.keys.channel(role, index).public_key()
@@ -220,6 +210,12 @@ impl Wallet {
     /// Signs with the key of one end of a channel: low S, RFC 6979.
     pub fn sign_channel(&self, role: Role, index: u32, message: Message) -> ecdsa::Signature {
         self.keys.secp().sign_ecdsa(&message, &self.keys.channel(role, index).secret_key())
+    }
+
+    /// The private key of one end of a channel, for a stock wallet. Whoever reads it has the money.
+    pub fn export_channel_key(&self, role: Role, index: u32) -> Zeroizing<String> {
+        let secret = self.keys.channel(role, index).secret_key();
+        Zeroizing::new(PrivateKey::new(secret, self.inner.network()).to_wif())
     }
 
     /// The key that signs offers: m/16973'/coin'/2'/0'.

@@ -3,12 +3,19 @@
 use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
 use bitmesh_core::bitcoin::{
-    self, CompactTarget, OutPoint, TxIn, TxMerkleNode, TxOut,
+    self, CompactTarget, FeeRate, OutPoint, Transaction, TxIn, TxMerkleNode, TxOut,
     absolute::LockTime,
     block::{Header, Version},
     consensus::Encodable as _,
     hashes::Hash,
     transaction,
+};
+
+use bitmesh_core::{
+    channel::{ChannelParams, PROTOCOL_VERSION},
+    offer::OfferId,
+    pricing::Schedule,
+    units::Octets,
 };
 
 use super::*;
@@ -31,7 +38,6 @@ fn wallet() -> Wallet {
 
 /// A block on the wallet's tip with one transaction, which pays `value` to `script`.
 fn paying(wallet: &Wallet, script: ScriptBuf, value: u64) -> (Block, u32) {
-    let tip = wallet.inner.latest_checkpoint();
     let tx = Transaction {
         version: transaction::Version::TWO,
         lock_time: LockTime::ZERO,
@@ -41,6 +47,12 @@ fn paying(wallet: &Wallet, script: ScriptBuf, value: u64) -> (Block, u32) {
         }],
         output: vec![TxOut { value: Amount::from_sat(value), script_pubkey: script }],
     };
+    holding(wallet, tx)
+}
+
+/// A block on the wallet's tip with one transaction.
+fn holding(wallet: &Wallet, tx: Transaction) -> (Block, u32) {
+    let tip = wallet.inner.latest_checkpoint();
     let header = Header {
         version: Version::TWO,
         prev_blockhash: tip.hash(),
@@ -136,16 +148,16 @@ fn the_wrong_words_or_chain_are_noticed() {
 }
 
 #[test]
-fn funding_pays_exactly_what_was_asked_or_says_what_is_missing() {
+fn a_payment_is_exactly_what_was_asked_or_says_what_is_missing() {
     let mut wallet = wallet();
     let script = wallet.next_address().script_pubkey();
     let (block, height) = paying(&wallet, script, 70_000);
     wallet.connect_block(&block, height).unwrap();
     let rate = FeeRate::from_sat_per_vb(2).unwrap();
     let to = ScriptBuf::new_p2wsh(&bitcoin::WScriptHash::hash(b"channel"));
-    let short = wallet.fund(to.clone(), Amount::from_sat(70_000), rate, 1).err();
+    let short = wallet.pay(&to, Sum::Sat(70_000), rate, 1).err();
     assert!(matches!(short, Some(WalletError::Insufficient { .. })), "{short:?}");
-    let tx = wallet.fund(to.clone(), Amount::from_sat(50_000), rate, 1).unwrap();
+    let Payment { tx, .. } = wallet.pay(&to, Sum::Sat(50_000), rate, 1).unwrap();
     let paid: Vec<_> = tx.output.iter().filter(|output| output.script_pubkey == to).collect();
     assert_eq!(paid.len(), 1);
     assert_eq!(paid[0].value, Amount::from_sat(50_000));
@@ -155,8 +167,100 @@ fn funding_pays_exactly_what_was_asked_or_says_what_is_missing() {
     let left = 70_000 - 50_000 - wallet.balance().pending.to_sat();
     let vbytes = u64::try_from(tx.vsize()).unwrap();
     assert!((vbytes * 2 - 2..vbytes * 2 + 8).contains(&left), "{left} sat for {vbytes} vB");
-    let again = wallet.fund(to, Amount::from_sat(10_000), rate, 2);
+    let again = wallet.pay(&to, Sum::Sat(10_000), rate, 2);
     assert!(again.is_err(), "the change is not confirmed");
+}
+
+#[test]
+fn p18_a_wallet_made_anew_finds_its_channels_by_what_their_fundings_carry() {
+    let mut before = wallet();
+    let script = before.next_address().script_pubkey();
+    let first = paying(&before, script, 200_000);
+    before.connect_block(&first.0, first.1).unwrap();
+    let mut params = ChannelParams {
+        version: PROTOCOL_VERSION,
+        network: Network::Regtest,
+        offer: OfferId::NONE,
+        subscriber: before.channel_public_key(Role::Subscriber, 3),
+        provider: before.channel_public_key(Role::Provider, 0),
+        expiry_height: 2_000,
+        capacity: Amount::from_sat(100_000),
+        remainder_script: before.remainder_script(),
+        schedule: Schedule::flat(1_000),
+        confirmations: 1,
+        unconfirmed_max: Amount::ZERO,
+        tick_max: Octets(1 << 20),
+    };
+    let tx = before.fund(&params, 3, FeeRate::from_sat_per_vb(2).unwrap(), 1).unwrap();
+    assert_eq!(tx.output.len(), 3, "channel, change, and what brings it back");
+    let second = holding(&before, tx.clone());
+
+    let mut again = wallet();
+    for (block, height) in [first, second] {
+        again.connect_block(&block, height).unwrap();
+        let found = again.recover(&block.txdata);
+        assert_eq!(found.len(), usize::from(height == 2));
+        for Recovered { params: found, key_index } in found {
+            assert_eq!((found.id(), found.capacity, key_index), (params.id(), params.capacity, 3));
+            assert_eq!(found.validate(), Ok(()));
+        }
+    }
+    // Copied by somebody else, into a transaction that spends nothing of this wallet's.
+    let copied = Transaction { input: Vec::new(), ..tx };
+    assert_eq!(again.recover(std::slice::from_ref(&copied)), []);
+    let words = Words::generate().unwrap();
+    let mut other = Wallet::create(&words, Network::Regtest, genesis()).unwrap();
+    assert_eq!(other.recover(&[copied]), []);
+    params.capacity = Amount::from_sat(1);
+    let dust = before.fund(&params, 4, FeeRate::from_sat_per_vb(2).unwrap(), 1).err();
+    assert!(
+        matches!(dust, Some(WalletError::Dust(_) | WalletError::Insufficient { .. })),
+        "{dust:?}"
+    );
+}
+
+#[test]
+fn an_address_of_another_chain_is_refused_with_the_reason() {
+    let wallet = wallet();
+    let own = "bcrt1qcr8te4kr609gcawutmrza0j4xv80jy8zeqchgx";
+    assert!(wallet.payee(own).unwrap().is_p2wpkh());
+    let told = |address: &str| wallet.payee(address).unwrap_err().to_string();
+    let main = told("bc1qcr8te4kr609gcawutmrza0j4xv80jy8z306fyu");
+    assert!(main.contains("on bitcoin") && main.contains("is on regtest"), "{main}");
+    let test = told("tb1qcr8te4kr609gcawutmrza0j4xv80jy8z0rrddd");
+    assert!(test.contains("no address") || test.contains("on testnet"), "{test}");
+    assert!(told("").contains("no address"));
+    assert!(told(&own.replace("gx", "gy")).contains("no address"));
+}
+
+#[test]
+fn a_preview_is_what_is_paid_then_and_leaves_nothing_behind() {
+    let mut wallet = wallet();
+    let script = wallet.next_address().script_pubkey();
+    let (block, height) = paying(&wallet, script, 70_000);
+    wallet.connect_block(&block, height).unwrap();
+    let rate = FeeRate::from_sat_per_vb(2).unwrap();
+    let to = ScriptBuf::new_p2wsh(&bitcoin::WScriptHash::hash(b"somebody"));
+    for sum in [Sum::Sat(50_000), Sum::All] {
+        let preview = wallet.preview(&to, sum, rate).unwrap();
+        assert_eq!(wallet.preview(&to, sum, rate).unwrap(), preview, "again");
+        assert_eq!(wallet.balance().confirmed, Amount::from_sat(70_000));
+        let total = preview.amount + preview.fee + preview.change;
+        assert_eq!(total, Amount::from_sat(70_000), "{preview:?}");
+    }
+    let preview = wallet.preview(&to, Sum::Sat(50_000), rate).unwrap();
+    let paid = wallet.pay(&to, Sum::Sat(50_000), rate, 1).unwrap();
+    assert_eq!((paid.fee, paid.change), (preview.fee, preview.change));
+    let vbytes = u64::try_from(paid.tx.vsize()).unwrap();
+    assert!((vbytes..=vbytes + 1).contains(&wallet.signed_vbytes(&preview.tx)));
+    let dust = wallet.preview(&to, Sum::Sat(329), rate).unwrap_err();
+    assert!(matches!(dust, WalletError::Dust(_)), "{dust}");
+    let [past, _] = wallet.history().try_into().unwrap();
+    assert_eq!(
+        (past.height, past.sent, past.fee),
+        (None, Amount::from_sat(70_000), Some(paid.fee))
+    );
+    assert_eq!(wallet.unconfirmed(), [paid.tx]);
 }
 
 const PASSPHRASE: &str = "four words by chance";

@@ -132,6 +132,11 @@ impl Course {
         self.funding.map(|funding| funding.outpoint)
     }
 
+    /// Whether the funding has the blocks on it that the terms ask for.
+    pub(super) fn is_confirmed(&self, tip: u32) -> bool {
+        self.funding.is_some_and(|funding| depth(funding.height, tip) >= self.params.confirmations)
+    }
+
     pub(super) fn status(&self, tip: u32) -> ChannelStatus {
         if self.finished {
             return ChannelStatus::Closed { kind: self.spent.map(|spent| spent.kind) };

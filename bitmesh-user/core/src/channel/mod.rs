@@ -13,6 +13,7 @@ mod course;
 mod fees;
 mod params;
 mod provider;
+mod recovery;
 mod spend;
 mod subscriber;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use provider::{
     ClaimRecord, FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, PaymentError,
     ProviderChannel, ProviderEvent,
 };
+pub use recovery::{RECOVERY_OCTETS, Recovery};
 pub use spend::{
     CLAIM_WEIGHT_MAX, Claim, ClaimError, ClaimInput, Refund, RefundError, close_digest,
     payment_sighash, verify_payment,

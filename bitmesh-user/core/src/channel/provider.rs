@@ -392,17 +392,24 @@ impl ProviderChannel {
         self.basis(tip).map_or(Amount::ZERO, |(_, payable)| payable)
     }
 
+    /// Whether the funding has the blocks on it that the terms ask for.
+    pub fn is_confirmed(&self, tip: u32) -> bool {
+        self.course.is_confirmed(tip)
+    }
+
     /// What is at risk before confirmation, until a while after it was lost: what was paid on a
     /// funding without its confirmations, or on one that was revoked.
     pub fn at_risk(&self, tip: u32) -> Amount {
-        if self.course.finished || tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS) {
-            return Amount::ZERO;
+        let forgotten = tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS);
+        let revoked = if forgotten { Amount::ZERO } else { self.revoked };
+        // By the funding, not by what the channel does: one that is closing is as much at risk.
+        match (self.course.finished, self.is_confirmed(tip)) {
+            (true, _) => Amount::ZERO,
+            (_, false) => self.paid().max(revoked),
+            // Paid again once it is confirmed, it is no risk any more.
+            (_, true) if revoked > self.paid() => revoked,
+            (_, true) => Amount::ZERO,
         }
-        let waits =
-            matches!(self.status(tip), ChannelStatus::Unfunded | ChannelStatus::Confirming { .. });
-        let owed = self.revoked.max(self.paid());
-        // Paid again once it is confirmed, it is no risk any more.
-        if waits || owed > self.paid() { owed } else { Amount::ZERO }
     }
 
     /// The output of `tx` that could fund the channel.

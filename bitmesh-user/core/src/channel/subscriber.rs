@@ -49,6 +49,15 @@ pub enum SubscriberEvent {
         /// Tip when they were agreed.
         height: u32,
     },
+    /// Found again by what its funding carries. It is never paid on: what was, nobody here knows.
+    Restored {
+        /// Those terms that give the script; the rest is made up.
+        params: Box<ChannelParams>,
+        /// Index of the subscriber's key in its wallet.
+        key_index: u32,
+        /// Tip when it was found.
+        height: u32,
+    },
     /// A funding was signed and may be broadcast at any time. Each one after the first conflicts
     /// with all before it, so that no two of them can confirm.
     FundingSigned {
@@ -138,6 +147,7 @@ pub struct SubscriberChannel {
     provider: XOnlyPublicKey,
     url: String,
     agreed_height: u32,
+    restored: bool,
     /// Each with the tip when it was signed.
     fundings: Vec<(Transaction, u32)>,
     taken: Option<OutPoint>,
@@ -154,15 +164,26 @@ pub struct SubscriberChannel {
 impl SubscriberChannel {
     /// The first event of a journal.
     pub fn open(event: &SubscriberEvent) -> Result<Self, InvalidEvent> {
-        let SubscriberEvent::Negotiated { params, key_index, provider, url, height } = event else {
-            return Err(InvalidEvent("a channel that was never negotiated"));
+        let (params, key_index, provider, url, height) = match event {
+            SubscriberEvent::Negotiated { params, key_index, provider, url, height } => {
+                (params, key_index, *provider, url.as_str(), height)
+            }
+            SubscriberEvent::Restored { params, key_index, height } => {
+                // Who sold is not known, nor where: the key of the channel names it.
+                (params, key_index, params.provider.x_only_public_key().0, "", height)
+            }
+            _ => return Err(InvalidEvent("a channel that was never negotiated")),
         };
+        let restored = matches!(event, SubscriberEvent::Restored { .. });
+        let mut course = Course::new(params)?;
+        course.close_requested = restored;
         Ok(Self {
-            course: Course::new(params)?,
+            course,
             key_index: *key_index,
-            provider: *provider,
-            url: url.clone(),
+            provider,
+            url: url.to_owned(),
             agreed_height: *height,
+            restored,
             fundings: Vec::new(),
             taken: None,
             best: BTreeMap::new(),
@@ -180,7 +201,7 @@ impl SubscriberChannel {
             return Err(InvalidEvent("an event after the end of a channel"));
         }
         match event {
-            SubscriberEvent::Negotiated { .. } => {
+            SubscriberEvent::Negotiated { .. } | SubscriberEvent::Restored { .. } => {
                 return Err(InvalidEvent("a channel negotiated twice"));
             }
             SubscriberEvent::FundingSigned { tx, height } => {
@@ -265,15 +286,12 @@ impl SubscriberChannel {
     }
 
     /// Most that payments may come to now: all of it once the funding is confirmed, what the terms
-    /// allow while the provider counts on one that it took.
+    /// allow while it has too few blocks, or none and the provider counts on it.
     pub fn payable(&self, tip: u32) -> Amount {
         match self.status(tip) {
             ChannelStatus::Open => self.course.params.payable(),
-            ChannelStatus::Unfunded | ChannelStatus::Confirming { .. }
-                if self.taken.is_some() && self.taken == self.outpoint() =>
-            {
-                self.course.params.unconfirmed_max
-            }
+            ChannelStatus::Confirming { .. } => self.course.params.unconfirmed_max,
+            ChannelStatus::Unfunded if self.taken.is_some() => self.course.params.unconfirmed_max,
             _ => Amount::ZERO,
         }
     }
@@ -337,9 +355,9 @@ impl SubscriberChannel {
 
     /// What it means that a block at `height` holds `outpoint`, which pays the channel's script.
     /// Only outputs that this side funded count, whichever of them it is: commitments spend no
-    /// other.
+    /// other. A channel that was restored has none.
     pub fn funding_seen(&self, outpoint: OutPoint, height: u32) -> Option<SubscriberEvent> {
-        let own = self.funding_outpoints().any(|own| own == outpoint);
+        let own = self.restored || self.funding_outpoints().any(|own| own == outpoint);
         let wanted = own && self.course.awaits_funding();
         wanted.then_some(SubscriberEvent::Funded(Funding { outpoint, height }))
     }
@@ -360,7 +378,7 @@ impl SubscriberChannel {
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<SubscriberEvent> {
         let stale = tip > self.agreed_height.saturating_add(AGREED_WINDOW_BLOCKS);
-        let abandoned = self.fundings.is_empty() && stale;
+        let abandoned = self.fundings.is_empty() && !self.restored && stale;
         let ended = self.course.settled(tip) || abandoned;
         (!self.course.finished && ended).then_some(SubscriberEvent::Finished)
     }
@@ -441,12 +459,17 @@ impl SubscriberChannel {
         self.key_index
     }
 
-    /// Who sells.
+    /// Whether it was found again by what its funding carries, and what was paid is not known.
+    pub fn restored(&self) -> bool {
+        self.restored
+    }
+
+    /// Who sells; of a restored channel, the provider's key in its script.
     pub fn provider(&self) -> XOnlyPublicKey {
         self.provider
     }
 
-    /// Where the provider's API is.
+    /// Where the provider's API is; empty where that is not known.
     pub fn url(&self) -> &str {
         &self.url
     }

@@ -12,7 +12,7 @@ use super::testing::{
     PROVIDER, SUBSCRIBER, funding_tx, outpoint, params, pay, public_key, secp, secret_key, sign,
 };
 use super::*;
-use crate::ledger::Usage;
+use crate::{buyer::Buyer, ledger::Usage};
 
 mod close;
 mod funding;
@@ -392,6 +392,37 @@ mod subscriber {
         let waiting = with(funded(), &[SubscriberEvent::RefundSigned { tx, height: 1_000 }]);
         assert_eq!(waiting.refund_due(1_000 + CLAIM_BUMP_BLOCKS - 1), None);
         assert!(waiting.refund_due(1_000 + CLAIM_BUMP_BLOCKS).is_some());
+    }
+
+    #[test]
+    fn p18_a_channel_that_was_found_again_pays_nothing_and_comes_back_at_the_expiry() {
+        let event = |key_index| {
+            let params = Box::new(params());
+            SubscriberEvent::Restored { params, key_index, height: 100 }
+        };
+        let found = SubscriberChannel::open(&event(4)).unwrap();
+        assert!(found.restored() && !negotiated().restored());
+        assert_eq!(found.key_index(), 4);
+        assert_eq!(found.finish(100 + AGREED_WINDOW_BLOCKS + 1), None, "it is not given up");
+        let seen = found.funding_seen(outpoint(&params()), 101).unwrap();
+        let found = with(found, &[seen]);
+        assert_eq!(found.status(150), ChannelStatus::Closing);
+        assert_eq!(found.payment(sat(5), 150), Err(PayError::Closed));
+        assert_eq!(found.refund_due(999), None);
+        assert_eq!(found.refund_due(1_000), Some(outpoint(&params())));
+        let mut twice = negotiated();
+        assert!(twice.apply(&event(4)).is_err(), "only as the first event");
+
+        let mut buyer = Buyer::new(params().network);
+        let mut out = Batch::default();
+        assert!(buyer.restored(params(), 4, &mut out));
+        assert!(!buyer.restored(params(), 4, &mut out), "it is known now");
+        assert_eq!(buyer.next_key_index(), 5, "no key is used twice");
+        let mut replayed = Buyer::new(params().network);
+        for entry in out.entries() {
+            replayed.replay(entry).unwrap();
+        }
+        assert_eq!(replayed.next_key_index(), 5);
     }
 }
 

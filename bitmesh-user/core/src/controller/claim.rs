@@ -136,6 +136,10 @@ impl Controller {
             let rich = pays_off_at(rate, &input.params.remainder_script, input.paid, due.left);
             classes.entry((due.is_urgent(), rich)).or_default().push(due);
         }
+        // The richest first: a batch that can't pay for itself is of those that could not alone.
+        for due in classes.values_mut() {
+            due.sort_by_key(|due| std::cmp::Reverse(due.input.paid));
+        }
         let batches = classes
             .iter()
             .flat_map(|(class, due)| due.chunks(CLAIM_BATCH_MAX).map(move |batch| (*class, batch)));
@@ -176,13 +180,14 @@ impl Controller {
         Some(Due { channel, input, key_index: known.key_index(), left })
     }
 
-    /// Whether a claim may still be in somebody's mempool: nothing else spent what it spends.
+    /// Whether a claim may still be in somebody's mempool: what it spends is there, and nothing
+    /// else spent it.
     fn can_confirm(&self, claim: &ClaimRecord) -> bool {
         let txid = claim.tx.compute_txid();
-        let spent = claim.tx.input.iter().filter_map(|input| {
-            self.book.at(&input.previous_output).and_then(ProviderChannel::spent)
-        });
-        spent.into_iter().all(|spent| spent.txid == txid)
+        claim.tx.input.iter().all(|input| {
+            let known = self.book.at(&input.previous_output);
+            known.is_some_and(|known| known.spent().is_none_or(|spent| spent.txid == txid))
+        })
     }
 
     pub(super) fn claimed(

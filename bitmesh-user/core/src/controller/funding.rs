@@ -101,7 +101,7 @@ impl Controller {
     ) -> Result<(), PaymentError> {
         let tip = self.book.tip();
         let Some(known) = self.book.get(channel) else { return Ok(()) };
-        if known.payable(tip) == known.params().payable() {
+        if known.is_confirmed(tip) {
             return Ok(());
         }
         let others = self.book.iter().filter(|(id, _)| *id != channel);

@@ -321,9 +321,12 @@ impl Controller {
                 out.act(Action::Reply(request, answer));
             }
             Input::Close { request, channel, close, own } => {
+                let before = out.entries().len();
                 let answer = self.close(&channel, &close, &own, out);
                 out.act(Action::Reply(request, answer));
-                self.plan_claims(out);
+                if out.entries().len() > before {
+                    self.plan_claims(out);
+                }
             }
             Input::Fund { request, channel, tx } => self.fund(request, channel, tx, out),
             Input::Presented { request, channel, tx, taken } => {

@@ -17,7 +17,7 @@ use super::RoleArg;
 use crate::{
     api::{ADMIN_SOCKET, AdminError, ApiError, Ask, Reply, WalletAsk, ask_admin, value},
     config::{Common, CommonArgs, default_data_dir},
-    runloop::{Offline, Progress, unlock},
+    runloop::{Findings, Offline, Progress, unlock},
     store::{Store, StoreRole},
     wallet::{Sealed, Seed, SeedError, seed},
 };
@@ -27,7 +27,7 @@ const PROGRESS_FROM_BLOCKS: u32 = 20;
 
 /// Which wallet, and how to print.
 #[derive(Args, Clone, Debug)]
-pub(super) struct Place {
+pub(in crate::cli) struct Place {
     /// Whose wallet [default: that of the daemon that runs, else of the one that there is]
     #[arg(long, value_enum)]
     role: Option<RoleArg>,
@@ -35,7 +35,7 @@ pub(super) struct Place {
     common: CommonArgs,
     /// Print JSON, for programs
     #[arg(long)]
-    pub(super) json: bool,
+    pub(in crate::cli) json: bool,
 }
 
 /// Where a wallet is, or is to be.
@@ -124,7 +124,7 @@ fn default_role() -> Result<RoleArg> {
 }
 
 /// A wallet that answers.
-pub(super) enum Access {
+pub(in crate::cli) enum Access {
     /// Its daemon does.
     Daemon(PathBuf),
     /// No daemon runs.
@@ -133,7 +133,7 @@ pub(super) enum Access {
 
 impl Access {
     /// Finds the daemon, else opens the data directory and follows the chain to its tip.
-    pub(super) async fn open(place: &Place) -> Result<Self> {
+    pub(in crate::cli) async fn open(place: &Place) -> Result<Self> {
         let home = place.home().await?;
         match ask_admin(&home.directory, Method::GET, "/v1/wallet", None).await {
             Err(AdminError::NotRunning(_)) => {}
@@ -151,52 +151,61 @@ impl Access {
         role: StoreRole,
         seed: &mut Seed,
     ) -> Result<Self> {
-        let mut offline = Offline::open(common, role, seed).await?;
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.set_style(ProgressStyle::with_template(
-            "following the chain {bar:30} block {pos} of {len}, {eta} left",
-        )?);
-        let mut start = None;
-        let findings = offline
-            .sync(|Progress { height, tip }| {
-                let first = *start.get_or_insert(height);
-                if tip.saturating_sub(first) >= PROGRESS_FROM_BLOCKS {
-                    bar.set_length(tip.into());
-                    bar.set_position(height.into());
-                    bar.enable_steady_tick(Duration::from_millis(200));
-                }
-            })
-            .await;
+        let bar = connecting();
+        let opened = Self::follow(common, role, seed, &bar).await;
         bar.finish_and_clear();
-        for told in findings?.told {
+        let (offline, findings) = opened?;
+        for told in findings.told {
             eprintln!("{told}");
         }
         Ok(Self::Offline(Box::new(offline)))
     }
 
-    /// Balance and an address.
-    pub(super) async fn summary(&mut self) -> Result<Value> {
-        match self {
-            Self::Daemon(directory) => {
-                Ok(ask_admin(directory, Method::GET, "/v1/wallet", None).await?)
+    async fn follow(
+        common: &Common,
+        role: StoreRole,
+        seed: &mut Seed,
+        bar: &ProgressBar,
+    ) -> Result<(Offline, Findings)> {
+        let mut offline = Offline::open(common, role, seed).await?;
+        let blocks = ProgressStyle::with_template(
+            "following the chain {bar:30} block {pos} of {len}, {eta} left",
+        )?;
+        let mut start = None;
+        let progress = |Progress { height, tip }| {
+            let first = *start.get_or_insert(height);
+            if tip.saturating_sub(first) >= PROGRESS_FROM_BLOCKS {
+                bar.set_style(blocks.clone());
+                bar.set_length(tip.into());
+                bar.set_position(height.into());
             }
-            Self::Offline(offline) => told(offline.ask(&Ask::Wallet).await),
+        };
+        let findings = offline.sync(progress).await?;
+        Ok((offline, findings))
+    }
+
+    /// Asks the daemon, or the wallet itself.
+    pub(in crate::cli) async fn ask(&mut self, ask: Ask) -> Result<Value> {
+        match (self, ask) {
+            (Self::Daemon(directory), ask) => {
+                let (method, path, body) = match ask {
+                    Ask::OfWallet(ask) => (Method::POST, "/v1/wallet", Some(value(ask))),
+                    Ask::Refunds => (Method::GET, "/v1/refunds", None),
+                    _ => (Method::GET, "/v1/wallet", None),
+                };
+                Ok(ask_admin(directory, method, path, body).await?)
+            }
+            (Self::Offline(offline), ask) => told(offline.ask(&ask).await),
         }
     }
 
-    /// Something else.
-    pub(super) async fn ask<T: DeserializeOwned>(&mut self, ask: WalletAsk) -> Result<T> {
-        let raw = match self {
-            Self::Daemon(directory) => {
-                ask_admin(directory, Method::POST, "/v1/wallet", Some(value(ask))).await?
-            }
-            Self::Offline(offline) => told(offline.ask(&Ask::OfWallet(ask)).await)?,
-        };
-        typed(&raw)
+    /// Asks for something of the wallet.
+    pub(super) async fn of_wallet<T: DeserializeOwned>(&mut self, ask: WalletAsk) -> Result<T> {
+        typed(&self.ask(Ask::OfWallet(ask)).await?)
     }
 
     /// Lets the data directory go.
-    pub(super) async fn close(self) -> Result<()> {
+    pub(in crate::cli) async fn close(self) -> Result<()> {
         match self {
             Self::Daemon(_) => Ok(()),
             Self::Offline(offline) => offline.close().await,
@@ -210,9 +219,18 @@ fn told(reply: Reply) -> Result<Value> {
 }
 
 /// What an answer holds.
-pub(super) fn typed<T: DeserializeOwned>(raw: &Value) -> Result<T> {
+pub(in crate::cli) fn typed<T: DeserializeOwned>(raw: &Value) -> Result<T> {
     serde_json::from_value(raw.clone())
         .context("the daemon is of another version; restart it with this one")
+}
+
+/// Shown on a terminal until the chain is there.
+pub(super) fn connecting() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_message("connecting to the chain");
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar.set_style(ProgressStyle::default_spinner());
+    bar
 }
 
 /// Whether somebody can be asked.

@@ -16,11 +16,11 @@ use zeroize::Zeroizing;
 
 use super::{
     super::print,
-    access::{Access, Place, is_terminal, typed},
+    access::{Access, Place, connecting, is_terminal, typed},
     show,
 };
 use crate::{
-    api::value,
+    api::{Ask, value},
     config::Common,
     runloop::{Offline, new_passphrase, status::WalletStatus, unlock},
     store::StoreRole,
@@ -28,8 +28,9 @@ use crate::{
     wallet::{Passphrase, Sealed, Seed, Words},
 };
 
-/// Height on Bitcoin's main chain below which no wallet of this program can have anything.
-const FIRST_BIRTHDAY: u32 = 900_000;
+/// Height on Bitcoin's main chain below which no wallet of this program can have anything; where the
+/// light client's headers begin.
+const FIRST_BIRTHDAY: u32 = 910_000;
 /// Longest file that is read as words, in octets.
 const WORDS_FILE_MAX_OCTETS: u64 = 2_048;
 
@@ -97,8 +98,10 @@ impl CreateArgs {
         }
         let words = Words::generate()?;
         let mut seed = Seed::new(words, new_passphrase(&common)?)?;
-        let offline = Offline::open(&common, role, &mut seed).await?;
-        offline.close().await?;
+        let connecting = connecting();
+        let opened = Offline::open(&common, role, &mut seed).await;
+        connecting.finish_and_clear();
+        opened?.close().await?;
         let birthday = seed.birthday().context("it was kept")?;
         if let Some(file) = &self.words_file {
             write_words(file, seed.words(), birthday)?;
@@ -129,7 +132,7 @@ impl RestoreArgs {
         let mut seed = Seed::new(words, new_passphrase(&common)?)?;
         seed.keep(&common.data_dir, common.network, birthday)?;
         let mut access = Access::open_offline(&common, role, &mut seed).await?;
-        let raw = access.summary().await?;
+        let raw = access.ask(Ask::Wallet).await?;
         access.close().await?;
         let status: WalletStatus = typed(&raw)?;
         print(self.place.json, &raw, &status, |status| show::restored(status, role))

@@ -8,14 +8,14 @@ mod show;
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
+pub(super) use self::access::{Access, Place, typed};
 use self::{
-    access::{Access, Place},
     make::{CreateArgs, PassphraseArgs, RestoreArgs, WordsArgs},
     pay::SendArgs,
 };
 use super::print;
 use crate::{
-    api::{AddressReport, PastReport, WalletAsk},
+    api::{AddressReport, Ask, PastReport, WalletAsk},
     runloop::status::WalletStatus,
     store::StoreRole,
 };
@@ -162,15 +162,15 @@ impl WalletArgs {
 
 async fn summary(place: Place, table: impl FnOnce(&WalletStatus) -> String) -> Result<()> {
     let mut access = Access::open(&place).await?;
-    let raw = access.summary().await?;
+    let raw = access.ask(Ask::Wallet).await?;
     access.close().await?;
-    print(place.json, &raw, &access::typed(&raw)?, table)
+    print(place.json, &raw, &typed(&raw)?, table)
 }
 
 impl AddressArgs {
     async fn run(self) -> Result<()> {
         let mut access = Access::open(&self.place).await?;
-        let answer: AddressReport = access.ask(WalletAsk::Address { new: self.new }).await?;
+        let answer: AddressReport = access.of_wallet(WalletAsk::Address { new: self.new }).await?;
         access.close().await?;
         let request = show::Request::new(&answer.address, self.amount, self.label)?;
         print(self.place.json, &crate::api::value(&request), &request, show::request)
@@ -180,7 +180,8 @@ impl AddressArgs {
 impl HistoryArgs {
     async fn run(self) -> Result<()> {
         let mut access = Access::open(&self.place).await?;
-        let past: Vec<PastReport> = access.ask(WalletAsk::History { limit: self.limit }).await?;
+        let past: Vec<PastReport> =
+            access.of_wallet(WalletAsk::History { limit: self.limit }).await?;
         access.close().await?;
         print(self.place.json, &crate::api::value(&past), &past, |past| show::history(past))
     }

@@ -91,7 +91,7 @@ impl SendArgs {
             Some(None) => bail!("--fee-rate is too high"),
             None => {
                 let blocks = self.fee.blocks();
-                let told: FeeRateReport = access.ask(WalletAsk::FeeRate { blocks }).await?;
+                let told: FeeRateReport = access.of_wallet(WalletAsk::FeeRate { blocks }).await?;
                 told.fee_sat_per_kwu
             }
         };
@@ -101,7 +101,7 @@ impl SendArgs {
             fee_sat_per_kwu: rate,
             preview: true,
         };
-        let preview: SendReport = access.ask(WalletAsk::Send(order.clone())).await?;
+        let preview: SendReport = access.of_wallet(WalletAsk::Send(order.clone())).await?;
         if !self.yes {
             if !is_terminal() {
                 bail!("nothing was sent: --yes says that it may be, without a terminal to ask on");
@@ -116,6 +116,6 @@ impl SendArgs {
             }
         }
         let order = SendOrder { preview: false, ..order };
-        Ok(Some(access.ask(WalletAsk::Send(order)).await?))
+        Ok(Some(access.of_wallet(WalletAsk::Send(order)).await?))
     }
 }

@@ -17,7 +17,7 @@ use super::{
         status::{Phase, Status, SubscriberStatus},
         wrong_role,
     },
-    BUDGET, Intent, Session, is_usable,
+    BUDGET, Intent, Session, export_refunds, is_usable,
 };
 use crate::api::{ApiError, Ask, Reply, value};
 
@@ -34,6 +34,7 @@ impl Session {
                 let channels: Vec<_> = self.buyer.channels().collect();
                 Ok(value(self.foundation.wallet_status(&channels)))
             }
+            Ask::Refunds => Ok(value(export_refunds(&mut self.foundation.wallet, &self.buyer))),
             Ask::Stations => Err(wrong_role("a subscriber has no stations: it is one")),
             Ask::Budget(change) => {
                 let budget = change.apply(self.budget).ok_or_else(|| {

@@ -4,6 +4,7 @@
 mod answer;
 mod close;
 mod errands;
+mod export;
 mod open;
 mod pay;
 mod stations;
@@ -28,8 +29,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub(super) use self::open::sign_refund;
 use self::{errands::Aside, stations::Membership};
+pub(super) use self::{
+    export::export_refunds,
+    open::{recover, sign_refund},
+};
 use super::{Foundation, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
     api::{Ask, ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
@@ -399,6 +403,7 @@ impl Session {
         self.foundation.follow_wallet(&event)?;
         match event {
             ChainEvent::Connected { height, block } => {
+                recover(&mut self.foundation.wallet, &mut self.buyer, &block, out);
                 self.buyer.connect(height, &block, out);
                 if self.synced {
                     for tx in self.buyer.unconfirmed() {

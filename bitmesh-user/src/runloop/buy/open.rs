@@ -20,7 +20,7 @@ use super::{
     super::{fee_rate, now, status::Phase},
     ACCOUNT_INTERVAL, Internal, RETRY, Session,
 };
-use crate::wallet::{Role, Wallet};
+use crate::wallet::{Recovered, Role, Wallet};
 
 /// Pause after a funding could not be replaced.
 const BUMP_PAUSE: Duration = Duration::from_mins(10);
@@ -226,10 +226,11 @@ impl Session {
         out: &mut Batch<SubscriberEvent, Action>,
     ) {
         let Some(channel) = self.buyer.book().get(&id) else { return };
-        let (script, capacity) = (channel.funding_script().clone(), channel.params().capacity);
+        let (params, key_index) = (channel.params().clone(), channel.key_index());
+        let capacity = params.capacity;
         let wallet = &mut self.foundation.wallet;
         let signed = match channel.funding_tx().map(Transaction::compute_txid) {
-            None => wallet.fund(script, capacity, rate, now()),
+            None => wallet.fund(&params, key_index, rate, now()),
             Some(last) => wallet.bump(last, rate, capacity / FUNDING_FEE_SHARE, now()),
         };
         match signed {
@@ -240,6 +241,8 @@ impl Session {
                     tx.compute_txid()
                 );
                 self.told();
+                // A replacement is shown to the provider at once.
+                self.aside.hold(id, Duration::ZERO);
                 if !self.buyer.funding_signed(id, tx, out) {
                     error!("the wallet's transaction does not fund channel {id}");
                 }
@@ -270,6 +273,24 @@ impl Session {
                 }
                 Err(error) => warn!("channel {} is not refunded yet: {error:#}", due.channel),
             }
+        }
+    }
+}
+
+/// Notes channels of this wallet's that a block funds and that are not known, as after a restore
+/// from the words. To be done before the block is connected.
+pub(in crate::runloop) fn recover(
+    wallet: &mut Wallet,
+    buyer: &mut Buyer,
+    block: &bitcoin::Block,
+    out: &mut Batch<SubscriberEvent, Action>,
+) {
+    for Recovered { params, key_index } in wallet.recover(&block.txdata) {
+        let (id, sat, expiry) = (params.id(), params.capacity.to_sat(), params.expiry_height);
+        if buyer.restored(params, key_index, out) {
+            info!(
+                "channel {id} of this wallet was found: {sat} sat come back after block {expiry}"
+            );
         }
     }
 }

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{
     super::{
-        chain_status, starting,
+        chain_status, no_refunds, starting,
         status::{HookStatus, ProviderStatus, Status},
         wrong_role,
     },
@@ -31,7 +31,7 @@ impl Session<'_> {
                 let channels: Vec<_> = self.controller.channels().collect();
                 Ok(value(self.foundation.wallet_status(&channels)))
             }
-            Ask::Refunds => Err(wrong_role("a provider has no refunds: it claims")),
+            Ask::Refunds => Err(no_refunds()),
             Ask::CloseOwn(_) => Err(wrong_role(
                 "a provider claims by itself when a subscriber closes or a channel ends",
             )),

@@ -367,10 +367,10 @@ impl<'a> Session<'a> {
         self.foundation.follow_wallet(&event)?;
         match event {
             ChainEvent::Connected { height, block } => {
+                self.watch.block();
                 if self.controller.synced() {
                     self.tasks.spawn(self.foundation.rebroadcast());
                 }
-                self.watch.block();
                 self.controller.handle(Input::BlockConnected { height, block }, out);
                 if self.controller.synced() {
                     self.ask_fees();

@@ -248,9 +248,27 @@ fn p9_all_channels_together_have_so_much_credit_before_confirmation_even_after_i
     provider.pay_on(&late, 100, &tx, CREDIT).unwrap();
     let (later, tx) = provider.offered(101);
     assert_eq!(error(provider.pay_on(&later, 101, &tx, 1)), PaymentError::TooMuchUnconfirmed);
-    // And so does time.
+    // Closing frees nothing.
+    let close = |key, channel: &ChannelReport| CloseRequest {
+        signature: sign(key, close_digest(&channel.channel)),
+        proposal: None,
+    };
+    for (key, (channel, _)) in &channels {
+        let (channel, close) = (channel.channel, close(*key, channel));
+        let own = CloseOwn::default();
+        provider.put(Input::Close { request: RequestId(7), channel, close, own });
+    }
+    assert_eq!(error(provider.pay_on(&later, 101, &tx, 1)), PaymentError::TooMuchUnconfirmed);
+    // Time frees what was lost, and not what may still be.
     provider.mine(100 + FUNDING_WINDOW_BLOCKS, vec![]);
-    provider.pay_on(&later, 101, &tx, 1).unwrap();
+    provider.pay_on(&later, 101, &tx, CREDIT).unwrap();
+    let (latest, tx) = provider.offered(102);
+    assert_eq!(error(provider.pay_on(&latest, 102, &tx, 1)), PaymentError::TooMuchUnconfirmed);
+    for (_, (channel, tx)) in channels {
+        let txid = tx.compute_txid();
+        provider.put(Input::OfferedGone { channel: channel.channel, txid });
+    }
+    provider.pay_on(&latest, 102, &tx, 1).unwrap();
 }
 
 #[test]

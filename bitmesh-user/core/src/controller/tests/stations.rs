@@ -257,4 +257,16 @@ fn another_funding_voids_the_payments_and_what_is_left_of_them_is_reclaimed() {
     let actions = provider.mine(101, vec![testing::funding_tx(&channel.params, 2)]);
     assert!(matches!(actions[..], [Action::Reclaim { limit: Octets(MIB), .. }]), "{actions:?}");
     assert_eq!(provider.controller.account(station(1)).credit_octets, Octets(0));
+    // A crash before the limit was lowered: the next start lowers it, and one after that starts too.
+    for honoured in [8 * MIB, MIB] {
+        let mut next = provider.replayed();
+        next.adopt(&[(station(1), Octets(honoured), down(MIB))]).unwrap();
+        let actions = next.resume().release(&Durable::committed());
+        let lowered = actions
+            .iter()
+            .any(|action| matches!(action, Action::Reclaim { limit, .. } if *limit == Octets(MIB)));
+        assert_eq!(lowered, honoured > MIB, "{actions:?}");
+        let more = [(station(1), Octets(8 * MIB + 1), down(MIB))];
+        assert!(provider.replayed().adopt(&more).is_err(), "more than was ever bought");
+    }
 }
