@@ -58,11 +58,13 @@ pub struct Trade<'a> {
     pub sell: &'a [&'a str],
     /// More flags of `bitmesh buy`.
     pub buy: &'a [&'a str],
+    /// Whether both ends are light clients of the node, and not users of its RPC.
+    pub light: bool,
 }
 
 impl Default for Trade<'_> {
     fn default() -> Self {
-        Self { price: 1_000, budget: 40_000, capacity: 50_000, sell: &[], buy: &[] }
+        Self { price: 1_000, budget: 40_000, capacity: 50_000, sell: &[], buy: &[], light: false }
     }
 }
 
@@ -74,22 +76,22 @@ impl<'a> World<'a> {
         // The provider gives its rights up, and has to get through to its own directory.
         fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711))?;
         let price = trade.price.to_string();
-        let url = node.url(NODE_FOR_EDGE);
         let instance = instance();
+        let source = source_flags(&node, NODE_FOR_EDGE, trade.light);
         let mut args = vec!["sell", "--lan", LAN, "--lan", FREELOADER_LAN, "--wan", WAN];
         args.extend(["--price", &price, "--instance", &instance]);
-        args.extend(["--node", &url, "--node-user", USER, "--node-password", PASSWORD]);
+        args.extend(source.iter().map(String::as_str));
         args.extend(["--network", "regtest"]);
         args.extend(trade.sell);
         let mut provider = Daemon::new(&topology.edge, &data.path().join("sell"), &args)?;
         provider.start()?;
 
         let (budget, capacity) = (trade.budget.to_string(), trade.capacity.to_string());
-        let url = node.url(NODE_FOR_SUBSCRIBER);
+        let source = source_flags(&node, NODE_FOR_SUBSCRIBER, trade.light);
+        let source: Vec<_> = source.iter().map(String::as_str).collect();
         let args = ["buy", "--budget", &budget, "--capacity", &capacity, "--lifetime", "400"];
-        let more = ["--node", &url, "--node-user", USER, "--node-password", PASSWORD];
         let last = ["--network", "regtest", "--instance", &instance];
-        let args = [&args[..], &more, &last, trade.buy].concat();
+        let args = [&args[..], &source, &last, trade.buy].concat();
         let subscriber = Daemon::new(&topology.subscriber, &data.path().join("buy"), &args)?;
         Ok(Self { node, provider, subscriber, data, instance })
     }
@@ -207,6 +209,15 @@ impl Drop for World<'_> {
 fn channel_of(daemon: &Daemon<'_>) -> Result<ChannelReport> {
     let channels: Vec<ChannelReport> = daemon.json(&["channels"])?;
     channels.into_iter().next_back().context("no channel")
+}
+
+/// Flags that name the node, as who reaches it at `address` uses it.
+fn source_flags(node: &Node<'_>, address: &str, light: bool) -> Vec<String> {
+    if light {
+        return vec!["--peer".into(), node.peer(address)];
+    }
+    let url = node.url(address);
+    ["--node", &url, "--node-user", USER, "--node-password", PASSWORD].map(Into::into).into()
 }
 
 /// Pins are the machine's, not a namespace's: each world has its own.

@@ -143,8 +143,8 @@ fn another_seed_or_a_second_daemon_does_not_touch_the_data() -> Result<()> {
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let mut second = topology.edge.command(bitmesh()?)?;
-    second.args(["sell", "--lan", LAN, "--network", "regtest", "--data-dir"]);
-    let output = second.arg(world.provider.directory()).output()?;
+    second.args(["sell", "--lan", LAN, "--network", "regtest", "--node", "http://127.0.0.1:1"]);
+    let output = second.arg("--data-dir").arg(world.provider.directory()).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("in use by another bitmesh"), "{said}");
 
