@@ -214,7 +214,7 @@ async fn broadcast(source: &dyn ChainSource, tx: &Transaction) -> Broadcast {
     match &outcome {
         Broadcast::Accepted => info!("broadcast {txid}"),
         Broadcast::Known => {}
-        Broadcast::Rejected { reason } => warn!("the network does not take {txid}: {reason}"),
+        Broadcast::Rejected { reason, .. } => warn!("the network does not take {txid}: {reason}"),
         Broadcast::Unreachable { reason } => warn!("{txid} was not broadcast: {reason}"),
     }
     outcome
