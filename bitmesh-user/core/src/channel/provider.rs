@@ -179,9 +179,12 @@ pub enum FundingError {
     /// Funded by another transaction, closing or over.
     #[error("the channel has another funding, or is over")]
     Closed,
-    /// See [`FUNDINGS_OFFERED_MAX`].
+    /// Of those that were taken ([`FUNDINGS_OFFERED_MAX`]), or that the network refused.
     #[error("too many fundings were presented for this channel")]
     TooMany,
+    /// Others have not arrived there yet.
+    #[error("other fundings are on their way to the network")]
+    Waiting,
     /// The network does not take it.
     #[error("the network does not take this transaction: {0}")]
     Refused(String),

@@ -25,7 +25,7 @@ use bitcoin::{
 
 pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
 pub use close::{CloseNeeds, CloseOwn};
-pub use funding::{Taken, UNCONFIRMED_CHANNELS_MAX};
+pub use funding::{FUNDINGS_REFUSED_MAX, PRESENTED_AT_ONCE_MAX, Taken, UNCONFIRMED_CHANNELS_MAX};
 pub use report::Refusal;
 pub use stations::StationsAsk;
 
@@ -248,6 +248,10 @@ pub struct Controller {
     fees: Option<FeeEstimates>,
     /// Claims that the network did not take for their fee.
     refused: BTreeSet<Txid>,
+    /// Channels whose funding is on its way to the network.
+    presenting: BTreeSet<ChannelId>,
+    /// How many fundings of a channel the network refused since the last block.
+    fundings_refused: BTreeMap<ChannelId, usize>,
     next_key_index: u32,
 }
 
@@ -269,6 +273,8 @@ impl Controller {
             synced: false,
             fees: None,
             refused: BTreeSet::new(),
+            presenting: BTreeSet::new(),
+            fundings_refused: BTreeMap::new(),
             next_key_index: 0,
         }
     }
@@ -337,6 +343,7 @@ impl Controller {
                 let from = out.entries().len();
                 self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
+                self.fundings_refused.clear();
                 self.closes_due(out);
                 self.broadcast_claims(out);
                 self.check_offered(out);
