@@ -637,6 +637,14 @@ impl ProviderChannel {
         self.course.finished
     }
 
+    /// Whether nothing is left that anybody could want to know of it: it is over without a funding,
+    /// a payment or a change of stations.
+    pub fn forgettable(&self) -> bool {
+        let unpaid = self.best.is_none() && self.void.is_empty();
+        let over = self.course.finished && self.course.funding.is_none();
+        over && unpaid && self.nonces.is_empty()
+    }
+
     /// Whether it counts against the caps on channels that cost their opener nothing.
     pub fn speculative(&self) -> bool {
         self.course.funding.is_none() && !self.course.finished

@@ -3,7 +3,7 @@
 use bitcoin::OutPoint;
 
 use super::*;
-use crate::channel::{FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, payment_sighash};
+use crate::channel::{FUNDINGS_OFFERED_MAX, FundingError, payment_sighash};
 
 const CREDIT: u64 = 20;
 
