@@ -157,11 +157,12 @@ impl Seller {
     fn check_memory(&self, context: &Context) -> Result<(), Violation> {
         let Some(controller) = &self.controller else { return Ok(()) };
         for (id, sold) in &context.audit.sold {
-            let known = controller.book().get(id).map(ProviderChannel::paid);
-            if known != Some(sold.paid()) {
+            // One that nothing was paid on is forgotten when it is over.
+            let known = controller.book().get(id).map_or(Amount::ZERO, ProviderChannel::paid);
+            if known != sold.paid() {
                 return violated(
                     "a restart knows the newest durable commitment",
-                    format!("{known:?} instead of {} on {id}", sold.paid()),
+                    format!("{known} instead of {} on {id}", sold.paid()),
                 );
             }
             if sold.forgot() {
@@ -326,10 +327,13 @@ impl Seller {
                 done.signed.push(Input::Presented { request, channel, tx, taken });
             }
             Action::CheckOffered(offered) => {
+                let height = context.chain.height();
+                let tip = context.chain.block(height).map(|(_, hash)| hash);
                 for (channel, tx) in offered {
                     if !self.blind && context.chain.accept(&tx).is_err() {
                         let txid = tx.compute_txid();
-                        done.signed.push(Input::OfferedGone { channel, txid });
+                        let gone = tip.map(|tip| Input::OfferedGone { channel, txid, tip });
+                        done.signed.extend(gone);
                     }
                 }
             }

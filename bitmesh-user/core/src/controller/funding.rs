@@ -1,7 +1,7 @@
 //! Fundings that subscribers present: handed to the network for them, and good for a little credit
 //! before a block holds them.
 
-use bitcoin::{Amount, Transaction, Txid};
+use bitcoin::{Amount, BlockHash, Transaction, Txid};
 
 use super::{Action, Answer, Controller, Out, Refusal, RequestId};
 use crate::channel::{ChannelId, FundingError, PaymentError, ProviderChannel, ProviderEvent};
@@ -113,10 +113,18 @@ impl Controller {
     }
 
     /// The network takes an offered funding no more: what it spends is spent elsewhere, or mempools
-    /// have put it out. What was paid on it, and not used, is taken back.
-    pub(super) fn offered_gone(&mut self, channel: ChannelId, txid: Txid, out: &mut Out) {
+    /// have put it out. What was paid on it, and not used, is taken back. While there are blocks that
+    /// were not followed yet nothing is: with the last of them it is asked for again.
+    pub(super) fn offered_gone(
+        &mut self,
+        channel: ChannelId,
+        txid: Txid,
+        tip: BlockHash,
+        out: &mut Out,
+    ) {
+        let followed = self.book.tips().last().is_some_and(|(_, newest)| newest == tip);
         let offered = self.book.get(&channel).and_then(ProviderChannel::offered_tx);
-        if offered.is_some_and(|tx| tx.compute_txid() == txid) {
+        if followed && offered.is_some_and(|tx| tx.compute_txid() == txid) {
             self.record(channel, ProviderEvent::FundingRevoked, out);
             self.share_of(&channel, out);
         }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use bitcoin::{
-    Amount, Block, FeeRate, Network, Script, ScriptBuf, Transaction, Txid,
+    Amount, Block, BlockHash, FeeRate, Network, Script, ScriptBuf, Transaction, Txid,
     secp256k1::{PublicKey, Secp256k1, VerifyOnly},
 };
 
@@ -121,6 +121,9 @@ pub enum Input {
         channel: ChannelId,
         /// The funding.
         txid: Txid,
+        /// The chain source's newest block after it refused: a funding in a block that was not
+        /// followed yet is refused, too.
+        tip: BlockHash,
     },
     /// A block on the tip.
     BlockConnected {
@@ -342,7 +345,9 @@ impl Controller {
             Input::Presented { request, channel, tx, taken } => {
                 self.presented(request, channel, &tx, taken, out);
             }
-            Input::OfferedGone { channel, txid } => self.offered_gone(channel, txid, out),
+            Input::OfferedGone { channel, txid, tip } => {
+                self.offered_gone(channel, txid, tip, out);
+            }
             Input::BlockConnected { height, block } => {
                 let from = out.entries().len();
                 self.book.connect(height, block.block_hash(), &block.txdata, out);

@@ -105,8 +105,9 @@ impl Session<'_> {
             for (channel, tx) in offered {
                 if let Broadcast::Rejected { reason, .. } = source.broadcast(&tx).await {
                     let txid = tx.compute_txid();
+                    let Ok((_, tip)) = source.tip().await else { continue };
                     warn!("funding {txid} of channel {channel} is taken no more: {reason}");
-                    let gone = Input::OfferedGone { channel, txid };
+                    let gone = Input::OfferedGone { channel, txid, tip };
                     let _ = internal.send(Internal::Told(Box::new(gone))).await;
                 }
             }

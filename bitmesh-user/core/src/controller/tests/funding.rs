@@ -67,6 +67,12 @@ impl Provider {
         }
     }
 
+    /// The network takes a channel's funding no more.
+    fn gone(&self, channel: &ChannelReport, funding: &Transaction) -> Input {
+        let (_, tip) = self.controller.book().tips().last().unwrap();
+        Input::OfferedGone { channel: channel.channel, txid: funding.compute_txid(), tip }
+    }
+
     /// The channel as it is told now.
     fn now(&self, channel: &ChannelReport) -> ChannelReport {
         self.controller.channel(&channel.channel).unwrap()
@@ -132,9 +138,14 @@ fn p9_credit_before_confirmation_is_bounded_and_taken_back_when_the_funding_is_s
     assert_eq!(error(provider.pay_on(&channel, SUBSCRIBER, &tx, CREDIT + 1)), early);
 
     let other = bitcoin::Txid::all_zeros();
-    let nothing = provider.put(Input::OfferedGone { channel: channel.channel, txid: other });
+    let gone = provider.gone(&channel, &tx);
+    let Input::OfferedGone { channel: id, txid, tip } = gone.clone() else { panic!() };
+    let nothing = provider.put(Input::OfferedGone { channel: id, txid: other, tip });
     assert!(nothing.is_empty(), "{nothing:?}");
-    let gone = Input::OfferedGone { channel: channel.channel, txid: tx.compute_txid() };
+    // A block that was not followed yet may hold it.
+    let tip = block(vec![tx.clone()], 101).block_hash();
+    let nothing = provider.put(Input::OfferedGone { channel: id, txid, tip });
+    assert!(nothing.is_empty(), "{nothing:?}");
     let actions = provider.put(gone.clone());
     let [Action::Reclaim { station: from, limit }] = actions.as_slice() else {
         panic!("{actions:?}");
@@ -283,7 +294,8 @@ fn p9_all_channels_together_have_so_much_credit_before_confirmation_even_after_i
     assert_eq!(refused, PaymentError::TooMuchUnconfirmed);
     // Fraud frees nothing.
     let (_, (cheat, spent)) = channels.pop().unwrap();
-    provider.put(Input::OfferedGone { channel: cheat.channel, txid: spent.compute_txid() });
+    let gone = provider.gone(&cheat, &spent);
+    provider.put(gone);
     assert_eq!(error(provider.pay_on(&late, 100, &tx, 1)), PaymentError::TooMuchUnconfirmed);
     // A confirmation does.
     let (_, (_, confirmed)) = channels.pop().unwrap();
@@ -310,8 +322,8 @@ fn p9_all_channels_together_have_so_much_credit_before_confirmation_even_after_i
     let (latest, tx) = provider.offered(102);
     assert_eq!(error(provider.pay_on(&latest, 102, &tx, 1)), PaymentError::TooMuchUnconfirmed);
     for (_, (channel, tx)) in channels {
-        let txid = tx.compute_txid();
-        provider.put(Input::OfferedGone { channel: channel.channel, txid });
+        let gone = provider.gone(&channel, &tx);
+        provider.put(gone);
     }
     provider.pay_on(&latest, 102, &tx, 1).unwrap();
 }
@@ -330,7 +342,7 @@ fn p10_after_a_reorganisation_the_credit_stands_until_the_funding_is_spent_elsew
     assert_eq!(provider.now(&channel).paid, Amount::from_sat(500));
     let actions = provider.mine(101, vec![]);
     assert!(matches!(actions.as_slice(), [Action::CheckOffered(_)]), "{actions:?}");
-    let gone = Input::OfferedGone { channel: channel.channel, txid: tx.compute_txid() };
+    let gone = provider.gone(&channel, &tx);
     let actions = provider.put(gone);
     assert!(matches!(actions.as_slice(), [Action::Reclaim { .. }]), "{actions:?}");
 }
