@@ -209,7 +209,7 @@ pub struct ProviderChannel {
     claim: Option<ClaimRecord>,
     payout_script: Option<ScriptBuf>,
     close: Option<CloseRecord>,
-    /// Tip when the first close was signed.
+    /// Tip when the first close was signed, or height of the block that it was in last.
     close_since: Option<u32>,
     nonces: BTreeSet<Nonce>,
 }
@@ -285,7 +285,7 @@ impl ProviderChannel {
                 }
                 self.turn_to(None);
             }
-            ProviderEvent::Unfunded => self.course.undo(Gone::Funding)?,
+            ProviderEvent::Unfunded => self.undo(Gone::Funding)?,
             ProviderEvent::Paid { paid, signature } => {
                 let params = &self.course.params;
                 let confirmed = self.course.outpoint().map(|at| (at, params.payable()));
@@ -323,7 +323,7 @@ impl ProviderChannel {
                 self.claim = Some(claim.clone());
             }
             ProviderEvent::Spent(spent) => self.course.spend(*spent)?,
-            ProviderEvent::Unspent => self.course.undo(Gone::Spend)?,
+            ProviderEvent::Unspent => self.undo(Gone::Spend)?,
             ProviderEvent::Finished => self.course.finished = true,
         }
         Ok(())
@@ -364,6 +364,15 @@ impl ProviderChannel {
             return Ok(None);
         }
         Ok(Some(ProviderEvent::Paid { paid, signature: *signature }))
+    }
+
+    /// A close that a reorganisation took out of its block is waited for anew: it costs the provider
+    /// nothing.
+    fn undo(&mut self, gone: Gone) -> Result<(), InvalidEvent> {
+        let close = self.close.as_ref().map(|close| close.tx.compute_txid());
+        let closed = self.course.spent.filter(|spent| Some(spent.txid) == close);
+        self.close_since = closed.map(|spent| spent.height).or(self.close_since);
+        self.course.undo(gone)
     }
 
     /// Commitments spend one outpoint: those on another funding are void while this one counts.
@@ -501,8 +510,8 @@ impl ProviderChannel {
         Ok(new.then_some(close))
     }
 
-    /// Whether a close that both signed is given time to confirm: once for each funding, and never
-    /// into the margin before the expiry.
+    /// Whether a close that both signed is given time to confirm: once for each funding, again when a
+    /// block that held it is no longer part of the chain, and never into the margin before the expiry.
     pub fn awaits_close(&self, tip: u32) -> bool {
         let expiring = tip.saturating_add(CLAIM_MARGIN_BLOCKS) >= self.course.params.expiry_height;
         let patient =

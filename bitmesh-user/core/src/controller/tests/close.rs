@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    channel::{Close, CloseError},
+    channel::{CLOSE_WAIT_BLOCKS, Close, CloseError},
     wire::CloseProposal,
 };
 
@@ -80,14 +80,36 @@ fn the_claim_waits_for_the_close_and_then_no_more() {
     provider.pay(&channel, 1_500);
     ask(&mut provider, &channel, None);
     ask(&mut provider, &channel, Some(300));
-    for height in 103..102 + crate::channel::CLOSE_WAIT_BLOCKS {
+    for height in 103..102 + CLOSE_WAIT_BLOCKS {
         let actions = provider.mine(height, vec![]);
         assert!(matches!(actions.as_slice(), [Action::Broadcast(_)]), "{height}: {actions:?}");
     }
     // The close stays good until a claim takes its place, which pays for both.
-    let actions = provider.mine(102 + crate::channel::CLOSE_WAIT_BLOCKS, vec![]);
+    let actions = provider.mine(102 + CLOSE_WAIT_BLOCKS, vec![]);
     let [Action::Broadcast(_), Action::Claim(claim)] = actions.as_slice() else {
         panic!("{actions:?}");
     };
     assert!(claim.fee() > Amount::from_sat(450), "{}", claim.fee());
+}
+
+#[test]
+fn p10_a_close_that_leaves_the_chain_again_is_sent_again_and_waited_for() {
+    const AT: u32 = 120;
+    let mut provider = Provider::new();
+    let channel = provider.opened();
+    provider.pay(&channel, 50_000);
+    ask(&mut provider, &channel, None);
+    let actions = ask(&mut provider, &channel, Some(300));
+    let [Action::Broadcast(tx), ..] = &actions[..] else { panic!("{actions:?}") };
+    provider.mine(AT, vec![tx.clone()]);
+    provider.put(Input::BlockDisconnected { height: AT });
+    for height in AT..AT + CLOSE_WAIT_BLOCKS {
+        let actions = provider.mine(height, vec![]);
+        assert!(
+            matches!(actions.as_slice(), [Action::Broadcast(sent)] if sent == tx),
+            "{height}: {actions:?}"
+        );
+    }
+    let actions = provider.mine(AT + CLOSE_WAIT_BLOCKS, vec![]);
+    assert!(matches!(actions.as_slice(), [Action::Broadcast(_), Action::Claim(_)]), "{actions:?}");
 }
