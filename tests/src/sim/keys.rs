@@ -59,8 +59,15 @@ impl Owner {
 
     /// Where its wallet is paid.
     pub fn script(self) -> ScriptBuf {
-        let key = PublicKey::new(pair(self, CHANNELS).public_key());
-        ScriptBuf::new_p2wpkh(&key.wpubkey_hash().expect("a compressed key"))
+        static SCRIPTS: OnceLock<Vec<ScriptBuf>> = OnceLock::new();
+        let scripts = SCRIPTS.get_or_init(|| {
+            let script = |owner| {
+                let key = PublicKey::new(pair(Self(owner), CHANNELS).public_key());
+                ScriptBuf::new_p2wpkh(&key.wpubkey_hash().expect("a compressed key"))
+            };
+            (0..PARTIES).map(script).collect()
+        });
+        scripts.get(self.0 % PARTIES).expect("a party").clone()
     }
 
     /// A transaction of its wallet that spends one output of [`Self::script`].
