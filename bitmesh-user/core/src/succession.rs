@@ -77,13 +77,7 @@ impl Buyer {
     /// What is to be done beside paying, the most urgent first.
     pub fn errands(&self, wants: &Wants<'_>) -> Vec<Errand> {
         let tip = self.book().tip();
-        let funds = |channel: &SubscriberChannel| {
-            let first = channel.status(tip) == ChannelStatus::Unfunded
-                && channel.funding_tx().is_none()
-                && !channel.finished();
-            first || channel.funding_bump_due(tip)
-        };
-        let funded = self.at(wants.url).filter(|(_, channel)| funds(channel));
+        let funded = self.at(wants.url).filter(|(_, channel)| channel.funding_due(tip));
         let mut errands: Vec<_> = funded.map(|(id, _)| Errand::Fund(*id)).collect();
         errands.extend(self.left_behind(wants).map(Errand::Leave));
         errands.extend(self.next_channel(wants));

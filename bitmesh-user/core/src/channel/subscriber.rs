@@ -347,6 +347,14 @@ impl SubscriberChannel {
             && self.fundings.last().is_some_and(overdue)
     }
 
+    /// Whether a funding is to be signed: the first one while the channel can still be used, or one
+    /// that replaces the last. To be asked right before it is signed: one that the channel doesn't
+    /// follow locks up all of the capacity until the expiry.
+    pub fn funding_due(&self, tip: u32) -> bool {
+        let unused = self.fundings.is_empty() && self.status(tip) == ChannelStatus::Unfunded;
+        unused || self.funding_bump_due(tip)
+    }
+
     /// What it means that the provider says that it counts on `outpoint`.
     pub fn funding_taken(&self, outpoint: OutPoint) -> Option<SubscriberEvent> {
         let own = self.funding_outpoints().any(|own| own == outpoint);

@@ -225,7 +225,10 @@ impl Session {
         rate: FeeRate,
         out: &mut Batch<SubscriberEvent, Action>,
     ) {
-        let Some(channel) = self.buyer.book().get(&id) else { return };
+        // The channel may have ended, or a block come, while the rate was asked for.
+        let tip = self.buyer.book().tip();
+        let channel = self.buyer.book().get(&id).filter(|channel| channel.funding_due(tip));
+        let Some(channel) = channel else { return };
         let (params, key_index) = (channel.params().clone(), channel.key_index());
         let capacity = params.capacity;
         let wallet = &mut self.foundation.wallet;
