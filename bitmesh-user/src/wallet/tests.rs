@@ -193,6 +193,8 @@ fn p18_a_wallet_made_anew_finds_its_channels_by_what_their_fundings_carry() {
     };
     let tx = before.fund(&params, 3, FeeRate::from_sat_per_vb(2).unwrap(), 1).unwrap();
     assert_eq!(tx.output.len(), 3, "channel, change, and what brings it back");
+    assert_eq!(before.unconfirmed(), [tx.clone()]);
+    assert!(before.funds_channel(&tx), "so that only the channel broadcasts it again");
     let second = holding(&before, tx.clone());
 
     let mut again = wallet();
