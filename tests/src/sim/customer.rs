@@ -497,7 +497,7 @@ impl Customer {
             return Ok(());
         }
         let mut out = Out::default();
-        buyer.negotiated(params, offer.offer.provider, URL.into(), &mut out);
+        buyer.negotiated(params, offer.offer.provider, URL.into(), buyer.book().tip(), &mut out);
         self.settle(out, context)
     }
 

@@ -47,7 +47,7 @@ pub enum SubscriberEvent {
         provider: XOnlyPublicKey,
         /// Where its API is.
         url: String,
-        /// Tip when they were agreed.
+        /// Tip when they were agreed, by the provider's word where the own one was older.
         height: u32,
     },
     /// Found again by what its funding carries. It is never paid on: what was, nobody here knows.
@@ -332,9 +332,20 @@ impl SubscriberChannel {
     /// Whether the newest funding is to be broadcast: no block holds one, and it is not too late
     /// for one.
     pub fn funding_waits(&self, tip: u32) -> Option<&Transaction> {
-        let late = self.agreed_height.saturating_add(FUNDING_WINDOW_BLOCKS - FUNDING_LATE_BLOCKS);
-        let waits = self.course.awaits_funding() && tip < late;
+        let waits = self.course.awaits_funding() && !self.is_late(tip);
         self.funding_tx().filter(|_| waits)
+    }
+
+    /// Whether what was signed to fund it came too late, for all that is known: nothing is done for
+    /// it any more, and another channel takes its place. It is followed on: should one of its
+    /// fundings be in a block after all, it is used, or refunded when its end has come.
+    pub fn given_up(&self, tip: u32) -> bool {
+        self.course.awaits_funding() && !self.fundings.is_empty() && self.is_late(tip)
+    }
+
+    fn is_late(&self, tip: u32) -> bool {
+        let window = FUNDING_WINDOW_BLOCKS - FUNDING_LATE_BLOCKS;
+        tip >= self.agreed_height.saturating_add(window)
     }
 
     /// Whether the newest funding has waited so long that one with a higher fee is to replace it.
@@ -468,6 +479,11 @@ impl SubscriberChannel {
         self.key_index
     }
 
+    /// The height at which the terms were agreed.
+    pub fn agreed_height(&self) -> u32 {
+        self.agreed_height
+    }
+
     /// Whether it was found again by what its funding carries, and what was paid is not known.
     pub fn restored(&self) -> bool {
         self.restored
@@ -486,6 +502,11 @@ impl SubscriberChannel {
     /// The newest funding that was signed.
     pub fn funding_tx(&self) -> Option<&Transaction> {
         self.fundings.last().map(|(tx, _)| tx)
+    }
+
+    /// All fundings that were signed, oldest first.
+    pub fn fundings(&self) -> impl DoubleEndedIterator<Item = &Transaction> {
+        self.fundings.iter().map(|(tx, _)| tx)
     }
 
     /// The funding that the provider counts on before it is in a block.

@@ -34,7 +34,7 @@ pub(super) use self::{
     export::export_refunds,
     open::{recover, sign_refund},
 };
-use super::{Foundation, provider_url, status::Phase, stop_signal, unlock};
+use super::{Foundation, now, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
     api::{Ask, ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
     chain::ChainEvent,
@@ -274,6 +274,7 @@ impl Session {
         match channel.status(tip) {
             ChannelStatus::Open => self.pay(id, counted, out),
             _ if channel.payable(tip) > Amount::ZERO => self.pay(id, counted, out),
+            ChannelStatus::Unfunded if channel.given_up(tip) => self.active = None,
             ChannelStatus::Unfunded if channel.funding_tx().is_none() => {}
             ChannelStatus::Unfunded => {
                 self.say(Phase::Confirming, "the funding waits for a block");
@@ -410,6 +411,11 @@ impl Session {
                         self.broadcast(tx);
                     }
                     self.tasks.spawn(self.foundation.rebroadcast());
+                    for (_, channel) in self.buyer.book().iter() {
+                        if channel.given_up(height) {
+                            self.foundation.wallet.give_up(channel.fundings(), now());
+                        }
+                    }
                 }
                 let due = self.buyer.refunds_due();
                 if !due.is_empty() {

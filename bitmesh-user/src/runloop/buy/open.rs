@@ -210,7 +210,8 @@ impl Session {
             );
         }
         let url = self.provider.url().to_owned();
-        let id = self.buyer.negotiated(params, offer.offer.provider, url, out);
+        let height = params.expiry_height.saturating_sub(self.config.lifetime);
+        let id = self.buyer.negotiated(params, offer.offer.provider, url, height, out);
         info!("channel {id} agreed on");
         if report.account != self.membership.account {
             // Other counters: of an account that nothing was counted of yet.
