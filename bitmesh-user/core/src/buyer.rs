@@ -183,6 +183,17 @@ impl Buyer {
         self.book.record(channel, SubscriberEvent::CloseRequested { height }, out);
     }
 
+    /// The provider refused a payment, with this code. True, and the channel is left, when it will
+    /// never take one on it again: it closed the channel, lost it, or has another payment than the
+    /// journal here.
+    pub fn payment_refused(&mut self, channel: ChannelId, code: &str, out: &mut Out) -> bool {
+        let gone = matches!(code, "closed" | "unknown-channel" | "stale-payment");
+        if gone {
+            self.close(channel, out);
+        }
+        gone
+    }
+
     /// The close to sign and propose now ([`SubscriberChannel::close_due`]).
     pub fn close_due(
         &self,

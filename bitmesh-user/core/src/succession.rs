@@ -389,6 +389,24 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_that_its_provider_takes_no_payments_on_is_left_for_another() {
+        for code in ["closed", "unknown-channel", "stale-payment"] {
+            let mut subscriber = Subscriber::new();
+            let first = ready(&mut subscriber);
+            subscriber.pay(first, 1, 5);
+            for passing in ["unconfirmed", "station-table-full"] {
+                subscriber.act(|buyer, out| assert!(!buyer.payment_refused(first, passing, out)));
+            }
+            assert_eq!(subscriber.errands(100_000), []);
+            subscriber.act(|buyer, out| assert!(buyer.payment_refused(first, code, out)));
+            assert_eq!(subscriber.errands(100_000), [Errand::Open, Errand::Close(first)]);
+            let second = subscriber.open(5, 2_000);
+            subscriber.mine(vec![]);
+            assert_eq!(subscriber.active(), Some(second));
+        }
+    }
+
+    #[test]
     fn nothing_is_opened_with_who_billed_too_much() {
         let mut subscriber = Subscriber::new();
         let first = ready(&mut subscriber);

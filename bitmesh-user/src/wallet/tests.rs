@@ -193,7 +193,7 @@ fn p18_a_wallet_made_anew_finds_its_channels_by_what_their_fundings_carry() {
     };
     let tx = before.fund(&params, 3, FeeRate::from_sat_per_vb(2).unwrap(), 1).unwrap();
     assert_eq!(tx.output.len(), 3, "channel, change, and what brings it back");
-    assert_eq!(before.unconfirmed(), [tx.clone()]);
+    assert_eq!(before.unconfirmed(), std::slice::from_ref(&tx));
     assert!(before.funds_channel(&tx), "so that only the channel broadcasts it again");
     let second = holding(&before, tx.clone());
 
@@ -231,7 +231,7 @@ fn p1_what_a_transaction_and_its_replacement_spend_is_free_again_when_they_are_g
     let to = ScriptBuf::new_p2wsh(&bitcoin::WScriptHash::hash(b"channel"));
     let first = wallet.pay(&to, Sum::Sat(50_000), rate, 1).unwrap().tx;
     let second = wallet.bump(first.compute_txid(), rate, Amount::from_sat(5_000), 2).unwrap();
-    assert_eq!(wallet.unconfirmed(), [second.clone()]);
+    assert_eq!(wallet.unconfirmed(), std::slice::from_ref(&second));
     let mut changes: Vec<String> = wallet.take_changes().unwrap().into_iter().collect();
     wallet.give_up([&first, &second].into_iter(), 3);
     assert_eq!(wallet.unconfirmed(), []);

@@ -9,6 +9,7 @@ use bitmesh_core::{
         Batch, CAPACITY_MIN, ChannelId, ChannelParams, ChannelStatus, DUST, Durable, Entry,
         PROTOCOL_VERSION, RESERVE, Refund, SubscriberChannel, SubscriberEvent, close_digest,
     },
+    controller::Refusal,
     offer::SignedOffer,
     payer::{Next, Payer},
     succession::{Errand, Wants},
@@ -616,7 +617,10 @@ impl Customer {
                 self.close_answered(id, *report, context)?;
             }
             (Answer::Refused(_), Ask::Open(_)) if context.one_in(3) => self.steps = 0,
-            (Answer::Refused(_), Ask::Pay(..)) => self.steps = self.steps.saturating_sub(1),
+            (Answer::Refused(refusal), Ask::Pay(id, _)) => {
+                self.steps = self.steps.saturating_sub(1);
+                self.payment_refused(id, &refusal, context)?;
+            }
             _ => {}
         }
         if !matches!(asked_again, Answer::Refused(_) | Answer::Unreachable) {
@@ -624,6 +628,22 @@ impl Customer {
         }
         self.plan_step(context);
         Ok(())
+    }
+
+    fn payment_refused(
+        &mut self,
+        id: ChannelId,
+        refusal: &Refusal,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        let mut out = Out::default();
+        if let Some(buyer) = &mut self.buyer
+            && buyer.payment_refused(id, refusal.code(), &mut out)
+            && self.active == Some(id)
+        {
+            self.unacknowledged = false;
+        }
+        self.settle(out, context)
     }
 
     /// Starts to count.

@@ -75,7 +75,7 @@ enum Internal {
     Presented(ChannelId, Result<Box<ChannelReport>, ClientError>),
     RefundRate(Vec<DueRefund>, FeeRate),
     Account(Octets, Instant, Result<AccountReport, ClientError>),
-    Paid(Amount, Octets, Instant, Result<PaymentReply, ClientError>),
+    Paid(ChannelId, Amount, Octets, Instant, Result<PaymentReply, ClientError>),
     Closing(ChannelId, FeeRate, Result<Box<ChannelReport>, ClientError>),
     Channel(Result<Box<ChannelReport>, ClientError>),
     Bound(Result<(), ClientError>),
@@ -368,8 +368,8 @@ impl Session {
                     self.report(account, counted, sent, out);
                 }
             }
-            Internal::Paid(paid, counted, sent, Ok(reply)) => {
-                if reply.paid >= paid {
+            Internal::Paid(id, paid, counted, sent, Ok(reply)) => {
+                if reply.paid >= paid && self.active == Some(id) {
                     self.unacknowledged = false;
                 }
                 let bound = reply.account.bound;
@@ -385,10 +385,11 @@ impl Session {
             Internal::Account(_, _, Err(error))
             | Internal::Channel(Err(error))
             | Internal::Bound(Err(error)) => self.failed(&error),
-            Internal::Offer(_, Err(error))
-            | Internal::Opened(_, Err(error))
-            | Internal::Closing(_, _, Err(error)) => self.errand_failed(&error),
-            Internal::Paid(_, _, _, Err(error)) => self.payment_failed(&error),
+            Internal::Offer(_, Err(error)) | Internal::Opened(_, Err(error)) => {
+                self.errand_failed(&error);
+            }
+            Internal::Closing(id, _, Err(error)) => self.close_failed(id, &error),
+            Internal::Paid(id, _, _, _, Err(error)) => self.payment_failed(id, &error, out),
         }
         Ok(())
     }
