@@ -92,9 +92,17 @@ impl Buyer {
         errands
     }
 
-    /// Sum of all payments, on all channels.
+    /// Sum of all payments, on all channels, and of what is owed again after another funding than
+    /// the one that was paid on confirmed.
     pub fn spent(&self) -> Amount {
-        self.book().iter().map(|(_, channel)| channel.paid()).sum()
+        self.book().iter().map(|(_, channel)| channel.promised()).sum()
+    }
+
+    /// What one channel may be paid in all, for all together to stay within `budget`.
+    pub fn budget_of(&self, channel: &ChannelId, budget: Amount) -> Amount {
+        let own = self.book().get(channel).map_or(Amount::ZERO, SubscriberChannel::promised);
+        let elsewhere = self.spent().checked_sub(own).unwrap_or_default();
+        budget.checked_sub(elsewhere).unwrap_or_default()
     }
 
     fn at<'a>(
@@ -386,6 +394,33 @@ mod tests {
         assert_eq!(subscriber.errands(100_000), [], "it is young");
         subscriber.mine_until(3_000 + FUNDING_BUMP_BLOCKS);
         assert_eq!(subscriber.errands(100_000), [Errand::Fund(id)]);
+    }
+
+    #[test]
+    fn p9_what_is_owed_again_after_another_funding_confirmed_counts_as_spent() {
+        let mut subscriber = Subscriber::new();
+        let params = ChannelParams { unconfirmed_max: Amount::from_sat(50), ..params() };
+        let (id, tx) = subscriber.sign(1, params, 100);
+        let taken = crate::channel::funding_outpoint(
+            subscriber.buyer.book().get(&id).unwrap().params(),
+            &tx,
+        );
+        subscriber.act(|buyer, out| buyer.funding_taken(id, taken.unwrap(), out));
+        subscriber.pay(id, 1, 40);
+        let mut other = tx;
+        other.output[0].value -= Amount::ONE_SAT;
+        subscriber.act(|buyer, out| assert!(buyer.funding_signed(id, other.clone(), out)));
+        subscriber.mine(vec![other]);
+        subscriber.mine(vec![]);
+        assert_eq!(subscriber.buyer.book().get(&id).unwrap().owed(), Some(Amount::from_sat(40)));
+        assert_eq!(subscriber.buyer.spent(), Amount::from_sat(40));
+        let budget = Amount::from_sat(100);
+        assert_eq!(subscriber.buyer.budget_of(&id, budget), budget);
+        let second = subscriber.open(5, 3_000);
+        assert_eq!(subscriber.buyer.budget_of(&second, budget), Amount::from_sat(60));
+        subscriber.pay(id, 1, 45);
+        assert_eq!(subscriber.buyer.spent(), Amount::from_sat(45), "not paid twice");
+        assert_eq!(subscriber.buyer.budget_of(&second, Amount::from_sat(44)), Amount::ZERO);
     }
 
     #[test]

@@ -549,12 +549,11 @@ impl Customer {
             return Ok(());
         }
         let Some(payer) = &self.payer else { return Ok(()) };
-        let elsewhere: Amount =
-            buyer.book().iter().filter(|(other, _)| **other != id).map(|(_, c)| c.paid()).sum();
-        let budget = self.budget.checked_sub(elsewhere).unwrap_or_default();
+        let budget = buyer.budget_of(&id, self.budget);
         let (params, payable) = (channel.params(), channel.payable(buyer.book().tip()));
         // What was used on credit for a funding that another one took the place of is paid first.
         let next = match channel.owed().filter(|owed| *owed <= payable) {
+            Some(owed) if owed > budget => Next::BudgetSpent,
             Some(owed) => Next::Pay(owed),
             None => payer.next(channel.paid(), payable, budget, &params.schedule),
         };

@@ -300,8 +300,12 @@ impl SubscriberChannel {
     /// What was paid on a funding that another one took the place of, where it is more than was
     /// paid on that: it was used, and is owed again.
     pub fn owed(&self) -> Option<Amount> {
-        let most = self.best.values().map(|(paid, _)| *paid).max()?;
-        (most > self.paid()).then_some(most)
+        Some(self.promised()).filter(|most| *most > self.paid())
+    }
+
+    /// The most that was signed on any funding: paid, or owed again.
+    pub fn promised(&self) -> Amount {
+        self.best.values().map(|(paid, _)| *paid).max().unwrap_or_default()
     }
 
     /// What commitments spend: the confirmed funding, else the one that the provider took.

@@ -66,12 +66,12 @@ impl Session {
         }
         let Some(payer) = &self.payer else { return };
         let paid = channel.paid();
-        let elsewhere = self.buyer.spent().checked_sub(paid).unwrap_or_default();
-        let budget = self.budget.checked_sub(elsewhere).unwrap_or_default();
+        let budget = self.buyer.budget_of(&id, self.budget);
         let params = channel.params();
         let payable = channel.payable(self.buyer.book().tip());
         // What was used on credit for a funding that another one took the place of is paid first.
         let next = match channel.owed().filter(|owed| *owed <= payable) {
+            Some(owed) if owed > budget => Next::BudgetSpent,
             Some(owed) => Next::Pay(owed),
             None => payer.next(paid, payable, budget, &params.schedule),
         };
