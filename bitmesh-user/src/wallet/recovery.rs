@@ -57,7 +57,8 @@ impl Wallet {
     fn recovered(&mut self, recovery: Recovery, capacity: Amount) -> Recovered {
         let key_index = recovery.key_index;
         let own = self.channel_public_key(Role::Subscriber, key_index);
-        let remainder = self.remainder_script();
+        // Made up: nothing will be paid to it.
+        let remainder = self.unused_address().script_pubkey();
         let params = recovery.params(self.inner.network(), own, capacity, remainder);
         Recovered { params, key_index }
     }

@@ -12,7 +12,7 @@ mod stations;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use bitcoin::{Amount, FeeRate};
+use bitcoin::{Amount, FeeRate, ScriptBuf};
 use bitmesh_core::{
     bitcoin,
     buyer::{Action, Buyer, DueRefund},
@@ -102,6 +102,8 @@ struct Session {
     unseen_since: Instant,
     budget: Amount,
     offer: Option<SignedOffer>,
+    /// For the next channel, once one was asked for.
+    remainder_script: Option<ScriptBuf>,
     /// What miners wanted when the offer was asked for.
     fee_rate: FeeRate,
     /// The channel that is paid on, and what belongs to it.
@@ -170,6 +172,7 @@ impl Session {
             unseen_since: now,
             budget,
             offer: None,
+            remainder_script: None,
             fee_rate: FeeRate::BROADCAST_MIN,
             active,
             payer: None,
