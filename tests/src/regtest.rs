@@ -75,6 +75,11 @@ impl<'a> Node<'a> {
 
     /// Starts the process again, on the chain that it had.
     pub fn launch(&mut self) -> Result<()> {
+        self.launch_with(&[])
+    }
+
+    /// The same, with more settings.
+    pub fn launch_with(&mut self, settings: &[&str]) -> Result<()> {
         let log = fs::File::create(self.directory.path().join("out.log"))?;
         let mut command = self.namespace.command(&self.program)?;
         command
@@ -99,6 +104,7 @@ impl<'a> Node<'a> {
                 "-printtoconsole=0",
                 "-persistmempool=1",
             ])
+            .args(settings)
             .arg(format!("-rpcport={}", self.port))
             .arg(format!("-bind=0.0.0.0:{}", self.port + PEER_PORT_ABOVE))
             .arg(format!("-rpcuser={USER}"))

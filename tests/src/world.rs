@@ -16,9 +16,11 @@ use bitmesh_core::{
     wire::{AccountReport, ChannelReport},
 };
 use bitmesh_user::{
-    dataplane,
+    dataplane, http,
     runloop::status::{Phase, ProviderStatus, Status, SubscriberStatus, WalletStatus},
 };
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
@@ -56,11 +58,13 @@ pub struct Trade<'a> {
     pub sell: &'a [&'a str],
     /// More flags of `bitmesh buy`.
     pub buy: &'a [&'a str],
+    /// Whether both ends are light clients of the node, and not users of its RPC.
+    pub light: bool,
 }
 
 impl Default for Trade<'_> {
     fn default() -> Self {
-        Self { price: 1_000, budget: 40_000, capacity: 50_000, sell: &[], buy: &[] }
+        Self { price: 1_000, budget: 40_000, capacity: 50_000, sell: &[], buy: &[], light: false }
     }
 }
 
@@ -72,22 +76,22 @@ impl<'a> World<'a> {
         // The provider gives its rights up, and has to get through to its own directory.
         fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711))?;
         let price = trade.price.to_string();
-        let url = node.url(NODE_FOR_EDGE);
         let instance = instance();
+        let source = source_flags(&node, NODE_FOR_EDGE, trade.light);
         let mut args = vec!["sell", "--lan", LAN, "--lan", FREELOADER_LAN, "--wan", WAN];
         args.extend(["--price", &price, "--instance", &instance]);
-        args.extend(["--node", &url, "--node-user", USER, "--node-password", PASSWORD]);
+        args.extend(source.iter().map(String::as_str));
         args.extend(["--network", "regtest"]);
         args.extend(trade.sell);
         let mut provider = Daemon::new(&topology.edge, &data.path().join("sell"), &args)?;
         provider.start()?;
 
         let (budget, capacity) = (trade.budget.to_string(), trade.capacity.to_string());
-        let url = node.url(NODE_FOR_SUBSCRIBER);
+        let source = source_flags(&node, NODE_FOR_SUBSCRIBER, trade.light);
+        let source: Vec<_> = source.iter().map(String::as_str).collect();
         let args = ["buy", "--budget", &budget, "--capacity", &capacity, "--lifetime", "400"];
-        let more = ["--node", &url, "--node-user", USER, "--node-password", PASSWORD];
         let last = ["--network", "regtest", "--instance", &instance];
-        let args = [&args[..], &more, &last, trade.buy].concat();
+        let args = [&args[..], &source, &last, trade.buy].concat();
         let subscriber = Daemon::new(&topology.subscriber, &data.path().join("buy"), &args)?;
         Ok(Self { node, provider, subscriber, data, instance })
     }
@@ -207,8 +211,35 @@ fn channel_of(daemon: &Daemon<'_>) -> Result<ChannelReport> {
     channels.into_iter().next_back().context("no channel")
 }
 
+/// Flags that name the node, as who reaches it at `address` uses it.
+fn source_flags(node: &Node<'_>, address: &str, light: bool) -> Vec<String> {
+    if light {
+        return vec!["--peer".into(), node.peer(address)];
+    }
+    let url = node.url(address);
+    ["--node", &url, "--node-user", USER, "--node-password", PASSWORD].map(Into::into).into()
+}
+
 /// Pins are the machine's, not a namespace's: each world has its own.
 fn instance() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     own_name(&NEXT.fetch_add(1, Ordering::Relaxed).to_string())
+}
+
+/// What the API answers to the subscriber.
+pub fn ask(
+    topology: &Topology,
+    method: &Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(StatusCode, Value)> {
+    topology.subscriber.block_on(async || {
+        let client = http::plain().timeout(Duration::from_secs(20)).build()?;
+        let mut request = client.request(method.clone(), format!("{}{path}", World::api()));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await?;
+        Ok((answer.status(), answer.json().await?))
+    })
 }

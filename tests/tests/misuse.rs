@@ -21,14 +21,14 @@ use bitmesh_tests::{
     regtest::{Node, PASSWORD, USER},
     sweep::sweep,
     topology::{EDGE_V4, LAN, Topology},
-    world::{Trade, World},
+    world::{Trade, World, ask},
 };
 use bitmesh_user::{
-    dataplane, http,
+    dataplane,
     wallet::{Seed, Words},
 };
 use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const COINS: Amount = Amount::from_sat(200_000);
 const NOBODY: u32 = 65_534;
@@ -143,8 +143,8 @@ fn another_seed_or_a_second_daemon_does_not_touch_the_data() -> Result<()> {
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let mut second = topology.edge.command(bitmesh()?)?;
-    second.args(["sell", "--lan", LAN, "--network", "regtest", "--data-dir"]);
-    let output = second.arg(world.provider.directory()).output()?;
+    second.args(["sell", "--lan", LAN, "--network", "regtest", "--node", "http://127.0.0.1:1"]);
+    let output = second.arg("--data-dir").arg(world.provider.directory()).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("in use by another bitmesh"), "{said}");
 
@@ -171,24 +171,6 @@ fn another_seed_or_a_second_daemon_does_not_touch_the_data() -> Result<()> {
         fs::set_permissions(file, fs::Permissions::from_mode(0o600))?;
     }
     world.provider.start()
-}
-
-/// What the API answers to the subscriber.
-fn send(
-    topology: &Topology,
-    method: &Method,
-    path: &str,
-    body: Option<&Value>,
-) -> Result<(StatusCode, Value)> {
-    topology.subscriber.block_on(async || {
-        let client = http::plain().timeout(Duration::from_secs(20)).build()?;
-        let mut request = client.request(method.clone(), format!("{}{path}", World::api()));
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let answer = request.send().await?;
-        Ok((answer.status(), answer.json().await?))
-    })
 }
 
 #[test]
@@ -218,7 +200,7 @@ fn hostile_requests_get_an_answer_and_change_nothing() -> Result<()> {
         (&"/v1/channels".to_owned(), json!({"offer": "00".repeat(32)}), 400, "json"),
     ];
     for (path, body, status, code) in cases {
-        let (got, answer) = send(&topology, &Method::POST, path, Some(&body))?;
+        let (got, answer) = ask(&topology, &Method::POST, path, Some(&body))?;
         let error: ErrorBody = serde_json::from_value(answer).context("an error's body")?;
         assert_eq!((got.as_u16(), error.error.as_str()), (status, code), "{path} {body}");
         assert!(!error.r#try.is_empty());
@@ -247,6 +229,6 @@ fn hostile_requests_get_an_answer_and_change_nothing() -> Result<()> {
 
     let after = world.channel()?.1;
     assert_eq!((before.status, before.commitments), (after.status, after.commitments));
-    assert_eq!(send(&topology, &Method::GET, "/v1/offer", None)?.0, StatusCode::OK);
+    assert_eq!(ask(&topology, &Method::GET, "/v1/offer", None)?.0, StatusCode::OK);
     Ok(())
 }

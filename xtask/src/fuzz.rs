@@ -18,7 +18,7 @@ const TARGETS: &[(&str, u32)] = &[
     // Larger than every body that a peer sends in earnest.
     ("wire", 4_096),
     ("offer", 2_048),
-    ("journal", 4_096),
+    ("journal", 8_192),
 ];
 
 /// Flags of `cargo xtask fuzz`.

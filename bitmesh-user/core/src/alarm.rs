@@ -140,9 +140,10 @@ fn of_source(stakes: Stakes, sight: Sight) -> Option<Alarm> {
     let near = sight.height_at_most().saturating_add(ALARM_LEAD_BLOCKS) >= margin;
     let (level, haste) = if near { (Level::Error, "at once") } else { (Level::Warning, "soon") };
     let message = format!(
-        "{what} since block {}: {} wait to be claimed, the first of it from block {margin} on. \
+        "{what} since block {}: {} sat wait to be claimed, the first of it from block {margin} on. \
          Repair it {haste}; at block {expiry} subscribers can take it back",
-        sight.tip, stakes.paid
+        sight.tip,
+        stakes.paid.to_sat()
     );
     Some(Alarm { kind, level, message })
 }
@@ -154,7 +155,9 @@ fn of_claim(id: ChannelId, channel: &ProviderChannel, tip: u32) -> Option<Alarm>
     let (paid, expiry) = (channel.paid(), channel.params().expiry_height);
     let left = blocks_left(expiry, tip);
     let offered = match channel.claim() {
-        Some(claim) => format!("a claim that pays miners {} is in no block", claim.fee),
+        Some(claim) => {
+            format!("a claim that pays miners {} sat is in no block", claim.fee.to_sat())
+        }
         None => "claiming it costs more than its share of that at present".into(),
     };
     let (kind, level) = if left < CLAIM_URGENT_BLOCKS {
@@ -166,8 +169,9 @@ fn of_claim(id: ChannelId, channel: &ProviderChannel, tip: u32) -> Option<Alarm>
     };
     let done = expiry.saturating_sub(CLAIM_DONE_BLOCKS);
     let message = format!(
-        "channel {id} paid {paid}, and {offered}; it should be settled by block {done}, {left} \
-         blocks from now. The fee is raised as time runs out; check that the chain source relays"
+        "channel {id} paid {} sat, and {offered}; it should be settled by block {done}, {left} \
+         blocks from now. The fee is raised as time runs out; check that the chain source relays",
+        paid.to_sat()
     );
     Some(Alarm { kind, level, message })
 }

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use bitcoin::{
     Amount, OutPoint, ScriptBuf, Transaction, Txid,
-    consensus::serde::{Hex, With},
     secp256k1::{PublicKey, ecdsa::Signature},
 };
 use serde::{Deserialize, Serialize};
@@ -47,7 +46,7 @@ pub struct OpenRequest {
 #[serde(deny_unknown_fields)]
 pub struct FundingRequest {
     /// In consensus encoding, hexadecimal.
-    #[serde(with = "With::<Hex>")]
+    #[serde(with = "crate::hexadecimal")]
     pub tx: Transaction,
 }
 
@@ -109,7 +108,7 @@ pub struct ChannelReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClosedByBoth {
     /// In hexadecimal.
-    #[serde(with = "With::<Hex>")]
+    #[serde(with = "crate::hexadecimal")]
     pub tx: Transaction,
 }
 

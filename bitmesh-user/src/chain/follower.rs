@@ -1,6 +1,12 @@
 //! Follows a source block by block, and tells of blocks that leave the chain as well.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use bitcoin::{Block, BlockHash};
 use bitmesh_core::{bitcoin, channel::TIPS_KEPT};
@@ -47,12 +53,18 @@ pub enum ChainEvent {
 
 /// What the follower tells, in order.
 pub struct Events {
+    source_height: Arc<AtomicU32>,
     mailbox: mpsc::Receiver<ChainEvent>,
     taken: u64,
     handled: watch::Sender<u64>,
 }
 
 impl Events {
+    /// Height of the source's tip, as it said last; 0 before.
+    pub fn source_height(&self) -> Arc<AtomicU32> {
+        self.source_height.clone()
+    }
+
     /// The next event; `None` when the follower has ended. To ask for it says that all before it
     /// were handled, and that what is to be watched for because of them is watched for.
     /// Nothing is lost when this is dropped while it waits.
@@ -78,9 +90,19 @@ pub fn follow(
 ) -> Events {
     let (events, receiver) = mpsc::channel(MAILBOX_EVENTS);
     let (reports, handled) = watch::channel(0);
+    let source_height = Arc::new(AtomicU32::new(0));
+    let heights = source_height.clone();
     tokio::spawn(async move {
-        let mut follower =
-            Follower { source, watched, tips, header: None, events, sent: 0, handled };
+        let mut follower = Follower {
+            source,
+            watched,
+            tips,
+            header: None,
+            events,
+            sent: 0,
+            handled,
+            source_height: heights,
+        };
         let mut told_synced = false;
         let mut told_lost = false;
         while !follower.events.is_closed() {
@@ -105,7 +127,7 @@ pub fn follow(
             tokio::time::sleep(interval).await;
         }
     });
-    Events { mailbox: receiver, taken: 0, handled: reports }
+    Events { source_height, mailbox: receiver, taken: 0, handled: reports }
 }
 
 struct Follower {
@@ -118,6 +140,7 @@ struct Follower {
     /// Events that were told, and how many of them were handled.
     sent: u64,
     handled: watch::Receiver<u64>,
+    source_height: Arc<AtomicU32>,
 }
 
 impl Follower {
@@ -139,6 +162,7 @@ impl Follower {
 
     async fn approach(&mut self, remote: (u32, BlockHash)) -> Result<u32, ChainError> {
         let (remote_height, _) = remote;
+        self.source_height.store(remote_height, Ordering::Relaxed);
         if self.tips.last() == Some(&remote) {
             return Ok(remote_height);
         }

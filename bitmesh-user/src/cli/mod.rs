@@ -41,8 +41,9 @@ use crate::{
         provider:    bitmesh sell --lan eth1 --wan eth0\n  \
         subscriber:  bitmesh buy\n  \
         both:        bitmesh status\n\n\
-        Both need a Bitcoin Core or Knots node (--node). Try everything without real money in\n\
-        network namespaces of this machine: cargo xtask build-and-load --lab"
+        Both ask the Bitcoin network itself about the chain, or your own node (--node); a provider\n\
+        is better off with one. Try everything without real money in network namespaces of this\n\
+        machine: cargo xtask build-and-load --lab"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -57,7 +58,8 @@ enum Command {
             payment API and claims channels when they close. From the moment that it runs, \
             stations on these ports pass only what they paid for. The programs stay when it stops; \
             `bitmesh sell --detach` takes them off.\n\nNeeds root to start, Linux 6.1 or newer, \
-            nftables and a Bitcoin node. Once everything is open it becomes --user, without any \
+            nftables, and a source of blocks: your Bitcoin Core or Knots node if its cookie file is \
+            found or it is named, else peers of the network. Once everything is open it becomes --user, without any \
             rights; a small second process keeps the programs on the ports. Forwarding and addresses are the box's own: set net.ipv4.ip_forward=1 \
             and, where wanted, NAT on the WAN port.",
         after_help = "Example:\n  bitmesh sell --lan eth1 --wan eth0 --price 400\n\n\
@@ -72,7 +74,8 @@ enum Command {
             budget and wallet go. Stopping it keeps the channel; `bitmesh close` settles it and \
             brings the rest back.\n\nNeeds root, to count on the interface. It has to see the chain \
             before it has paid, unless its wallet is known from earlier and the provider lets \
-            payments count before confirmation.",
+            payments count before confirmation. Blocks come from peers of the network, or \
+            from the node or server that is named.",
         after_help = "Examples:\n  bitmesh buy                           from the default gateway\n  \
             bitmesh buy --budget 2000             spend at most 2,000 sat\n  \
             bitmesh buy --provider http://10.0.0.1:8434 --capacity 100000"

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::{
     api::{RefundExport, ShareCode},
     bench::grouped,
-    runloop::status::{GuardStatus, ProviderStatus, Status, SubscriberStatus},
+    runloop::status::{ChainStatus, GuardStatus, ProviderStatus, Status, SubscriberStatus},
     terminal::table,
 };
 
@@ -245,16 +245,19 @@ pub(super) fn status(status: &Status) -> String {
     }
 }
 
-fn chain(network: impl Display, height: u32, synced: bool) -> String {
-    let state = if synced { "synced" } else { "NOT synced: no new channels; is the node up?" };
-    format!("{network}, block {}, {state}", grouped(height.into()))
+fn chain(chain: &ChainStatus) -> String {
+    let state = match (chain.synced, chain.blocks_behind) {
+        (true, 0) => "synced".into(),
+        (_, 0) => format!("NOT synced: no new channels; is {} there?", chain.source),
+        (_, behind) => format!("{} blocks behind", grouped(behind.into())),
+    };
+    let height = grouped(chain.height.into());
+    format!("{}, block {height}, {state}; from {}", chain.network, chain.source)
 }
 
 fn provider(status: &ProviderStatus) -> String {
-    let mut rows = vec![
-        ("selling as", status.provider.to_string()),
-        ("chain", chain(status.chain.network, status.chain.height, status.chain.synced)),
-    ];
+    let mut rows =
+        vec![("selling as", status.provider.to_string()), ("chain", chain(&status.chain))];
     if let Some(offer) = &status.offer {
         rows.push(("price", price(&offer.offer.schedule)));
     }
@@ -330,7 +333,7 @@ fn subscriber(status: &SubscriberStatus) -> String {
     let mut rows = vec![
         ("buying from", status.url.clone()),
         ("state", status.message.clone()),
-        ("chain", chain(status.chain.network, status.chain.height, status.chain.synced)),
+        ("chain", chain(&status.chain)),
         ("budget", format!("{} of {} spent", sat(status.spent_sat), sat(status.budget_sat))),
     ];
     if let Some(channel) = &status.channel {

@@ -14,7 +14,7 @@ use bitmesh_core::{
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::{API_PORT, Common, CommonArgs, instance, merge};
+use super::{API_PORT, Common, CommonArgs, SourceConfig, instance, merge};
 use crate::dataplane::{self, UploadHook};
 
 /// Price unless another is set, in msat per MiB.
@@ -218,8 +218,17 @@ impl SellArgs {
         if args.wan.as_ref().is_some_and(|wan| args.lan.contains(wan)) {
             bail!("--wan and --lan name the same port; subscribers and the internet need two");
         }
+        let common = args.common.resolve("sell")?;
+        if terms.unconfirmed_max > Amount::ZERO
+            && matches!(common.source, SourceConfig::Light { .. })
+        {
+            bail!(
+                "--unconfirmed-credit takes a source that sees transactions which spend a funding \
+                 elsewhere, and the light client sees blocks alone: name your node with --node"
+            );
+        }
         Ok(SellConfig {
-            common: args.common.resolve("sell")?,
+            common,
             lan: args.lan,
             wan: args.wan,
             schedule,

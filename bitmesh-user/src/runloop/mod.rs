@@ -16,7 +16,10 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -72,6 +75,9 @@ struct Foundation {
     source: Arc<dyn ChainSource>,
     watched: Watched,
     channels_watched: usize,
+    /// Height of the source's tip, as it said last.
+    source_height: Arc<AtomicU32>,
+    block_seen_at: Option<u64>,
 }
 
 impl Foundation {
@@ -110,13 +116,39 @@ impl Foundation {
         let watched = Watched::default();
         watched.add(wallet.scripts());
         let data_dir = common.data_dir.clone();
-        Ok((Self { role, data_dir, store, wallet, source, watched, channels_watched: 0 }, entries))
+        let foundation = Self {
+            role,
+            data_dir,
+            store,
+            wallet,
+            source,
+            watched,
+            channels_watched: 0,
+            source_height: Arc::default(),
+            block_seen_at: None,
+        };
+        Ok((foundation, entries))
     }
 
     /// Follows the chain from the blocks that a book's channels saw last.
     fn follow<M: Machine>(&mut self, book: &Book<M>) -> Events {
         self.watch(book);
-        follow(self.source.clone(), self.watched.clone(), book.tips().collect(), CHAIN_INTERVAL)
+        let (source, watched, tips) =
+            (self.source.clone(), self.watched.clone(), book.tips().collect());
+        let events = follow(source, watched, tips, CHAIN_INTERVAL);
+        self.source_height = events.source_height();
+        events
+    }
+
+    fn chain_status(&self, height: u32, synced: bool) -> ChainStatus {
+        ChainStatus {
+            network: self.source.network(),
+            height,
+            synced,
+            source: self.source.name(),
+            blocks_behind: self.source_height.load(Ordering::Relaxed).saturating_sub(height),
+            block_seen_at: self.block_seen_at,
+        }
     }
 
     fn watch<M: Machine>(&mut self, book: &Book<M>) {
@@ -128,6 +160,7 @@ impl Foundation {
     fn follow_wallet(&mut self, event: &ChainEvent) -> Result<()> {
         if let ChainEvent::Connected { height, block } = event {
             self.wallet.connect_block(block, *height)?;
+            self.block_seen_at = Some(now());
         }
         Ok(())
     }
@@ -158,10 +191,6 @@ impl Foundation {
 /// The only clock: seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn chain_status(network: Network, height: u32, synced: bool) -> ChainStatus {
-    ChainStatus { network, height, synced }
 }
 
 /// What to pay miners now; a floor when the source has no estimate.

@@ -33,8 +33,17 @@ pub struct ChainStatus {
     pub network: Network,
     /// Height of the newest block seen.
     pub height: u32,
-    /// Whether the node answers and is caught up.
+    /// Whether the source answers and everything that it has was followed.
     pub synced: bool,
+    /// Where blocks come from.
+    #[serde(default)]
+    pub source: String,
+    /// Blocks that the source has and that were not followed yet, as far as it said.
+    #[serde(default)]
+    pub blocks_behind: u32,
+    /// When the newest block was seen, in seconds since 1970, if one was since the start.
+    #[serde(default)]
+    pub block_seen_at: Option<u64>,
 }
 
 /// The wallet at a glance.

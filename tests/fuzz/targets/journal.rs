@@ -14,7 +14,7 @@ use bitmesh_core::{
     },
     buyer::Buyer,
     channel::{
-        ChannelId, ChannelParams, Durable, Entry, Funding, ProviderChannel, ProviderEvent,
+        ChannelId, ChannelParams, CloseRecord, Durable, Entry, Funding, PROTOCOL_VERSION, ProviderChannel, ProviderEvent,
         SubscriberChannel, SubscriberEvent,
     },
     controller::Controller,
@@ -50,6 +50,8 @@ fn fixtures() -> &'static Fixtures {
         let offer: OfferId = "01".repeat(32).parse().expect("a constant");
         let params = (0..CHANNELS).map(|i| {
             let params = ChannelParams {
+                version: PROTOCOL_VERSION,
+                unconfirmed_max: Amount::from_sat(5_000),
                 network: Network::Regtest,
                 offer,
                 subscriber: key(1).public_key(&secp),
@@ -96,7 +98,8 @@ fn usage(u: &mut Unstructured) -> Result<Usage> {
 }
 
 fn transaction(u: &mut Unstructured, params: &ChannelParams) -> Result<Transaction> {
-    let outpoint = OutPoint::new(Txid::from_byte_array([u.arbitrary()?; 32]), 0);
+    let spent = u.int_in_range(0..=3)?;
+    let outpoint = OutPoint::new(Txid::from_byte_array([spent; 32]), 0);
     let script_pubkey = params.funding_script();
     let capacity = params.capacity.to_sat();
     let value = Amount::from_sat(if u.ratio(1, 4)? { number(u)? } else { capacity });
@@ -109,8 +112,20 @@ fn transaction(u: &mut Unstructured, params: &ChannelParams) -> Result<Transacti
 }
 
 fn funding(u: &mut Unstructured) -> Result<Funding> {
-    let txid = Txid::from_byte_array([u.int_in_range(0..=3)?; 32]);
+    // One that was signed or presented, or another.
+    let txid = if u.arbitrary()? {
+        let (_, params) = u.choose(&fixtures().params)?;
+        transaction(u, params)?.compute_txid()
+    } else {
+        Txid::from_byte_array([u.int_in_range(0..=3)?; 32])
+    };
     Ok(Funding { outpoint: OutPoint::new(txid, 0), height: height(u)? })
+}
+
+fn close(u: &mut Unstructured, params: &ChannelParams) -> Result<CloseRecord> {
+    let (paid, fee) = (Amount::from_sat(number(u)?), Amount::from_sat(number(u)?));
+    let signature = fixtures().signature;
+    Ok(CloseRecord { tx: transaction(u, params)?, paid, fee, signature, height: height(u)? })
 }
 
 /// An event as JSON: fields that a later version adds are left to their defaults.
@@ -120,7 +135,7 @@ fn event<E: DeserializeOwned>(json: serde_json::Value) -> Option<E> {
 
 fn provider_event(u: &mut Unstructured, params: &ChannelParams) -> Result<Option<ProviderEvent>> {
     let nonce = [u.int_in_range(0..=3u8)?; 8].into();
-    Ok(Some(match u.int_in_range(0..=12)? {
+    Ok(Some(match u.int_in_range(0..=16)? {
         0 | 1 => ProviderEvent::Opened {
             params: Box::new(params.clone()),
             key_index: height(u)?,
@@ -136,7 +151,12 @@ fn provider_event(u: &mut Unstructured, params: &ChannelParams) -> Result<Option
             paid: Amount::from_sat(number(u)?),
             signature: fixtures().signature,
         },
-        9 => ProviderEvent::CloseRequested,
+        9 => ProviderEvent::CloseRequested {
+            payout_script: u.arbitrary::<bool>()?.then(|| params.remainder_script.clone()),
+        },
+        13 => ProviderEvent::FundingOffered { tx: transaction(u, params)? },
+        14 => ProviderEvent::FundingRevoked,
+        15 => ProviderEvent::CloseSigned(close(u, params)?),
         10 => {
             let tx = bitmesh_core::bitcoin::consensus::encode::serialize_hex(&transaction(u, params)?);
             return Ok(event(serde_json::json!({
@@ -160,7 +180,7 @@ fn subscriber_event(
     u: &mut Unstructured,
     params: &ChannelParams,
 ) -> Result<Option<SubscriberEvent>> {
-    Ok(Some(match u.int_in_range(0..=12)? {
+    Ok(Some(match u.int_in_range(0..=16)? {
         0 | 1 => SubscriberEvent::Negotiated {
             params: Box::new(params.clone()),
             key_index: height(u)?,
@@ -168,7 +188,7 @@ fn subscriber_event(
             url: String::new(),
             height: height(u)?,
         },
-        2 => SubscriberEvent::FundingSigned { tx: transaction(u, params)? },
+        2 => SubscriberEvent::FundingSigned { tx: transaction(u, params)?, height: height(u)? },
         3 | 4 => SubscriberEvent::Funded(funding(u)?),
         5 => SubscriberEvent::Unfunded,
         6 | 7 => SubscriberEvent::PaymentSigned {
@@ -179,7 +199,10 @@ fn subscriber_event(
             reported_octets: Octets(number(u)?),
             counted_octets: Octets(number(u)?),
         },
-        9 => SubscriberEvent::CloseRequested,
+        9 => SubscriberEvent::CloseRequested { height: height(u)? },
+        13 => SubscriberEvent::FundingTaken { outpoint: funding(u)?.outpoint },
+        14 => SubscriberEvent::CloseSigned(close(u, params)?),
+        15 => SubscriberEvent::CloseAgreed { tx: transaction(u, params)? },
         10 => SubscriberEvent::RefundSigned { tx: transaction(u, params)?, height: height(u)? },
         11 => return Ok(event(spent(u)?)),
         _ if u.ratio(1, 4)? => SubscriberEvent::Finished,

@@ -4,8 +4,8 @@
 use std::fmt::Debug;
 
 use bitmesh_core::wire::{
-    AccountReport, ChannelReport, CloseRequest, ErrorBody, OpenRequest, PaymentReply,
-    PaymentRequest, StationsRequest,
+    AccountReport, ChannelReport, CloseRequest, ErrorBody, FundingRequest, OpenRequest,
+    PaymentReply, PaymentRequest, StationsRequest,
 };
 use libfuzzer_sys::fuzz_target;
 use serde::{Serialize, de::DeserializeOwned};
@@ -22,6 +22,7 @@ fn read<T: Serialize + DeserializeOwned + PartialEq + Debug>(input: &[u8]) -> Op
 fuzz_target!(|input: &[u8]| {
     read::<OpenRequest>(input);
     read::<PaymentRequest>(input);
+    read::<FundingRequest>(input);
     read::<CloseRequest>(input);
     read::<ErrorBody>(input);
     if let Some(reply) = read::<PaymentReply>(input) {

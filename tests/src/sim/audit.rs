@@ -57,6 +57,11 @@ impl Sold {
         best.copied().unwrap_or(Amount::ZERO)
     }
 
+    /// Whether payments on this funding count.
+    pub fn counts(&self, outpoint: &OutPoint) -> bool {
+        self.basis.as_ref() == Some(outpoint)
+    }
+
     /// Whether something that was acknowledged is not durable.
     pub fn forgot(&self) -> bool {
         let durable = |outpoint: &OutPoint| self.best.get(outpoint).copied().unwrap_or_default();

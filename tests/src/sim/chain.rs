@@ -147,6 +147,12 @@ impl Chain {
         })
     }
 
+    /// The block that holds a transaction.
+    pub fn height_of(&self, txid: &Txid) -> Option<u32> {
+        let holds = |mined: &Mined| mined.block.txdata.iter().any(|tx| tx.compute_txid() == *txid);
+        (self.base..).zip(&self.blocks).find_map(|(at, mined)| holds(mined).then_some(at))
+    }
+
     /// What the inputs of a transaction are worth, as the blocks know them.
     pub fn input_value(&self, tx: &Transaction) -> Option<Amount> {
         let value = |outpoint: &OutPoint| {

@@ -539,14 +539,16 @@ impl Seller {
         let expiry = sold.params.expiry_height;
         let lost =
             |how: &str| violated("what was paid is claimed", format!("{paid} on {id}, {how}"));
-        let could = self.could_claim(expiry, paid);
+        let could = self.could_claim(expiry, paid, context.chain.height_of(&outpoint.txid));
+        // Another funding confirmed, or none: what was paid before confirmation is lost, and more
+        // only in a reorganisation that is deeper than the terms ask.
+        let bounded = paid <= sold.params.unconfirmed_max
+            || context.audit.deepest >= sold.params.confirmations;
+        let replaced = !sold.counts(&outpoint);
         let Some((tx, height)) = context.chain.spender(&outpoint) else {
             let there = context.chain.coin(&outpoint).is_some();
-            // Another funding confirmed, or none: what was paid before confirmation is lost, and
-            // more only in a reorganisation that is deeper than the terms ask.
-            let bounded = paid <= sold.params.unconfirmed_max
-                || context.audit.deepest >= sold.params.confirmations;
-            return if there && could || !there && !bounded { lost("never spent") } else { Ok(()) };
+            let lost_there = there && could && !(bounded && replaced);
+            return if lost_there || !there && !bounded { lost("never spent") } else { Ok(()) };
         };
         let spends = |(known, _): &(&OutPoint, &Amount)| {
             tx.input.iter().any(|input| input.previous_output == **known)
@@ -564,7 +566,7 @@ impl Seller {
             };
         }
         if payout == 0 {
-            return if could { lost("refunded") } else { Ok(()) };
+            return if could && !(bounded && replaced) { lost("refunded") } else { Ok(()) };
         }
         let given: u64 = tx.output.iter().map(|output| output.value.to_sat()).sum();
         let fee = context.chain.input_value(tx).map_or(0, |value| value.to_sat() - given);
@@ -585,12 +587,14 @@ impl Seller {
 
     /// Whether there was a time after the margin, long enough for a claim, at fees that left
     /// something of it.
-    fn could_claim(&self, expiry: u32, paid: Amount) -> bool {
+    fn could_claim(&self, expiry: u32, paid: Amount, funded: Option<u32>) -> bool {
         /// Blocks in a row that a claim needs: to be seen, raised and mined.
         const RUN: u32 = 12;
         let (margin, last) = (expiry - CLAIM_MARGIN_BLOCKS, expiry - CLAIM_DONE_BLOCKS);
         let mut run = 0;
-        for (_, (able, level)) in self.abilities.range(margin + 1..last) {
+        // From the margin on, and once the funding is in a block to stay.
+        let from = margin.max(funded.unwrap_or(last)) + 1;
+        for (_, (able, level)) in self.abilities.range(from.min(last)..last) {
             // A claim of one channel has 194 vB; an estimate is half too high at most.
             let fee = level.to_sat_per_kwu() * 194 * 4 * 2 / 1_000;
             let pays = paid.to_sat() > fee + DUST.to_sat();

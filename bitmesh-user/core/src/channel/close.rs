@@ -9,9 +9,7 @@ use std::collections::BTreeMap;
 
 use bitcoin::{
     Amount, EcdsaSighashType, FeeRate, OutPoint, PublicKey, Script, ScriptBuf, Transaction, TxIn,
-    TxOut, Txid, Weight, Witness,
-    consensus::serde::{Hex, With},
-    ecdsa,
+    TxOut, Txid, Weight, Witness, ecdsa,
     secp256k1::{self, Message, Secp256k1, Verification},
 };
 use serde::{Deserialize, Serialize};
@@ -81,7 +79,7 @@ pub enum CloseError {
 #[serde(deny_unknown_fields)]
 pub struct CloseRecord {
     /// The transaction; its witness is there once both have signed.
-    #[serde(with = "With::<Hex>")]
+    #[serde(with = "crate::hexadecimal")]
     pub tx: Transaction,
     /// What it pays to the provider, or to miners when that is below dust.
     #[serde(rename = "paid_sat", with = "bitcoin::amount::serde::as_sat")]

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{
     Amount, OutPoint, ScriptBuf, Transaction,
-    consensus::serde::{Hex, With},
     secp256k1::{Secp256k1, Verification, ecdsa::Signature},
 };
 use serde::{Deserialize, Serialize};
@@ -66,7 +65,7 @@ pub enum ProviderEvent {
     /// terms' `unconfirmed_max`.
     FundingOffered {
         /// The transaction.
-        #[serde(with = "With::<Hex>")]
+        #[serde(with = "crate::hexadecimal")]
         tx: Transaction,
     },
     /// The network takes that funding no more: what was paid on it counts no more, unless a block
@@ -107,7 +106,7 @@ pub enum ProviderEvent {
 #[serde(deny_unknown_fields)]
 pub struct ClaimRecord {
     /// The transaction, which may claim other channels too.
-    #[serde(with = "With::<Hex>")]
+    #[serde(with = "crate::hexadecimal")]
     pub tx: Transaction,
     /// Its fee rate, in satoshi per 1,000 weight units.
     pub fee_rate_sat_per_kwu: u64,

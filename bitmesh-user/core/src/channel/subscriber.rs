@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use bitcoin::{
     Amount, FeeRate, OutPoint, Script, ScriptBuf, Transaction,
-    consensus::serde::{Hex, With},
     secp256k1::{Message, Secp256k1, Verification, XOnlyPublicKey, ecdsa::Signature},
 };
 use serde::{Deserialize, Serialize};
@@ -63,7 +62,7 @@ pub enum SubscriberEvent {
     /// with all before it, so that no two of them can confirm.
     FundingSigned {
         /// The transaction.
-        #[serde(with = "With::<Hex>")]
+        #[serde(with = "crate::hexadecimal")]
         tx: Transaction,
         /// Tip when it was signed.
         #[serde(default)]
@@ -104,13 +103,13 @@ pub enum SubscriberEvent {
     /// The provider signed it, too, and it may be broadcast at any time.
     CloseAgreed {
         /// With both signatures.
-        #[serde(with = "With::<Hex>")]
+        #[serde(with = "crate::hexadecimal")]
         tx: Transaction,
     },
     /// The refund was signed and may be broadcast at any time.
     RefundSigned {
         /// The transaction.
-        #[serde(with = "With::<Hex>")]
+        #[serde(with = "crate::hexadecimal")]
         tx: Transaction,
         /// Tip when it was signed.
         height: u32,

@@ -554,7 +554,7 @@ impl Controller {
 
     /// The newest offer.
     pub fn offer(&self) -> Option<&SignedOffer> {
-        self.offers.values().max_by_key(|offer| offer.offer.issued_at)
+        self.offers.values().max_by_key(|offer| (offer.offer.issued_at, offer.offer.height))
     }
 
     /// The channels and the chain as this side knows it.

@@ -328,3 +328,66 @@ fn only_the_exact_capacity_funds_a_channel() {
     let status = provider.controller.channel(&report.channel).unwrap().status;
     assert_eq!(status, ChannelStatus::Unfunded);
 }
+
+#[test]
+fn p12_a_clock_that_is_off_by_a_day_moves_no_deadline() {
+    const DAY: u64 = 86_400;
+    let mut provider = Provider::new();
+    let channel = provider.opened();
+    let margin = channel.params.expiry_height - crate::channel::CLAIM_MARGIN_BLOCKS;
+    // Block times, too, say what they like: only heights count.
+    let mut block = |height: u32, time: u64| {
+        let mut block = (*block(vec![], height)).clone();
+        block.header.time = u32::try_from(time).unwrap();
+        provider.put(Input::BlockConnected { height, block: Arc::new(block) });
+    };
+    for height in 103..margin {
+        block(height, if height % 2 == 0 { NOW + DAY } else { NOW.saturating_sub(DAY) });
+    }
+    assert_eq!(provider.pay(&channel, 3).len(), 2);
+    let late = provider.open(2, provider.request(9), NOW + DAY).map(|_| ());
+    assert_eq!(late, Err(Refusal::UnknownOffer), "the offer's end is the clock's to judge");
+    provider.mine(margin, vec![]);
+    let actions = provider.pay(&channel, 4);
+    let [Action::Reply(_, Err(Refusal::Payment { error, .. }))] = actions.as_slice() else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(*error, PaymentError::Closed);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    /// P6: payments shuffled and repeated, and restarts between them: the best one counts, once.
+    #[test]
+    fn p6_shuffled_and_repeated_payments_grant_the_best_once(
+        sums in proptest::collection::vec((1u64..60, proptest::bool::ANY), 1..16),
+    ) {
+        let mut provider = Provider::new();
+        let channel = provider.opened();
+        let mut best = 0;
+        for (sum, restart) in sums {
+            if restart {
+                let mut again = Controller::new(Network::Regtest, vec![]);
+                for entry in &provider.journal {
+                    again.replay(entry).unwrap();
+                }
+                provider.controller = again;
+            }
+            let before = provider.journal.len();
+            let actions = provider.pay(&channel, sum);
+            let stored = provider.journal.len() - before;
+            proptest::prop_assert_eq!(stored, usize::from(sum > best), "{:?}", actions);
+            best = best.max(sum);
+            let limits = actions.iter().filter_map(|action| match action {
+                Action::Grant { limit, .. } => Some(*limit),
+                _ => None,
+            });
+            for limit in limits {
+                proptest::prop_assert!(limit <= Octets(best << 20));
+            }
+            let account = provider.controller.account(station(1));
+            proptest::prop_assert_eq!(account.bought_octets, Octets(best << 20));
+        }
+    }
+}

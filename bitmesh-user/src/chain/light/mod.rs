@@ -377,8 +377,9 @@ impl ChainSource for LightClient {
         })
     }
 
-    /// Accepted is what can be fetched back from a peer's mempool; rejected, what none of those
-    /// that had the chance has. One in a block already looks like the latter.
+    /// Accepted is what can be fetched back from a peer: it is in its mempool, or in the newest
+    /// block. Rejected is what none of those that had the chance has, so that what is in an older
+    /// block looks rejected.
     fn broadcast<'a>(
         &'a self,
         tx: &'a Transaction,

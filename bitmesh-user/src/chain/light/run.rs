@@ -21,7 +21,7 @@ const RESPONSE_DEADLINE: Duration = Duration::from_secs(20);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Shortest and longest pause before a client that ended is followed by the next.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A client that lasted so long had peers.
 const LASTED: Duration = Duration::from_mins(1);
 /// Headers that a client may have beyond what it needs before it makes room for one that starts

@@ -227,9 +227,9 @@ pub(in crate::cli) fn typed<T: DeserializeOwned>(raw: &Value) -> Result<T> {
 /// Shown on a terminal until the chain is there.
 pub(super) fn connecting() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::default_spinner());
     bar.set_message("connecting to the chain");
     bar.enable_steady_tick(Duration::from_millis(200));
-    bar.set_style(ProgressStyle::default_spinner());
     bar
 }
 

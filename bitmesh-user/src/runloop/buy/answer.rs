@@ -13,7 +13,6 @@ use tracing::info;
 
 use super::{
     super::{
-        chain_status,
         status::{Phase, Status, SubscriberStatus},
         wrong_role,
     },
@@ -92,7 +91,7 @@ impl Session {
         let tip = self.buyer.book().tip();
         let payer = self.payer.as_ref();
         SubscriberStatus {
-            chain: chain_status(self.config.common.network, tip, self.synced),
+            chain: self.foundation.chain_status(tip, self.synced),
             url: self.provider.url().to_owned(),
             provider: self.offer.as_ref().map(|offer| offer.offer.provider).or_else(|| {
                 Some(self.active.and_then(|id| self.buyer.book().get(&id))?.provider())

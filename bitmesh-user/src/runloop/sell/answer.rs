@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::{
     super::{
-        chain_status, no_refunds, starting,
+        no_refunds, starting,
         status::{HookStatus, ProviderStatus, Status},
         wrong_role,
     },
@@ -64,11 +64,9 @@ impl Session<'_> {
         let open = |channel: &&ChannelReport| channel.status == ChannelStatus::Open;
         ProviderStatus {
             provider: self.foundation.wallet.node_public_key(),
-            chain: chain_status(
-                self.config.common.network,
-                self.controller.book().tip(),
-                self.controller.synced(),
-            ),
+            chain: self
+                .foundation
+                .chain_status(self.controller.book().tip(), self.controller.synced()),
             alarms: self.alarms(),
             offer: self.controller.offer().cloned(),
             edge_addresses: self.edge_addresses.clone(),

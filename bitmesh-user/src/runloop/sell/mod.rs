@@ -383,6 +383,10 @@ impl<'a> Session<'a> {
             ChainEvent::Synced { .. } => {
                 self.watch.synced(true);
                 self.controller.handle(Input::Chain { synced: true }, out);
+                let tip = self.controller.book().tip();
+                if self.controller.offer().is_some_and(|offer| offer.offer.height != tip) {
+                    self.issue_offer();
+                }
                 self.ask_fees();
             }
             ChainEvent::Lost { reason } => {
@@ -411,11 +415,14 @@ impl<'a> Session<'a> {
     }
 
     fn renew_offer(&mut self) {
-        let issued_at = now();
         let last = self.controller.offer().map_or(0, |offer| offer.offer.valid_until);
-        if last > issued_at + OFFER_RENEWAL_SECONDS {
-            return;
+        if last <= now() + OFFER_RENEWAL_SECONDS {
+            self.issue_offer();
         }
+    }
+
+    fn issue_offer(&mut self) {
+        let issued_at = now();
         let offer = Offer {
             version: OFFER_VERSION,
             network: self.config.common.network,

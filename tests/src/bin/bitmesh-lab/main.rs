@@ -84,7 +84,8 @@ fn run(args: &Args) -> Result<bool> {
         Hook::Tc => "tc",
     };
     let sell = ["--upload-hook", hook];
-    let trade = Trade { price: PRICE, budget: BUDGET, capacity: 50_000, sell: &sell, buy: &[] };
+    let trade =
+        Trade { price: PRICE, budget: BUDGET, capacity: 50_000, sell: &sell, ..Trade::default() };
     let mut world = World::new(&topology, &trade)?;
     let _server = Server::start(&topology.internet)?;
     let mut scene = Scene::new(&topology, started)?;

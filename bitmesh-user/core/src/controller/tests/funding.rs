@@ -174,6 +174,25 @@ fn p1_p9_what_was_paid_on_a_funding_counts_no_more_when_another_is_in_a_block() 
 }
 
 #[test]
+fn p9_p13_a_restart_takes_back_what_was_granted_on_a_funding_that_counts_no_more() {
+    let mut provider = Provider::generous();
+    let (channel, tx) = provider.offered(SUBSCRIBER);
+    provider.pay_on(&channel, SUBSCRIBER, &tx, 10).unwrap();
+    provider.mine(101, vec![testing::funding_tx(&channel.params, 99)]);
+    // It crashed before the limit was lowered.
+    let mut again = provider.replayed();
+    let kernel = (station(SUBSCRIBER), Octets(10 << 20), Usage::default());
+    again.adopt(&[kernel]).unwrap();
+    let actions = again.resume().release(&Durable::committed());
+    assert!(
+        actions.iter().any(|it| matches!(it, Action::Reclaim { limit: Octets(0), .. })),
+        "{actions:?}"
+    );
+    let more = (station(SUBSCRIBER), Octets((10 << 20) + 1), Usage::default());
+    assert!(provider.replayed().adopt(&[more]).is_err());
+}
+
+#[test]
 fn a_funding_that_replaces_another_takes_its_place_and_either_may_confirm() {
     let mut provider = Provider::generous();
     let (channel, first) = provider.offered(SUBSCRIBER);
