@@ -246,6 +246,22 @@ fn p1_what_a_transaction_and_its_replacement_spend_is_free_again_when_they_are_g
 }
 
 #[test]
+fn a_large_coin_is_spent_rather_than_many_small_ones() {
+    let mut wallet = wallet();
+    let script = wallet.next_address().script_pubkey();
+    let (mut block, height) = paying(&wallet, script.clone(), 100_000);
+    let small = TxOut { value: Amount::from_sat(1_000), script_pubkey: script };
+    block.txdata[0].output.extend(vec![small; 100]);
+    wallet.connect_block(&block, height).unwrap();
+    let rate = FeeRate::from_sat_per_vb(1).unwrap();
+    let to = ScriptBuf::new_p2wsh(&bitcoin::WScriptHash::hash(b"channel"));
+    for sum in [10_000, 50_000, 90_000] {
+        let preview = wallet.preview(&to, Sum::Sat(sum), rate).unwrap();
+        assert_eq!(preview.tx.input.len(), 1);
+    }
+}
+
+#[test]
 fn an_address_of_another_chain_is_refused_with_the_reason() {
     let wallet = wallet();
     let own = "bcrt1qcr8te4kr609gcawutmrza0j4xv80jy8zeqchgx";
