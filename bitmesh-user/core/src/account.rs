@@ -115,6 +115,33 @@ impl Accounts {
         }
     }
 
+    /// A channel is over on which nothing was ever paid. With an account's last one goes the
+    /// account, and what is known of its stations, if they never used anything.
+    pub fn forget(&mut self, channel: &ChannelId) {
+        let Some(id) = self.of_channel.remove(channel) else { return };
+        let Some(account) = self.all.get_mut(&id) else { return };
+        account.channels.remove(channel);
+        let stations: Vec<_> = account.leases.stations().collect();
+        let unused = |station: &Station| {
+            self.usage.get(station).is_none_or(|usage| usage.billed() == Octets(0))
+        };
+        if !account.channels.is_empty()
+            || account.gone > Octets(0)
+            || account.leases.limits() > Octets(0)
+            || !stations.iter().all(unused)
+        {
+            return;
+        }
+        self.all.remove(&id);
+        self.shared.remove(&id);
+        for station in stations {
+            self.seats.remove(&station);
+            if self.usage(station) == Usage::default() {
+                self.usage.remove(&station);
+            }
+        }
+    }
+
     /// The payments on a channel bought so much.
     pub fn set_bought(&mut self, channel: ChannelId, bought: Octets) {
         let account = self.of_channel.get(&channel).and_then(|id| self.all.get_mut(id));

@@ -18,6 +18,8 @@ use crate::http;
 
 /// Time that a provider has to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// The same, where it asks the network first: longer than it gives itself.
+const FUNDING_DEADLINE: Duration = Duration::from_secs(20);
 /// Largest answer that is read, in octets.
 const ANSWER_MAX_OCTETS: usize = 64 * 1_024;
 
@@ -62,7 +64,6 @@ impl Provider {
     pub fn new(url: impl Into<String>) -> Result<Self, ClientError> {
         let url = url.into();
         let http = http::plain()
-            .timeout(DEADLINE)
             .build()
             .map_err(|error| ClientError::Broken { url: url.clone(), reason: error.to_string() })?;
         Ok(Self { http, url })
@@ -94,7 +95,8 @@ impl Provider {
         channel: ChannelId,
         funding: &FundingRequest,
     ) -> Result<ChannelReport, ClientError> {
-        self.post(&format!("/v1/channels/{channel}/funding"), funding).await
+        let path = format!("/v1/channels/{channel}/funding");
+        self.send(Method::POST, &path, Some(funding), FUNDING_DEADLINE).await
     }
 
     /// Pays.
@@ -130,7 +132,7 @@ impl Provider {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.send(Method::GET, path, None::<&()>).await
+        self.send(Method::GET, path, None::<&()>, DEADLINE).await
     }
 
     async fn post<T: DeserializeOwned>(
@@ -138,7 +140,7 @@ impl Provider {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
-        self.send(Method::POST, path, Some(body)).await
+        self.send(Method::POST, path, Some(body), DEADLINE).await
     }
 
     async fn send<T: DeserializeOwned>(
@@ -146,8 +148,10 @@ impl Provider {
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
+        deadline: Duration,
     ) -> Result<T, ClientError> {
-        let mut request = self.http.request(method, format!("{}{path}", self.url));
+        let url = format!("{}{path}", self.url);
+        let mut request = self.http.request(method, url).timeout(deadline);
         if let Some(body) = body {
             request = request.json(body);
         }

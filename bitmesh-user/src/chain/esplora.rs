@@ -15,7 +15,7 @@ use bitcoin::{
 use bitmesh_core::bitcoin;
 use reqwest::{Client, RequestBuilder, StatusCode, Url};
 
-use super::{Answer, Broadcast, ChainError, ChainSource, FEE_RATE_MAX, Kind};
+use super::{Answer, Broadcast, Cause, ChainError, ChainSource, FEE_RATE_MAX, Kind};
 use crate::http::{self, root_cause};
 
 /// Time that the server has to answer.
@@ -238,7 +238,9 @@ impl ChainSource for Esplora {
                 StatusCode::OK => Broadcast::Accepted,
                 StatusCode::BAD_REQUEST if says(&IN_MEMPOOL) => Broadcast::Accepted,
                 StatusCode::BAD_REQUEST if says(&IN_CHAIN) => Broadcast::Known,
-                StatusCode::BAD_REQUEST => Broadcast::Rejected { reason: said },
+                StatusCode::BAD_REQUEST => {
+                    Broadcast::Rejected { cause: Cause::of(&said), reason: said }
+                }
                 status => Broadcast::Unreachable { reason: format!("{status}: {said}") },
             }
         })

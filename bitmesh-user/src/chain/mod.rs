@@ -70,9 +70,10 @@ pub enum Broadcast {
     Accepted,
     /// In a block already.
     Known,
-    /// Not taken: for its fee, or because what it spends is spent or not there. The same again is
-    /// of use only once the mempool has become cheaper or the chain has changed.
+    /// Not taken: the same again is of use only once the mempool or the chain has changed.
     Rejected {
+        /// Why.
+        cause: Cause,
         /// What the source said.
         reason: String,
     },
@@ -81,6 +82,37 @@ pub enum Broadcast {
         /// What went wrong.
         reason: String,
     },
+}
+
+/// Why a source does not take a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It pays miners too little.
+    Fee,
+    /// What it spends is spent or not there.
+    Inputs,
+    /// Something else.
+    Other,
+    /// The source does not tell.
+    Unknown,
+}
+
+impl Cause {
+    /// By Bitcoin Core's words (`src/validation.cpp`, `src/policy/rbf.cpp`), whoever passes them on.
+    fn of(reason: &str) -> Self {
+        const FEE: [&str; 4] = ["fee not met", "insufficient fee", "mempool full", "fee-too-low"];
+        const INPUTS: [&str; 4] =
+            ["missingorspent", "missing-inputs", "mempool-conflict", "spends-conflicting-tx"];
+        let reason = reason.to_lowercase();
+        let says = |signs: &[&str]| signs.iter().any(|sign| reason.contains(sign));
+        if says(&FEE) {
+            Self::Fee
+        } else if says(&INPUTS) {
+            Self::Inputs
+        } else {
+            Self::Other
+        }
+    }
 }
 
 /// What a source is, in the words of errors.
@@ -236,4 +268,39 @@ pub enum ChainError {
     /// The disk.
     #[error("filters can't be kept for a while: {0}; make room where temporary files go")]
     Disk(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cause;
+
+    #[test]
+    fn a_refusal_is_for_its_fee_only_when_the_fee_is_too_low() {
+        for (reason, cause) in [
+            ("min relay fee not met, 100 < 110", Cause::Fee),
+            ("mempool min fee not met, 100 < 500", Cause::Fee),
+            (
+                "insufficient fee, rejecting replacement 00aa; new feerate 1 <= old feerate 2",
+                Cause::Fee,
+            ),
+            (
+                "replacement-failed, insufficient feerate: does not improve feerate diagram",
+                Cause::Fee,
+            ),
+            ("mempool full", Cause::Fee),
+            ("bad-txns-inputs-missingorspent", Cause::Inputs),
+            ("txn-mempool-conflict", Cause::Inputs),
+            (
+                "bad-txns-spends-conflicting-tx, 00aa spends conflicting transaction 00bb",
+                Cause::Inputs,
+            ),
+            ("Fee exceeds maximum configured by user (e.g. -maxtxfee, maxfeerate)", Cause::Other),
+            ("bad-txns-in-belowout, value in (1) < value out (2)", Cause::Other),
+            ("too many potential replacements", Cause::Other),
+            ("TRUC-violation, tx 00aa would exceed descendant count limit", Cause::Other),
+            ("", Cause::Other),
+        ] {
+            assert_eq!(Cause::of(reason), cause, "{reason}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, Broadcast, ChainError, ChainSource, FEE_RATE_MAX, Kind};
+use super::{Answer, Broadcast, Cause, ChainError, ChainSource, FEE_RATE_MAX, Kind};
 use crate::{
     config::NodeLogin,
     http::{self, root_cause},
@@ -262,7 +262,9 @@ impl ChainSource for NodeRpc {
             match sent {
                 Ok(_) => Broadcast::Accepted,
                 Err(ChainError::Refused { code: ALREADY_IN_CHAIN, .. }) => Broadcast::Known,
-                Err(ChainError::Refused { message, .. }) => Broadcast::Rejected { reason: message },
+                Err(ChainError::Refused { message, .. }) => {
+                    Broadcast::Rejected { cause: Cause::of(&message), reason: message }
+                }
                 Err(error) => Broadcast::Unreachable { reason: error.to_string() },
             }
         })

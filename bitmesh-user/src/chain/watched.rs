@@ -9,7 +9,7 @@ use bitcoin::ScriptBuf;
 use bitmesh_core::bitcoin;
 
 /// Scripts that a block may concern: the wallet's, with those that it looks ahead for, and those
-/// of channels' fundings. Shared, and only ever growing.
+/// of channels' fundings. Shared.
 #[derive(Clone, Debug, Default)]
 pub struct Watched(Arc<RwLock<HashSet<ScriptBuf>>>);
 
@@ -22,6 +22,12 @@ impl Watched {
                 watched.insert(script.clone());
             }
         }
+    }
+
+    /// Takes these, and lets all others go.
+    pub fn set<'a>(&self, scripts: impl Iterator<Item = &'a ScriptBuf>) {
+        let scripts = scripts.cloned().collect();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = scripts;
     }
 
     /// All of them, for as long as it takes to look something through; no others are added

@@ -74,7 +74,8 @@ struct Foundation {
     wallet: Wallet,
     source: Arc<dyn ChainSource>,
     watched: Watched,
-    channels_watched: usize,
+    /// The book's channels that are watched.
+    channels_watched: u64,
     /// Height of the source's tip, as it said last.
     source_height: Arc<AtomicU32>,
     block_seen_at: Option<u64>,
@@ -152,8 +153,8 @@ impl Foundation {
     }
 
     fn watch<M: Machine>(&mut self, book: &Book<M>) {
-        self.channels_watched = book.scripts().len();
-        self.watched.add(book.scripts());
+        self.channels_watched = book.script_changes();
+        self.watched.set(self.wallet.scripts().chain(book.scripts()));
     }
 
     /// Shows the wallet what happened on chain; stored with the next commit.
@@ -177,7 +178,7 @@ impl Foundation {
         if wallet.is_some() {
             self.watched.add(self.wallet.scripts());
         }
-        if book.scripts().len() > self.channels_watched {
+        if book.script_changes() != self.channels_watched {
             self.watch(book);
         }
         Ok(out.release(&durable))
@@ -214,7 +215,7 @@ async fn broadcast(source: &dyn ChainSource, tx: &Transaction) -> Broadcast {
     match &outcome {
         Broadcast::Accepted => info!("broadcast {txid}"),
         Broadcast::Known => {}
-        Broadcast::Rejected { reason } => warn!("the network does not take {txid}: {reason}"),
+        Broadcast::Rejected { reason, .. } => warn!("the network does not take {txid}: {reason}"),
         Broadcast::Unreachable { reason } => warn!("{txid} was not broadcast: {reason}"),
     }
     outcome

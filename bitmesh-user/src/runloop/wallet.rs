@@ -95,7 +95,7 @@ impl Foundation {
         Box::pin(async move {
             let state = match source.broadcast(&tx).await {
                 Broadcast::Accepted | Broadcast::Known => SendState::Sent,
-                Broadcast::Rejected { reason } | Broadcast::Unreachable { reason } => {
+                Broadcast::Rejected { reason, .. } | Broadcast::Unreachable { reason } => {
                     tokio::spawn(async move { broadcast(source.as_ref(), &tx).await });
                     SendState::Waiting { reason }
                 }

@@ -153,6 +153,7 @@ pub struct Book<M> {
     channels: BTreeMap<ChannelId, M>,
     scripts: HashMap<ScriptBuf, ChannelId>,
     outpoints: HashMap<OutPoint, ChannelId>,
+    script_changes: u64,
     tips: VecDeque<(u32, BlockHash)>,
 }
 
@@ -162,6 +163,7 @@ impl<M> Default for Book<M> {
             channels: BTreeMap::new(),
             scripts: HashMap::new(),
             outpoints: HashMap::new(),
+            script_changes: 0,
             tips: VecDeque::new(),
         }
     }
@@ -195,6 +197,7 @@ impl<M: Machine> Book<M> {
                 return Err(InvalidEvent("a channel under another's name"));
             }
             self.scripts.insert(channel.funding_script().clone(), id);
+            self.script_changes += 1;
             self.channels.insert(id, channel);
             None
         };
@@ -204,6 +207,14 @@ impl<M: Machine> Book<M> {
             after.map(|funding| self.outpoints.insert(funding.outpoint, id));
         }
         Ok(())
+    }
+
+    /// Lets a channel go that is over and never had a funding.
+    pub(crate) fn forget(&mut self, id: &ChannelId) {
+        if let Some(channel) = self.channels.remove(id) {
+            self.scripts.remove(channel.funding_script());
+            self.script_changes += 1;
+        }
     }
 
     /// Decides an event: applies it and puts it into the batch.
@@ -293,9 +304,14 @@ impl<M: Machine> Book<M> {
     }
 
     /// The script of every channel's funding, which is all that a block can concern a channel by:
-    /// of what pays to it, and of what spends from it. There are only ever more of them.
+    /// of what pays to it, and of what spends from it.
     pub fn scripts(&self) -> impl ExactSizeIterator<Item = &ScriptBuf> {
         self.scripts.keys()
+    }
+
+    /// Another number whenever [`Self::scripts`] are others.
+    pub fn script_changes(&self) -> u64 {
+        self.script_changes
     }
 
     /// One channel.

@@ -179,9 +179,12 @@ pub enum FundingError {
     /// Funded by another transaction, closing or over.
     #[error("the channel has another funding, or is over")]
     Closed,
-    /// See [`FUNDINGS_OFFERED_MAX`].
+    /// Of those that were taken ([`FUNDINGS_OFFERED_MAX`]), or that the network refused.
     #[error("too many fundings were presented for this channel")]
     TooMany,
+    /// Others have not arrived there yet.
+    #[error("other fundings are on their way to the network")]
+    Waiting,
     /// The network does not take it.
     #[error("the network does not take this transaction: {0}")]
     Refused(String),
@@ -632,6 +635,14 @@ impl ProviderChannel {
     /// Whether nothing can happen any more.
     pub fn finished(&self) -> bool {
         self.course.finished
+    }
+
+    /// Whether nothing is left that anybody could want to know of it: it is over without a funding,
+    /// a payment or a change of stations.
+    pub fn forgettable(&self) -> bool {
+        let unpaid = self.best.is_none() && self.void.is_empty();
+        let over = self.course.finished && self.course.funding.is_none();
+        over && unpaid && self.nonces.is_empty()
     }
 
     /// Whether it counts against the caps on channels that cost their opener nothing.

@@ -3,7 +3,8 @@
 //! Claims are decided when the fee is known: the runloop asks for it with each block, not for each
 //! block of many that come at once, so that nothing is signed again and again while it catches up.
 //! A claim that no block holds is replaced by one of the same channels; never two by one, so that a
-//! replacement pays for one claim before it. Nothing is claimed early because fees rise: that would
+//! replacement pays for one claim before it. One that is early, since its subscriber left, has time:
+//! only fees that have risen over its own are a reason to replace it. Nothing is claimed early because fees rise: that would
 //! pay the high fee for sure and cut the subscriber off, while who waits has
 //! [`CLAIM_WINDOW_BLOCKS`](crate::channel::CLAIM_WINDOW_BLOCKS) for a better one.
 
@@ -15,8 +16,9 @@ use bitcoin::{
 
 use super::{Action, Controller, Input, Out};
 use crate::channel::{
-    CLAIM_URGENT_BLOCKS, ChannelId, ChannelStatus, Claim, ClaimInput, ClaimRecord, FeeEstimates,
-    ProviderChannel, ProviderEvent, Replaced, blocks_left, claim_rate, most_for, pays_off_at,
+    CLAIM_URGENT_BLOCKS, CLAIM_WINDOW_BLOCKS, ChannelId, ChannelStatus, Claim, ClaimInput,
+    ClaimRecord, FeeEstimates, ProviderChannel, ProviderEvent, Replaced, blocks_left, claim_rate,
+    most_for, pays_off_at,
 };
 
 /// Channels claimed in one transaction: 40 x 166 vB stay under TRUC's 10,000 vB.
@@ -115,11 +117,16 @@ impl Controller {
             group.due.push(due);
         }
         let planned = replacing.into_values().filter_map(|group| {
-            let before = group.claim.into_iter().chain(group.closes);
-            let (replaced, group) = (before.reduce(Replaced::or)?, group.due);
-            let left = group.iter().map(|due| due.left).min()?;
-            let wanted = fees.rate(left).max(replaced.bumped());
-            self.plan(&group, wanted, Some(replaced))
+            let left = group.due.iter().map(|due| due.left).min()?;
+            let rate = fees.rate(left);
+            let replaced = group.claim.into_iter().chain(group.closes).reduce(Replaced::or)?;
+            let wanted = match group.claim {
+                Some(claim) if left > CLAIM_WINDOW_BLOCKS => {
+                    Some(rate).filter(|it| *it > claim.rate)?
+                }
+                _ => rate.max(replaced.bumped()),
+            };
+            self.plan(&group.due, wanted, Some(replaced))
         });
         for claim in planned.chain(self.plan_fresh(fresh, fees)) {
             out.act(Action::Claim(claim));

@@ -11,6 +11,12 @@ use crate::channel::{ChannelId, FundingError, PaymentError, ProviderChannel, Pro
 /// [`FUNDING_WINDOW_BLOCKS`](crate::channel::FUNDING_WINDOW_BLOCKS).
 pub const UNCONFIRMED_CHANNELS_MAX: u64 = 16;
 
+/// Fundings of all channels that are on their way to the network at one time.
+pub const PRESENTED_AT_ONCE_MAX: usize = 16;
+
+/// Fundings of one channel that the network may refuse between two blocks.
+pub const FUNDINGS_REFUSED_MAX: usize = 3;
+
 /// What became of a funding that was handed to the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -31,14 +37,33 @@ impl Controller {
         out: &mut Out,
     ) {
         let judged = match self.judge_funding(&channel, &tx) {
-            Ok(Some(_)) if self.synced => {
-                return out.act(Action::Present { request, channel, tx });
-            }
-            Ok(Some(_)) => Err(Refusal::ChainLost),
+            Ok(Some(_)) => match self.check_presenting(&channel) {
+                Ok(()) => {
+                    self.presenting.insert(channel);
+                    return out.act(Action::Present { request, channel, tx });
+                }
+                Err(refusal) => Err(refusal),
+            },
             Ok(None) => self.report(&channel),
             Err(refusal) => Err(refusal),
         };
         out.act(Action::Reply(request, judged));
+    }
+
+    /// Whether another funding may be handed to the network now: it costs who presents it nothing.
+    fn check_presenting(&self, channel: &ChannelId) -> Result<(), Refusal> {
+        if !self.synced {
+            return Err(Refusal::ChainLost);
+        }
+        let refused = self.fundings_refused.get(channel).copied().unwrap_or(0);
+        if refused >= FUNDINGS_REFUSED_MAX {
+            return Err(Refusal::Funding(FundingError::TooMany));
+        }
+        let others = self.presenting.len() >= PRESENTED_AT_ONCE_MAX;
+        if others || self.presenting.contains(channel) {
+            return Err(Refusal::Funding(FundingError::Waiting));
+        }
+        Ok(())
     }
 
     pub(super) fn presented(
@@ -49,6 +74,7 @@ impl Controller {
         taken: Taken,
         out: &mut Out,
     ) {
+        self.presenting.remove(&channel);
         let answer = match taken {
             Taken::Yes => self.judge_funding(&channel, tx).and_then(|event| {
                 if let Some(event) = event {
@@ -57,7 +83,10 @@ impl Controller {
                 }
                 self.report(&channel)
             }),
-            Taken::No(reason) => Err(Refusal::Funding(FundingError::Refused(reason))),
+            Taken::No(reason) => {
+                *self.fundings_refused.entry(channel).or_default() += 1;
+                Err(Refusal::Funding(FundingError::Refused(reason)))
+            }
             Taken::Unknown => Err(Refusal::ChainLost),
         };
         out.act(Action::Reply(request, answer));

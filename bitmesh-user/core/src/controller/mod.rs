@@ -25,7 +25,7 @@ use bitcoin::{
 
 pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
 pub use close::{CloseNeeds, CloseOwn};
-pub use funding::{Taken, UNCONFIRMED_CHANNELS_MAX};
+pub use funding::{FUNDINGS_REFUSED_MAX, PRESENTED_AT_ONCE_MAX, Taken, UNCONFIRMED_CHANNELS_MAX};
 pub use report::Refusal;
 pub use stations::StationsAsk;
 
@@ -238,7 +238,10 @@ pub struct Controller {
     payout: ScriptBuf,
     book: Book<ProviderChannel>,
     accounts: Accounts,
+    /// Channels that are not over, by who opened them.
     by_station: BTreeMap<Station, BTreeSet<ChannelId>>,
+    /// Channels that wait for their funding.
+    unfunded: BTreeSet<ChannelId>,
     unwritten: BTreeSet<Station>,
     ungranted: BTreeSet<Station>,
     /// Stations on their way to another account, once what they hold is reclaimed.
@@ -248,6 +251,10 @@ pub struct Controller {
     fees: Option<FeeEstimates>,
     /// Claims that the network did not take for their fee.
     refused: BTreeSet<Txid>,
+    /// Channels whose funding is on its way to the network.
+    presenting: BTreeSet<ChannelId>,
+    /// How many fundings of a channel the network refused since the last block.
+    fundings_refused: BTreeMap<ChannelId, usize>,
     next_key_index: u32,
 }
 
@@ -262,6 +269,7 @@ impl Controller {
             book: Book::default(),
             accounts: Accounts::default(),
             by_station: BTreeMap::new(),
+            unfunded: BTreeSet::new(),
             unwritten: BTreeSet::new(),
             ungranted: BTreeSet::new(),
             moves: BTreeMap::new(),
@@ -269,6 +277,8 @@ impl Controller {
             synced: false,
             fees: None,
             refused: BTreeSet::new(),
+            presenting: BTreeSet::new(),
+            fundings_refused: BTreeMap::new(),
             next_key_index: 0,
         }
     }
@@ -337,6 +347,7 @@ impl Controller {
                 let from = out.entries().len();
                 self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
+                self.fundings_refused.clear();
                 self.closes_due(out);
                 self.broadcast_claims(out);
                 self.check_offered(out);
@@ -434,14 +445,11 @@ impl Controller {
 
     fn check_caps(&self, station: Station) -> Result<(), Refusal> {
         let own = self.by_station.get(&station);
-        let own = || own.into_iter().flatten().filter_map(|id| self.book.get(id));
-        let unfunded = own().filter(|channel| channel.speculative()).count();
-        let live = own().filter(|channel| !channel.finished()).count();
-        let all = self.book.iter().filter(|(_, channel)| channel.speculative()).count();
-        if unfunded >= UNFUNDED_PER_STATION_MAX || all >= UNFUNDED_MAX {
+        let unfunded = own.into_iter().flatten().filter(|id| self.unfunded.contains(id)).count();
+        if unfunded >= UNFUNDED_PER_STATION_MAX || self.unfunded.len() >= UNFUNDED_MAX {
             return Err(Refusal::TooManyUnfunded);
         }
-        if live >= CHANNELS_PER_STATION_MAX {
+        if own.map_or(0, BTreeSet::len) >= CHANNELS_PER_STATION_MAX {
             return Err(Refusal::TooManyChannels);
         }
         Ok(())
@@ -514,11 +522,34 @@ impl Controller {
             ProviderEvent::Unbound { station, .. } => {
                 self.accounts.unbind(id, *station)?;
             }
+            ProviderEvent::Finished => self.let_go(id),
             _ => {}
+        }
+        if self.book.get(id).is_some_and(ProviderChannel::speculative) {
+            self.unfunded.insert(*id);
+        } else {
+            self.unfunded.remove(id);
         }
         let bought = self.book.get(id).map_or(Octets(0), ProviderChannel::bought);
         self.accounts.set_bought(*id, bought);
         Ok(())
+    }
+
+    /// A channel is over: it counts no more, and is forgotten when nothing ever came of it. Who opens
+    /// channels without funding them takes no memory for long.
+    fn let_go(&mut self, id: &ChannelId) {
+        let Some(channel) = self.book.get(id) else { return };
+        let (station, forgettable) = (channel.station(), channel.forgettable());
+        if let Some(own) = self.by_station.get_mut(&station) {
+            own.remove(id);
+            if own.is_empty() {
+                self.by_station.remove(&station);
+            }
+        }
+        if forgettable {
+            self.book.forget(id);
+            self.accounts.forget(id);
+        }
     }
 
     /// The box has other addresses now.

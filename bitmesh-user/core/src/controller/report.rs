@@ -193,6 +193,7 @@ impl Refusal {
             Self::Funding(error) => match error {
                 FundingError::Closed => 410,
                 FundingError::TooMany => 429,
+                FundingError::Waiting => 503,
                 FundingError::Other | FundingError::Refused(_) => 422,
             },
             Self::Close(error) => match error {
@@ -245,6 +246,7 @@ impl Refusal {
                 FundingError::Other => "other-funding",
                 FundingError::Closed => "closed",
                 FundingError::TooMany => "too-many-fundings",
+                FundingError::Waiting => "funding-waits",
                 FundingError::Refused(_) => "funding-refused",
             },
             Self::Close(error) => match error {
@@ -308,7 +310,8 @@ impl Refusal {
             Self::Funding(error) => match error {
                 FundingError::Other => "fund the address and the amount of its report".into(),
                 FundingError::Closed => "open a new channel".into(),
-                FundingError::TooMany => "wait for one of them to be in a block".into(),
+                FundingError::TooMany => "wait for a block, then try again".into(),
+                FundingError::Waiting => "try again in half a minute".into(),
                 FundingError::Refused(_) => {
                     "sign another one: with a higher fee, or of coins that are not spent".into()
                 }

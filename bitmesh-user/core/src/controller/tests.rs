@@ -10,7 +10,7 @@ use bitcoin::{
 use super::*;
 use crate::{
     channel::{
-        ChannelStatus, Durable, PROTOCOL_VERSION, close_digest,
+        ChannelStatus, Durable, FUNDING_WINDOW_BLOCKS, PROTOCOL_VERSION, close_digest,
         testing::{self, PROVIDER, SUBSCRIBER, public_key, secp, secret_key, sign},
     },
     ledger::Counts,
@@ -232,10 +232,45 @@ fn a4_a_station_can_not_fill_the_disk_with_channels_it_never_funds() {
     let refused = provider.open(1, request.clone(), NOW).map(|_| ());
     assert_eq!(refused, Err(Refusal::TooManyUnfunded));
     provider.open(2, request, NOW).unwrap();
-    provider.mine(100 + crate::channel::FUNDING_WINDOW_BLOCKS, vec![]);
+    provider.mine(100 + FUNDING_WINDOW_BLOCKS, vec![]);
     let mut request = provider.request(31);
     request.expiry_height += 500;
     provider.open(1, request, NOW).unwrap();
+}
+
+#[test]
+fn a4_channels_that_nothing_came_of_are_forgotten_and_others_are_not() {
+    let mut provider = Provider::new();
+    let paid = provider.opened();
+    provider.pay(&paid, 3);
+    let beside = provider.open(1, provider.request(20), NOW).unwrap();
+    let stranger = provider.open(2, provider.request(21), NOW).unwrap();
+    let all = |provider: &Controller| {
+        let channels: Vec<_> = provider.book.iter().map(|(id, _)| *id).collect();
+        let scripts = provider.book.scripts().len();
+        let waiting = provider.unfunded.clone();
+        let stations: Vec<_> = provider.accounts().map(|account| account.station).collect();
+        (channels, scripts, waiting, provider.by_station.clone(), stations)
+    };
+    provider.mine(101 + FUNDING_WINDOW_BLOCKS, vec![]);
+    let before = provider.controller.book.script_changes();
+    assert_eq!(provider.controller.book.scripts().len(), 3);
+    provider.mine(102 + FUNDING_WINDOW_BLOCKS, vec![]);
+    let own = BTreeMap::from([(station(1), BTreeSet::from([paid.channel]))]);
+    let left = (vec![paid.channel], 1, BTreeSet::new(), own, vec![station(1)]);
+    assert_eq!(all(&provider.controller), left);
+    assert_ne!(provider.controller.book.script_changes(), before);
+    assert_eq!(provider.controller.account(station(1)).bought_octets, Octets(3 << 20));
+    for id in [beside.channel, stranger.channel] {
+        assert_eq!(provider.controller.channel(&id), Err(Refusal::UnknownChannel));
+    }
+    let again = provider.replayed();
+    assert_eq!(all(&again), left);
+    assert_eq!(again.next_key_index(), 3);
+    // Who comes back begins anew.
+    let open = OpenRequest { expiry_height: 1_200, ..provider.request(22) };
+    let report = provider.open(2, open, NOW).unwrap();
+    assert_eq!(provider.controller.account(station(2)).account, report.account);
 }
 
 #[test]

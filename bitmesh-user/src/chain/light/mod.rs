@@ -35,7 +35,9 @@ use self::{
     headers::Headers,
     spool::Spool,
 };
-use super::{Answer, Broadcast, ChainError, ChainSource, FEE_RATE_MAX, Filters, Kind, Watched};
+use super::{
+    Answer, Broadcast, Cause, ChainError, ChainSource, FEE_RATE_MAX, Filters, Kind, Watched,
+};
 
 /// How long it is no trouble to have no peer: they leave, and others take their place.
 const ALONE_MAX: Duration = Duration::from_secs(15);
@@ -407,7 +409,7 @@ impl ChainSource for LightClient {
             if refused {
                 let reason = "no peer keeps it: its fee is too low, what it spends is spent or not \
                               there, or it is in a block already";
-                return Broadcast::Rejected { reason: reason.into() };
+                return Broadcast::Rejected { cause: Cause::Unknown, reason: reason.into() };
             }
             let told = failures.iter().map(|(address, reason)| format!("{address}: {reason}"));
             let told = told.collect::<Vec<_>>().join(", ");

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::{super::broadcast, Internal, Session};
 use crate::{
-    chain::{Broadcast, ChainError, ChainSource},
+    chain::{Broadcast, Cause, ChainError, ChainSource},
     wallet::Role,
 };
 
@@ -73,10 +73,8 @@ impl Session<'_> {
     pub(super) fn broadcast(&mut self, tx: Transaction) {
         let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
         self.tasks.spawn(async move {
-            // Whatever the source, the reason is Bitcoin Core's, whose words for this name the fee.
-            if let Broadcast::Rejected { reason } = broadcast(source.as_ref(), &tx).await
-                && reason.contains("fee")
-            {
+            let outcome = broadcast(source.as_ref(), &tx).await;
+            if matches!(outcome, Broadcast::Rejected { cause: Cause::Fee, .. }) {
                 let refused = Input::Refused { txid: tx.compute_txid() };
                 let _ = internal.send(Internal::Told(Box::new(refused))).await;
             }
@@ -91,7 +89,7 @@ impl Session<'_> {
         self.tasks.spawn(async move {
             let taken = match source.broadcast(&tx).await {
                 Broadcast::Accepted | Broadcast::Known => Taken::Yes,
-                Broadcast::Rejected { reason } => Taken::No(reason),
+                Broadcast::Rejected { reason, .. } => Taken::No(reason),
                 Broadcast::Unreachable { .. } => Taken::Unknown,
             };
             info!("funding {} of channel {channel} was presented: {taken:?}", tx.compute_txid());
@@ -105,7 +103,7 @@ impl Session<'_> {
         let (source, internal) = (self.foundation.source.clone(), self.internal.clone());
         self.tasks.spawn(async move {
             for (channel, tx) in offered {
-                if let Broadcast::Rejected { reason } = source.broadcast(&tx).await {
+                if let Broadcast::Rejected { reason, .. } = source.broadcast(&tx).await {
                     let txid = tx.compute_txid();
                     warn!("funding {txid} of channel {channel} is taken no more: {reason}");
                     let gone = Input::OfferedGone { channel, txid };

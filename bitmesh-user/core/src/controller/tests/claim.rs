@@ -139,6 +139,32 @@ fn p2_a_claim_that_is_refused_for_its_fee_is_replaced_at_the_next_block() {
 }
 
 #[test]
+fn p2_an_early_claim_is_replaced_only_when_fees_have_risen_over_its_own() {
+    let mut provider = Provider::paid(&[50_000]);
+    let report = provider.controller.channels().next().unwrap();
+    let signature = sign(10, close_digest(&report.channel));
+    let close = CloseRequest { signature, proposal: None };
+    let (request, channel, own) = (RequestId(3), report.channel, CloseOwn::default());
+    let asked = provider.put(Input::Close { request, channel, close, own });
+    let mut sent = provider.sign(asked);
+    let claim = sent.remove(0);
+    // Neither time nor a refusal is a reason: both would give miners half of it within hours.
+    provider.put(Input::Refused { txid: claim.compute_txid() });
+    for height in 103..130 {
+        assert!(provider.block(height, 1).is_empty(), "at {height}");
+    }
+    let dearer = provider.block(130, 3).remove(0);
+    let vbytes = u64::try_from(dearer.vsize()).unwrap();
+    assert!((vbytes * 3..vbytes * 3 + 10).contains(&provider.fee_of(&dearer).to_sat()));
+    for height in 131..MARGIN {
+        assert!(provider.block(height, 3).is_empty(), "at {height}");
+    }
+    // From the margin on it is as for any other.
+    let last = provider.block(MARGIN, 1).remove(0);
+    assert!(provider.fee_of(&last) > provider.fee_of(&dearer));
+}
+
+#[test]
 fn p2_a_channel_that_does_not_pay_for_its_claim_waits_and_offers_more_as_time_runs_out() {
     // A claim of one channel takes 170 vB: at 10 sat/vB, 1,700 of 3,000 sat.
     let mut provider = Provider::paid(&[3_000]);

@@ -3,7 +3,7 @@
 use bitcoin::OutPoint;
 
 use super::*;
-use crate::channel::{FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, payment_sighash};
+use crate::channel::{FUNDINGS_OFFERED_MAX, FundingError, payment_sighash};
 
 const CREDIT: u64 = 20;
 
@@ -223,6 +223,51 @@ fn fundings_of_one_channel_are_counted() {
     let tx = testing::funding_tx(&channel.params, 99);
     let refused = provider.present(&channel, &tx, Taken::Yes);
     assert_eq!(refused, Err(Refusal::Funding(FundingError::TooMany)));
+}
+
+#[test]
+fn fundings_that_the_network_refuses_are_counted_until_the_next_block() {
+    let mut provider = Provider::generous();
+    let channel = provider.open(1, provider.request(SUBSCRIBER), NOW).unwrap();
+    let tx = testing::funding_tx(&channel.params, 1);
+    for _ in 0..2 * FUNDINGS_REFUSED_MAX {
+        // What the chain source can't tell is nobody's fault.
+        assert_eq!(provider.present(&channel, &tx, Taken::Unknown), Err(Refusal::ChainLost));
+    }
+    for _ in 0..FUNDINGS_REFUSED_MAX {
+        let refused = provider.present(&channel, &tx, Taken::No("mempool full".into()));
+        assert!(matches!(refused, Err(Refusal::Funding(FundingError::Refused(_)))), "{refused:?}");
+    }
+    let refused = provider.present(&channel, &tx, Taken::Yes);
+    assert_eq!(refused, Err(Refusal::Funding(FundingError::TooMany)));
+    provider.mine(101, vec![]);
+    provider.present(&channel, &tx, Taken::Yes).unwrap();
+}
+
+#[test]
+fn fundings_go_to_the_network_one_by_one_for_a_channel_and_so_many_for_all() {
+    let mut provider = Provider::generous();
+    let waits = |actions: Vec<Action>| {
+        let error = Err(Refusal::Funding(FundingError::Waiting));
+        matches!(actions.as_slice(), [Action::Reply(_, answer)] if *answer == error)
+    };
+    let mut on_their_way = Vec::new();
+    for key in 10..=10 + u8::try_from(PRESENTED_AT_ONCE_MAX).unwrap() {
+        let report = provider.open(key, provider.request(key), NOW).unwrap();
+        let tx = testing::funding_tx(&report.params, key);
+        on_their_way.push(Input::Fund { request: RequestId(8), channel: report.channel, tx });
+    }
+    let late = on_their_way.pop().unwrap();
+    let mut presented = Vec::new();
+    for fund in &on_their_way {
+        presented.extend(provider.put(fund.clone()));
+        assert!(waits(provider.put(fund.clone())));
+    }
+    assert_eq!(presented.len(), PRESENTED_AT_ONCE_MAX);
+    assert!(waits(provider.put(late.clone())));
+    let Some(Action::Present { request, channel, tx }) = presented.pop() else { panic!() };
+    provider.put(Input::Presented { request, channel, tx, taken: Taken::Yes });
+    assert!(matches!(provider.put(late).as_slice(), [Action::Present { .. }]));
 }
 
 #[test]
