@@ -97,19 +97,21 @@ impl Buyer {
         waiting.flatten().cloned().collect()
     }
 
-    /// Both sides agreed on terms.
+    /// Both sides agreed on terms when the chain was at `height`: the own tip, or what the provider
+    /// told while the chain is not seen.
     pub fn negotiated(
         &mut self,
         params: ChannelParams,
         provider: XOnlyPublicKey,
         url: String,
+        height: u32,
         out: &mut Out,
     ) -> ChannelId {
         let channel = params.id();
         let key_index = self.next_key_index;
         self.next_key_index += 1;
         let params = Box::new(params);
-        let height = self.book.tip();
+        let height = height.max(self.book.tip());
         let event = SubscriberEvent::Negotiated { params, key_index, provider, url, height };
         self.book.record(channel, event, out);
         channel
@@ -131,16 +133,14 @@ impl Buyer {
     /// A funding was signed, the first one or a replacement. False, and nothing done, when it
     /// doesn't fund the channel, or could confirm beside one before it.
     pub fn funding_signed(&mut self, channel: ChannelId, tx: Transaction, out: &mut Out) -> bool {
-        let fits = self
-            .book
-            .get(&channel)
-            .is_some_and(|known| !known.finished() && known.is_fundable_by(&tx));
-        if fits {
-            let event = SubscriberEvent::FundingSigned { tx: tx.clone(), height: self.book.tip() };
-            self.book.record(channel, event, out);
-            out.act(Action::Broadcast(tx));
-        }
-        fits
+        let known = self.book.get(&channel);
+        let known = known.filter(|known| !known.finished() && known.is_fundable_by(&tx));
+        let Some(known) = known else { return false };
+        // The own tip is old while the chain is not seen.
+        let height = self.book.tip().max(known.agreed_height());
+        self.book.record(channel, SubscriberEvent::FundingSigned { tx: tx.clone(), height }, out);
+        out.act(Action::Broadcast(tx));
+        true
     }
 
     /// The provider says that it counts on this funding before it is in a block.
@@ -181,6 +181,17 @@ impl Buyer {
         }
         let height = self.book.tip();
         self.book.record(channel, SubscriberEvent::CloseRequested { height }, out);
+    }
+
+    /// The provider refused a payment, with this code. True, and the channel is left, when it will
+    /// never take one on it again: it closed the channel, lost it, or has another payment than the
+    /// journal here.
+    pub fn payment_refused(&mut self, channel: ChannelId, code: &str, out: &mut Out) -> bool {
+        let gone = matches!(code, "closed" | "unknown-channel" | "stale-payment");
+        if gone {
+            self.close(channel, out);
+        }
+        gone
     }
 
     /// The close to sign and propose now ([`SubscriberChannel::close_due`]).

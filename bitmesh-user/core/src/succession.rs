@@ -68,8 +68,11 @@ impl Buyer {
             ChannelStatus::Closing => 6,
             ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. } => 7,
         };
+        let over = |channel: &SubscriberChannel| {
+            channel.finished() || channel.spent().is_some() || channel.given_up(tip)
+        };
         self.at(url)
-            .filter(|(_, channel)| !channel.finished() && channel.spent().is_none())
+            .filter(|(_, channel)| !over(channel))
             .min_by_key(|(_, channel)| (rank(channel), channel.key_index()))
             .map(|(id, _)| *id)
     }
@@ -77,26 +80,29 @@ impl Buyer {
     /// What is to be done beside paying, the most urgent first.
     pub fn errands(&self, wants: &Wants<'_>) -> Vec<Errand> {
         let tip = self.book().tip();
-        let funds = |channel: &SubscriberChannel| {
-            let first = channel.status(tip) == ChannelStatus::Unfunded
-                && channel.funding_tx().is_none()
-                && !channel.finished();
-            first || channel.funding_bump_due(tip)
-        };
-        let funded = self.at(wants.url).filter(|(_, channel)| funds(channel));
+        let funded = self.at(wants.url).filter(|(_, channel)| channel.funding_due(tip));
         let mut errands: Vec<_> = funded.map(|(id, _)| Errand::Fund(*id)).collect();
         errands.extend(self.left_behind(wants).map(Errand::Leave));
         errands.extend(self.next_channel(wants));
         let closing = self.at(wants.url).filter(|(_, channel)| {
-            channel.status(tip) == ChannelStatus::Closing && channel.spent().is_none()
+            let unspent = channel.spent().is_none() && !channel.given_up(tip);
+            channel.status(tip) == ChannelStatus::Closing && unspent
         });
         errands.extend(closing.map(|(id, _)| Errand::Close(*id)));
         errands
     }
 
-    /// Sum of all payments, on all channels.
+    /// Sum of all payments, on all channels, and of what is owed again after another funding than
+    /// the one that was paid on confirmed.
     pub fn spent(&self) -> Amount {
-        self.book().iter().map(|(_, channel)| channel.paid()).sum()
+        self.book().iter().map(|(_, channel)| channel.promised()).sum()
+    }
+
+    /// What one channel may be paid in all, for all together to stay within `budget`.
+    pub fn budget_of(&self, channel: &ChannelId, budget: Amount) -> Amount {
+        let own = self.book().get(channel).map_or(Amount::ZERO, SubscriberChannel::promised);
+        let elsewhere = self.spent().checked_sub(own).unwrap_or_default();
+        budget.checked_sub(elsewhere).unwrap_or_default()
     }
 
     fn at<'a>(
@@ -113,7 +119,7 @@ impl Buyer {
             matches!(
                 channel.status(tip),
                 ChannelStatus::Unfunded | ChannelStatus::Confirming { .. } | ChannelStatus::Open
-            )
+            ) && !channel.given_up(tip)
         };
         self.at(url).filter(|(_, channel)| usable(channel)).collect()
     }
@@ -176,7 +182,7 @@ mod tests {
 
     use super::*;
     use crate::channel::{
-        Batch, ChannelParams, Durable, SubscriberEvent,
+        Batch, ChannelParams, Durable, FUNDING_BUMP_BLOCKS, FUNDING_WINDOW_BLOCKS, SubscriberEvent,
         testing::{funding_tx, params, public_key, secp, secret_key, sign},
     };
 
@@ -226,16 +232,33 @@ mod tests {
                 remainder_script: ScriptBuf::new_p2wpkh(&WPubkeyHash::hash(&[key])),
                 ..params()
             };
+            let (id, tx) = self.sign(key, params, self.height);
+            self.mine(vec![tx]);
+            id
+        }
+
+        /// A channel that was agreed on at a height, with a funding that no block holds.
+        fn sign(
+            &mut self,
+            key: u8,
+            params: ChannelParams,
+            height: u32,
+        ) -> (ChannelId, Transaction) {
             let id = params.id();
             let tx = funding_tx(&params, key);
             let (provider, _): (XOnlyPublicKey, _) = secret_key(2).x_only_public_key(&secp());
             self.act(|buyer, out| {
-                buyer.negotiated(params, provider, URL.into(), out);
+                buyer.negotiated(params, provider, URL.into(), height, out);
             });
             assert_eq!(self.errands(1_000_000).first(), Some(&Errand::Fund(id)));
             self.act(|buyer, out| assert!(buyer.funding_signed(id, tx.clone(), out)));
-            self.mine(vec![tx]);
-            id
+            (id, tx)
+        }
+
+        fn mine_until(&mut self, height: u32) {
+            while self.height < height {
+                self.mine(vec![]);
+            }
         }
 
         fn pay(&mut self, id: ChannelId, key: u8, sum: u64) {
@@ -337,6 +360,85 @@ mod tests {
         subscriber.mine(vec![]);
         assert_eq!(subscriber.active(), Some(second));
         assert_eq!(subscriber.errands(50_000), [Errand::Close(first)]);
+    }
+
+    #[test]
+    fn p1_a_channel_whose_funding_never_confirms_gives_way_to_another_and_is_followed_on() {
+        let mut subscriber = Subscriber::new();
+        let params = ChannelParams { expiry_height: 3_000, ..params() };
+        let (first, tx) = subscriber.sign(1, params, 100);
+        let late = 100 + FUNDING_WINDOW_BLOCKS - 36;
+        subscriber.mine_until(late - 1);
+        assert_eq!(subscriber.active(), Some(first));
+        assert_eq!(subscriber.errands(100_000), [Errand::Fund(first)]);
+        subscriber.mine(vec![]);
+        assert_eq!(subscriber.active(), None);
+        assert_eq!(subscriber.errands(100_000), [Errand::Open]);
+        assert_eq!(subscriber.buyer.unconfirmed(), []);
+        subscriber.act(|buyer, out| buyer.close(first, out));
+        assert_eq!(subscriber.errands(100_000), [Errand::Open], "nothing is asked for");
+        subscriber.mine_until(2_999);
+        subscriber.mine(vec![tx]);
+        let due = subscriber.buyer.refunds_due();
+        assert_eq!(due.first().map(|due| due.channel), Some(first), "it confirmed after all");
+    }
+
+    #[test]
+    fn p1_terms_agreed_without_the_chain_count_from_the_height_that_the_provider_told() {
+        let mut subscriber = Subscriber::new();
+        let params = ChannelParams { expiry_height: 5_000, ..params() };
+        let (id, tx) = subscriber.sign(1, params, 3_000);
+        subscriber.height = 3_000;
+        subscriber.mine(vec![]);
+        assert_eq!(subscriber.buyer.unconfirmed(), [tx]);
+        assert_eq!(subscriber.errands(100_000), [], "it is young");
+        subscriber.mine_until(3_000 + FUNDING_BUMP_BLOCKS);
+        assert_eq!(subscriber.errands(100_000), [Errand::Fund(id)]);
+    }
+
+    #[test]
+    fn p9_what_is_owed_again_after_another_funding_confirmed_counts_as_spent() {
+        let mut subscriber = Subscriber::new();
+        let params = ChannelParams { unconfirmed_max: Amount::from_sat(50), ..params() };
+        let (id, tx) = subscriber.sign(1, params, 100);
+        let taken = crate::channel::funding_outpoint(
+            subscriber.buyer.book().get(&id).unwrap().params(),
+            &tx,
+        );
+        subscriber.act(|buyer, out| buyer.funding_taken(id, taken.unwrap(), out));
+        subscriber.pay(id, 1, 40);
+        let mut other = tx;
+        other.output[0].value -= Amount::ONE_SAT;
+        subscriber.act(|buyer, out| assert!(buyer.funding_signed(id, other.clone(), out)));
+        subscriber.mine(vec![other]);
+        subscriber.mine(vec![]);
+        assert_eq!(subscriber.buyer.book().get(&id).unwrap().owed(), Some(Amount::from_sat(40)));
+        assert_eq!(subscriber.buyer.spent(), Amount::from_sat(40));
+        let budget = Amount::from_sat(100);
+        assert_eq!(subscriber.buyer.budget_of(&id, budget), budget);
+        let second = subscriber.open(5, 3_000);
+        assert_eq!(subscriber.buyer.budget_of(&second, budget), Amount::from_sat(60));
+        subscriber.pay(id, 1, 45);
+        assert_eq!(subscriber.buyer.spent(), Amount::from_sat(45), "not paid twice");
+        assert_eq!(subscriber.buyer.budget_of(&second, Amount::from_sat(44)), Amount::ZERO);
+    }
+
+    #[test]
+    fn a_channel_that_its_provider_takes_no_payments_on_is_left_for_another() {
+        for code in ["closed", "unknown-channel", "stale-payment"] {
+            let mut subscriber = Subscriber::new();
+            let first = ready(&mut subscriber);
+            subscriber.pay(first, 1, 5);
+            for passing in ["unconfirmed", "station-table-full"] {
+                subscriber.act(|buyer, out| assert!(!buyer.payment_refused(first, passing, out)));
+            }
+            assert_eq!(subscriber.errands(100_000), []);
+            subscriber.act(|buyer, out| assert!(buyer.payment_refused(first, code, out)));
+            assert_eq!(subscriber.errands(100_000), [Errand::Open, Errand::Close(first)]);
+            let second = subscriber.open(5, 2_000);
+            subscriber.mine(vec![]);
+            assert_eq!(subscriber.active(), Some(second));
+        }
     }
 
     #[test]

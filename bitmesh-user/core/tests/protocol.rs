@@ -397,6 +397,20 @@ fn the_pages_examples_are_bodies_that_the_code_takes() {
 }
 
 #[test]
+fn the_page_lists_every_error_of_the_core() {
+    let page = fs::read_to_string(docs("PROTOCOL.md")).unwrap();
+    let (_, errors) = page.split_once("## 7. Errors").unwrap();
+    let source = include_str!("../src/controller/report.rs");
+    let (_, codes) = source.split_once("pub fn code(&self)").unwrap();
+    let (codes, _) = codes.split_once("fn advice(&self)").unwrap();
+    let codes: Vec<_> = codes.split('"').skip(1).step_by(2).collect();
+    assert!(codes.len() > 30, "{codes:?}");
+    for code in codes {
+        assert!(errors.contains(&format!("`{code}`")), "{code} is not on the page");
+    }
+}
+
+#[test]
 fn an_offers_id_is_of_its_text() {
     let signed = signed_offer();
     let text = serde_json::to_string(&signed.offer).unwrap();

@@ -132,8 +132,10 @@ impl Foundation {
     }
 
     /// Hands own transactions that no block holds to the network again: it may have forgotten them.
+    /// Not those that fund channels: the channels know until when those are of use.
     pub(super) fn rebroadcast(&self) -> impl Future<Output = ()> + Send + use<> {
-        let (source, waiting) = (self.source.clone(), self.wallet.unconfirmed());
+        let (source, mut waiting) = (self.source.clone(), self.wallet.unconfirmed());
+        waiting.retain(|tx| !self.wallet.funds_channel(tx));
         async move {
             for tx in waiting {
                 source.broadcast(&tx).await;

@@ -43,4 +43,18 @@ impl Wallet {
         }
         self.sign(psbt, now)
     }
+
+    /// What a transaction of this wallet's and those that it replaced spend is free again, from
+    /// `now` on, in seconds since 1970: it has waited in vain. Should it confirm after all, it
+    /// counts. Oldest first.
+    pub fn give_up<'a>(
+        &mut self,
+        transactions: impl DoubleEndedIterator<Item = &'a Transaction>,
+        now: u64,
+    ) {
+        // One by one: what was replaced would count again without what replaced it.
+        for tx in transactions.rev() {
+            self.inner.apply_evicted_txs([(tx.compute_txid(), now)]);
+        }
+    }
 }

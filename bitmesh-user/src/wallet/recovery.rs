@@ -38,20 +38,27 @@ impl Wallet {
     /// Channels that these transactions of a block fund with this wallet's money, by what they
     /// carry; to be asked after the block was connected.
     pub fn recover(&mut self, transactions: &[Transaction]) -> Vec<Recovered> {
-        let secret = self.recovery_secret();
-        let key = |index| self.channel_public_key(Role::Subscriber, index);
-        let own = transactions.iter().filter_map(|tx| {
-            let found = Recovery::find(&secret, tx, key)?;
-            self.spends_own(tx).then_some(found)
-        });
-        let found: Vec<_> = own.collect();
+        let found: Vec<_> = transactions.iter().filter_map(|tx| self.funding_by(tx)).collect();
         found.into_iter().map(|(recovery, capacity)| self.recovered(recovery, capacity)).collect()
+    }
+
+    /// Whether a transaction funds a channel with this wallet's money.
+    pub fn funds_channel(&self, tx: &Transaction) -> bool {
+        self.funding_by(tx).is_some()
+    }
+
+    /// The channel that `tx` funds with this wallet's money, and its capacity.
+    fn funding_by(&self, tx: &Transaction) -> Option<(Recovery, Amount)> {
+        let key = |index| self.channel_public_key(Role::Subscriber, index);
+        let found = Recovery::find(&self.recovery_secret(), tx, key)?;
+        self.spends_own(tx).then_some(found)
     }
 
     fn recovered(&mut self, recovery: Recovery, capacity: Amount) -> Recovered {
         let key_index = recovery.key_index;
         let own = self.channel_public_key(Role::Subscriber, key_index);
-        let remainder = self.remainder_script();
+        // Made up: nothing will be paid to it.
+        let remainder = self.unused_address().script_pubkey();
         let params = recovery.params(self.inner.network(), own, capacity, remainder);
         Recovered { params, key_index }
     }

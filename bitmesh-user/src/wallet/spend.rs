@@ -5,6 +5,7 @@ use bdk_wallet::{
         Address, Amount, FeeRate, Network, ScriptBuf, Transaction, Weight,
         address::NetworkUnchecked, psbt::Psbt, script::PushBytesBuf,
     },
+    coin_selection::LargestFirstCoinSelection,
     error::CreateTxError,
 };
 use miniscript::psbt::PsbtExt as _;
@@ -118,7 +119,8 @@ impl Wallet {
         fee_rate: FeeRate,
     ) -> Result<Psbt, WalletError> {
         let dust = script.minimal_non_dust();
-        let mut builder = self.inner.build_tx();
+        // Few inputs: a funding has to fit into one request to the provider.
+        let mut builder = self.inner.build_tx().coin_selection(LargestFirstCoinSelection);
         builder.exclude_unconfirmed().fee_rate(by_whole_vbytes(fee_rate));
         match sum {
             Sum::Sat(sat) => builder.add_recipient(script, Amount::from_sat(sat)),

@@ -4,13 +4,14 @@
 //! What is not modelled: packages handed in together, the mempool's size, orphaned transactions.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use bitmesh_core::bitcoin::{
     Amount, Block, BlockHash, CompactTarget, FeeRate, OutPoint, Transaction, TxMerkleNode, TxOut,
-    Txid,
+    Txid, Wtxid,
     block::{Header, Version},
     hashes::Hash,
 };
@@ -92,6 +93,8 @@ pub struct Chain {
     coins: BTreeMap<OutPoint, Coin>,
     confirmed: BTreeSet<Txid>,
     mempool: Vec<Waiting>,
+    /// Transactions whose witnesses were found good: they stay it, whatever happens to the chain.
+    valid: RefCell<BTreeSet<Wtxid>>,
     salt: u32,
     /// What the next block asks for, in satoshi per 1,000 weight units.
     pub level: FeeRate,
@@ -110,6 +113,7 @@ impl Chain {
             coins,
             confirmed: BTreeSet::new(),
             mempool: Vec::new(),
+            valid: RefCell::default(),
             salt: 0,
             level: RELAY_RATE,
         };
@@ -215,7 +219,11 @@ impl Chain {
         }
         let sum = |outputs: &[TxOut]| outputs.iter().map(|output| output.value).sum::<Amount>();
         let fee = sum(prevouts).checked_sub(sum(&tx.output)).ok_or(Reject::Overspent)?;
-        spend::verify(tx, prevouts).map_err(Reject::Invalid)?;
+        let name = tx.compute_wtxid();
+        if !self.valid.borrow().contains(&name) {
+            spend::verify(tx, prevouts).map_err(Reject::Invalid)?;
+            self.valid.borrow_mut().insert(name);
+        }
         Ok(fee.to_sat())
     }
 

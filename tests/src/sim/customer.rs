@@ -9,6 +9,7 @@ use bitmesh_core::{
         Batch, CAPACITY_MIN, ChannelId, ChannelParams, ChannelStatus, DUST, Durable, Entry,
         PROTOCOL_VERSION, RESERVE, Refund, SubscriberChannel, SubscriberEvent, close_digest,
     },
+    controller::Refusal,
     offer::SignedOffer,
     payer::{Next, Payer},
     succession::{Errand, Wants},
@@ -497,7 +498,7 @@ impl Customer {
             return Ok(());
         }
         let mut out = Out::default();
-        buyer.negotiated(params, offer.offer.provider, URL.into(), &mut out);
+        buyer.negotiated(params, offer.offer.provider, URL.into(), buyer.book().tip(), &mut out);
         self.settle(out, context)
     }
 
@@ -548,12 +549,11 @@ impl Customer {
             return Ok(());
         }
         let Some(payer) = &self.payer else { return Ok(()) };
-        let elsewhere: Amount =
-            buyer.book().iter().filter(|(other, _)| **other != id).map(|(_, c)| c.paid()).sum();
-        let budget = self.budget.checked_sub(elsewhere).unwrap_or_default();
+        let budget = buyer.budget_of(&id, self.budget);
         let (params, payable) = (channel.params(), channel.payable(buyer.book().tip()));
         // What was used on credit for a funding that another one took the place of is paid first.
         let next = match channel.owed().filter(|owed| *owed <= payable) {
+            Some(owed) if owed > budget => Next::BudgetSpent,
             Some(owed) => Next::Pay(owed),
             None => payer.next(channel.paid(), payable, budget, &params.schedule),
         };
@@ -616,7 +616,10 @@ impl Customer {
                 self.close_answered(id, *report, context)?;
             }
             (Answer::Refused(_), Ask::Open(_)) if context.one_in(3) => self.steps = 0,
-            (Answer::Refused(_), Ask::Pay(..)) => self.steps = self.steps.saturating_sub(1),
+            (Answer::Refused(refusal), Ask::Pay(id, _)) => {
+                self.steps = self.steps.saturating_sub(1);
+                self.payment_refused(id, &refusal, context)?;
+            }
             _ => {}
         }
         if !matches!(asked_again, Answer::Refused(_) | Answer::Unreachable) {
@@ -624,6 +627,22 @@ impl Customer {
         }
         self.plan_step(context);
         Ok(())
+    }
+
+    fn payment_refused(
+        &mut self,
+        id: ChannelId,
+        refusal: &Refusal,
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        let mut out = Out::default();
+        if let Some(buyer) = &mut self.buyer
+            && buyer.payment_refused(id, refusal.code(), &mut out)
+            && self.active == Some(id)
+        {
+            self.unacknowledged = false;
+        }
+        self.settle(out, context)
     }
 
     /// Starts to count.

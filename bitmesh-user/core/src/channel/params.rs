@@ -1,6 +1,6 @@
 //! What both ends agree on before money moves, and the script that follows from it.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use bitcoin::{
     Amount, Network, PublicKey, ScriptBuf,
@@ -10,7 +10,7 @@ use bitcoin::{
     script::Builder,
     secp256k1,
 };
-use miniscript::Descriptor;
+use miniscript::{AbsLockTime, Descriptor, Miniscript, miniscript::decode::Terminal};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{CAPACITY_MIN, CONFIRMATIONS_MAX, RESERVE, VersionError, Versioned};
@@ -132,15 +132,25 @@ impl ChannelParams {
     /// # Panics
     /// When the expiry is no block height, which [`Self::validate`] refuses.
     pub fn descriptor(&self) -> Descriptor<PublicKey> {
-        let subscriber = PublicKey::new(self.subscriber);
-        let provider = PublicKey::new(self.provider);
-        let text = format!(
-            "wsh(and_v(v:pk({subscriber}),or_d(pk({provider}),after({}))))",
-            self.expiry_height
-        );
-        let descriptor = Descriptor::from_str(&text).expect("validated terms give a descriptor");
+        let descriptor = self.compile().expect("validated terms give a descriptor");
         descriptor.sanity_check().expect("the template is sane for every key and height");
         descriptor
+    }
+
+    /// Of its parts, not of text: reading keys from text takes as long as signing.
+    fn compile(&self) -> Result<Descriptor<PublicKey>, miniscript::Error> {
+        let part = Miniscript::from_ast;
+        let key = |key| {
+            let key = part(Terminal::PkK(PublicKey::new(key)))?;
+            part(Terminal::Check(Arc::new(key)))
+        };
+        let subscriber = part(Terminal::Verify(Arc::new(key(self.subscriber)?)))?;
+        let expiry = AbsLockTime::from_consensus(self.expiry_height);
+        let expiry = expiry.map_err(miniscript::Error::AbsoluteLockTime)?;
+        let refund = part(Terminal::After(expiry))?;
+        let either = Terminal::OrD(Arc::new(key(self.provider)?), Arc::new(refund));
+        let script = Terminal::AndV(Arc::new(subscriber), Arc::new(part(either)?));
+        Descriptor::new_wsh(part(script)?)
     }
 
     /// The script that the funding pays.
@@ -276,6 +286,9 @@ mod tests {
                 ..testing::params()
             };
             let descriptor = params.descriptor();
+            let (s, p, t) = (params.subscriber, params.provider, params.expiry_height);
+            let text = format!("wsh(and_v(v:pk({s}),or_d(pk({p}),after({t}))))");
+            prop_assert_eq!(&Descriptor::from_str(&text).unwrap(), &descriptor);
             prop_assert_eq!(params.witness_script(), descriptor.explicit_script().unwrap());
             prop_assert_eq!(params.funding_script(), descriptor.script_pubkey());
         }

@@ -46,7 +46,7 @@ pub enum SubscriberEvent {
         provider: XOnlyPublicKey,
         /// Where its API is.
         url: String,
-        /// Tip when they were agreed.
+        /// Tip when they were agreed, by the provider's word where the own one was older.
         height: u32,
     },
     /// Found again by what its funding carries. It is never paid on: what was, nobody here knows.
@@ -299,8 +299,12 @@ impl SubscriberChannel {
     /// What was paid on a funding that another one took the place of, where it is more than was
     /// paid on that: it was used, and is owed again.
     pub fn owed(&self) -> Option<Amount> {
-        let most = self.best.values().map(|(paid, _)| *paid).max()?;
-        (most > self.paid()).then_some(most)
+        Some(self.promised()).filter(|most| *most > self.paid())
+    }
+
+    /// The most that was signed on any funding: paid, or owed again.
+    pub fn promised(&self) -> Amount {
+        self.best.values().map(|(paid, _)| *paid).max().unwrap_or_default()
     }
 
     /// What commitments spend: the confirmed funding, else the one that the provider took.
@@ -331,9 +335,20 @@ impl SubscriberChannel {
     /// Whether the newest funding is to be broadcast: no block holds one, and it is not too late
     /// for one.
     pub fn funding_waits(&self, tip: u32) -> Option<&Transaction> {
-        let late = self.agreed_height.saturating_add(FUNDING_WINDOW_BLOCKS - FUNDING_LATE_BLOCKS);
-        let waits = self.course.awaits_funding() && tip < late;
+        let waits = self.course.awaits_funding() && !self.is_late(tip);
         self.funding_tx().filter(|_| waits)
+    }
+
+    /// Whether what was signed to fund it came too late, for all that is known: nothing is done for
+    /// it any more, and another channel takes its place. It is followed on: should one of its
+    /// fundings be in a block after all, it is used, or refunded when its end has come.
+    pub fn given_up(&self, tip: u32) -> bool {
+        self.course.awaits_funding() && !self.fundings.is_empty() && self.is_late(tip)
+    }
+
+    fn is_late(&self, tip: u32) -> bool {
+        let window = FUNDING_WINDOW_BLOCKS - FUNDING_LATE_BLOCKS;
+        tip >= self.agreed_height.saturating_add(window)
     }
 
     /// Whether the newest funding has waited so long that one with a higher fee is to replace it.
@@ -344,6 +359,14 @@ impl SubscriberChannel {
             && !self.course.close_requested
             && self.fundings.len() < FUNDINGS_MAX
             && self.fundings.last().is_some_and(overdue)
+    }
+
+    /// Whether a funding is to be signed: the first one while the channel can still be used, or one
+    /// that replaces the last. To be asked right before it is signed: one that the channel doesn't
+    /// follow locks up all of the capacity until the expiry.
+    pub fn funding_due(&self, tip: u32) -> bool {
+        let unused = self.fundings.is_empty() && self.status(tip) == ChannelStatus::Unfunded;
+        unused || self.funding_bump_due(tip)
     }
 
     /// What it means that the provider says that it counts on `outpoint`.
@@ -459,6 +482,11 @@ impl SubscriberChannel {
         self.key_index
     }
 
+    /// The height at which the terms were agreed.
+    pub fn agreed_height(&self) -> u32 {
+        self.agreed_height
+    }
+
     /// Whether it was found again by what its funding carries, and what was paid is not known.
     pub fn restored(&self) -> bool {
         self.restored
@@ -477,6 +505,11 @@ impl SubscriberChannel {
     /// The newest funding that was signed.
     pub fn funding_tx(&self) -> Option<&Transaction> {
         self.fundings.last().map(|(tx, _)| tx)
+    }
+
+    /// All fundings that were signed, oldest first.
+    pub fn fundings(&self) -> impl DoubleEndedIterator<Item = &Transaction> {
+        self.fundings.iter().map(|(tx, _)| tx)
     }
 
     /// The funding that the provider counts on before it is in a block.

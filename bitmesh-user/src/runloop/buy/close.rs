@@ -9,16 +9,18 @@ use bitmesh_core::{
     channel::{Batch, ChannelId, CloseError, SubscriberEvent, close_digest},
     wire::{ChannelReport, CloseProposal, CloseRequest},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     super::{fee_rate, status::Phase},
     Internal, Session,
 };
-use crate::wallet::Role;
+use crate::{api::ClientError, wallet::Role};
 
 /// How often a close is asked for until it is settled.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
+/// The same, of a channel that the provider doesn't know.
+const LOST_INTERVAL: Duration = Duration::from_mins(10);
 
 impl Session {
     pub(super) fn ask_to_close(&mut self, id: ChannelId, proposal: Option<CloseProposal>) {
@@ -39,6 +41,23 @@ impl Session {
             let answer = provider.close(id, &CloseRequest { signature, proposal }).await;
             Internal::Closing(id, fee_rate(source.as_ref()).await, answer.map(Box::new))
         });
+    }
+
+    pub(super) fn close_failed(&mut self, id: ChannelId, error: &ClientError) {
+        let told = match error {
+            ClientError::Refused { body, .. } if body.error == "unknown-channel" => {
+                self.aside.hold(id, LOST_INTERVAL);
+                let channel = self.buyer.book().get(&id);
+                let expiry = channel.map_or(0, |channel| channel.params().expiry_height);
+                format!("the provider does not know channel {id}: refunded after block {expiry}")
+            }
+            _ => format!("channel {id} is not closed yet: {error}"),
+        };
+        if self.active == Some(id) && self.obstacle().is_none() {
+            self.say(Phase::Closing, told);
+        } else {
+            debug!("{told}");
+        }
     }
 
     pub(super) fn close_answered(

@@ -97,16 +97,14 @@ impl Session {
     /// it broadcasts it, for who can't.
     fn present(&mut self) {
         let tip = self.buyer.book().tip();
-        let waiting = self.buyer.book().iter().find(|(id, channel)| {
+        let waiting = self.buyer.book().iter().find_map(|(id, channel)| {
             let wanted = channel.params().unconfirmed_max > Amount::ZERO || !self.synced;
             let unfunded = channel.status(tip) == ChannelStatus::Unfunded;
-            wanted && unfunded && channel.url() == self.provider.url() && !self.aside.held(id)
+            let here = channel.url() == self.provider.url() && !self.aside.held(id);
+            let tx = channel.funding_waits(tip).filter(|_| wanted && unfunded && here)?;
+            Some((*id, tx.clone()))
         });
-        let Some((id, tx)) =
-            waiting.and_then(|(id, channel)| Some((*id, channel.funding_waits(tip)?.clone())))
-        else {
-            return;
-        };
+        let Some((id, tx)) = waiting else { return };
         self.aside.hold(id, PRESENT_INTERVAL);
         let provider = self.provider.clone();
         self.ask_aside(async move {

@@ -12,7 +12,7 @@ mod stations;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use bitcoin::{Amount, FeeRate};
+use bitcoin::{Amount, FeeRate, ScriptBuf};
 use bitmesh_core::{
     bitcoin,
     buyer::{Action, Buyer, DueRefund},
@@ -34,7 +34,7 @@ pub(super) use self::{
     export::export_refunds,
     open::{recover, sign_refund},
 };
-use super::{Foundation, provider_url, status::Phase, stop_signal, unlock};
+use super::{Foundation, now, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
     api::{Ask, ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
     chain::ChainEvent,
@@ -75,7 +75,7 @@ enum Internal {
     Presented(ChannelId, Result<Box<ChannelReport>, ClientError>),
     RefundRate(Vec<DueRefund>, FeeRate),
     Account(Octets, Instant, Result<AccountReport, ClientError>),
-    Paid(Amount, Octets, Instant, Result<PaymentReply, ClientError>),
+    Paid(ChannelId, Amount, Octets, Instant, Result<PaymentReply, ClientError>),
     Closing(ChannelId, FeeRate, Result<Box<ChannelReport>, ClientError>),
     Channel(Result<Box<ChannelReport>, ClientError>),
     Bound(Result<(), ClientError>),
@@ -102,6 +102,8 @@ struct Session {
     unseen_since: Instant,
     budget: Amount,
     offer: Option<SignedOffer>,
+    /// For the next channel, once one was asked for.
+    remainder_script: Option<ScriptBuf>,
     /// What miners wanted when the offer was asked for.
     fee_rate: FeeRate,
     /// The channel that is paid on, and what belongs to it.
@@ -170,6 +172,7 @@ impl Session {
             unseen_since: now,
             budget,
             offer: None,
+            remainder_script: None,
             fee_rate: FeeRate::BROADCAST_MIN,
             active,
             payer: None,
@@ -274,6 +277,7 @@ impl Session {
         match channel.status(tip) {
             ChannelStatus::Open => self.pay(id, counted, out),
             _ if channel.payable(tip) > Amount::ZERO => self.pay(id, counted, out),
+            ChannelStatus::Unfunded if channel.given_up(tip) => self.active = None,
             ChannelStatus::Unfunded if channel.funding_tx().is_none() => {}
             ChannelStatus::Unfunded => {
                 self.say(Phase::Confirming, "the funding waits for a block");
@@ -367,8 +371,8 @@ impl Session {
                     self.report(account, counted, sent, out);
                 }
             }
-            Internal::Paid(paid, counted, sent, Ok(reply)) => {
-                if reply.paid >= paid {
+            Internal::Paid(id, paid, counted, sent, Ok(reply)) => {
+                if reply.paid >= paid && self.active == Some(id) {
                     self.unacknowledged = false;
                 }
                 let bound = reply.account.bound;
@@ -384,10 +388,11 @@ impl Session {
             Internal::Account(_, _, Err(error))
             | Internal::Channel(Err(error))
             | Internal::Bound(Err(error)) => self.failed(&error),
-            Internal::Offer(_, Err(error))
-            | Internal::Opened(_, Err(error))
-            | Internal::Closing(_, _, Err(error)) => self.errand_failed(&error),
-            Internal::Paid(_, _, _, Err(error)) => self.payment_failed(&error),
+            Internal::Offer(_, Err(error)) | Internal::Opened(_, Err(error)) => {
+                self.errand_failed(&error);
+            }
+            Internal::Closing(id, _, Err(error)) => self.close_failed(id, &error),
+            Internal::Paid(id, _, _, _, Err(error)) => self.payment_failed(id, &error, out),
         }
         Ok(())
     }
@@ -410,6 +415,11 @@ impl Session {
                         self.broadcast(tx);
                     }
                     self.tasks.spawn(self.foundation.rebroadcast());
+                    for (_, channel) in self.buyer.book().iter() {
+                        if channel.given_up(height) {
+                            self.foundation.wallet.give_up(channel.fundings(), now());
+                        }
+                    }
                 }
                 let due = self.buyer.refunds_due();
                 if !due.is_empty() {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use bitcoin::{Amount, FeeRate, Transaction, secp256k1::Secp256k1};
+use bitcoin::{Amount, FeeRate, ScriptBuf, Transaction, secp256k1::Secp256k1};
 use bitmesh_core::{
     bitcoin,
     buyer::{Action, Buyer, DueRefund},
@@ -82,7 +82,7 @@ impl Session {
             subscriber: self.foundation.wallet.channel_public_key(Role::Subscriber, index),
             capacity,
             expiry_height: height + self.config.lifetime,
-            remainder_script: self.foundation.wallet.remainder_script(),
+            remainder_script: self.remainder_script(),
         };
         let params = ChannelParams {
             version: PROTOCOL_VERSION,
@@ -103,6 +103,13 @@ impl Session {
             let answer = provider.open(&request).await;
             Internal::Opened(Box::new((params, offer)), answer.map(Box::new))
         });
+    }
+
+    /// Where the rest of the next channel is to go: the same until there is one. A wallet made anew
+    /// from its words finds nothing behind a long row of scripts that were never paid to.
+    fn remainder_script(&mut self) -> ScriptBuf {
+        let wallet = &mut self.foundation.wallet;
+        self.remainder_script.get_or_insert_with(|| wallet.remainder_script()).clone()
     }
 
     /// What to put into the next channel: no more than is wanted of it, or, for one that takes
@@ -210,7 +217,9 @@ impl Session {
             );
         }
         let url = self.provider.url().to_owned();
-        let id = self.buyer.negotiated(params, offer.offer.provider, url, out);
+        let height = params.expiry_height.saturating_sub(self.config.lifetime);
+        self.remainder_script = None;
+        let id = self.buyer.negotiated(params, offer.offer.provider, url, height, out);
         info!("channel {id} agreed on");
         if report.account != self.membership.account {
             // Other counters: of an account that nothing was counted of yet.
@@ -225,7 +234,10 @@ impl Session {
         rate: FeeRate,
         out: &mut Batch<SubscriberEvent, Action>,
     ) {
-        let Some(channel) = self.buyer.book().get(&id) else { return };
+        // The channel may have ended, or a block come, while the rate was asked for.
+        let tip = self.buyer.book().tip();
+        let channel = self.buyer.book().get(&id).filter(|channel| channel.funding_due(tip));
+        let Some(channel) = channel else { return };
         let (params, key_index) = (channel.params().clone(), channel.key_index());
         let capacity = params.capacity;
         let wallet = &mut self.foundation.wallet;
@@ -303,7 +315,7 @@ pub(in crate::runloop) fn sign_refund(
     rate: FeeRate,
 ) -> Result<bitcoin::Transaction> {
     let channel = buyer.book().get(&due.channel).context("a refund of no channel")?;
-    let script = wallet.remainder_script();
+    let script = wallet.unused_address().script_pubkey();
     let refund = Refund::new(channel.params(), due.outpoint, &script, rate)?;
     let message = refund.sighash().context("a refund without a message")?;
     let own = wallet.sign_channel(Role::Subscriber, due.key_index, message);

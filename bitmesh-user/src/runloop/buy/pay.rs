@@ -66,12 +66,12 @@ impl Session {
         }
         let Some(payer) = &self.payer else { return };
         let paid = channel.paid();
-        let elsewhere = self.buyer.spent().checked_sub(paid).unwrap_or_default();
-        let budget = self.budget.checked_sub(elsewhere).unwrap_or_default();
+        let budget = self.buyer.budget_of(&id, self.budget);
         let params = channel.params();
         let payable = channel.payable(self.buyer.book().tip());
         // What was used on credit for a funding that another one took the place of is paid first.
         let next = match channel.owed().filter(|owed| *owed <= payable) {
+            Some(owed) if owed > budget => Next::BudgetSpent,
             Some(owed) => Next::Pay(owed),
             None => payer.next(paid, payable, budget, &params.schedule),
         };
@@ -142,7 +142,7 @@ impl Session {
         let sent = Instant::now();
         self.ask(async move {
             let answer = provider.pay(channel, &payment).await;
-            Internal::Paid(payment.paid, counted, sent, answer)
+            Internal::Paid(channel, payment.paid, counted, sent, answer)
         });
     }
 
@@ -194,19 +194,28 @@ impl Session {
         if self.membership.sharing { SHARED_INTERVAL } else { ACCOUNT_INTERVAL }
     }
 
-    pub(super) fn payment_failed(&mut self, error: &ClientError) {
+    pub(super) fn payment_failed(
+        &mut self,
+        id: ChannelId,
+        error: &ClientError,
+        out: &mut Batch<SubscriberEvent, Action>,
+    ) {
         self.not_before = Instant::now() + RETRY;
         match error {
+            ClientError::Refused { body, .. }
+                if self.buyer.payment_refused(id, &body.error, out) =>
+            {
+                if self.active == Some(id) {
+                    self.unacknowledged = false;
+                }
+                self.say(Phase::Closing, format!("channel {id} is left: {error}"));
+            }
             // The provider sees the block later than we do: the same payment again.
             ClientError::Refused { status: 425, .. } => {
                 self.say(Phase::Confirming, error.to_string());
             }
             ClientError::Refused { status: 503, .. } => {
                 self.say(Phase::ProviderUnreachable, error.to_string());
-            }
-            ClientError::Refused { body, .. } if body.error == "closed" => {
-                self.unacknowledged = false;
-                self.say(Phase::Closing, error.to_string());
             }
             ClientError::Refused { .. } => self.say(Phase::OfferRefused, error.to_string()),
             _ => self.say(Phase::ProviderUnreachable, error.to_string()),

@@ -89,6 +89,21 @@ fn p1_fundings_are_not_replaced_without_end_or_when_it_is_too_late() {
 }
 
 #[test]
+fn nothing_is_signed_for_a_channel_that_is_left_ended_or_waits_for_the_last_funding() {
+    let agreed = negotiated(params());
+    assert!(agreed.funding_due(100));
+    let leaving = follow(agreed.clone(), &[SubscriberEvent::CloseRequested { height: 100 }]);
+    assert!(!leaving.funding_due(100));
+    let ended = follow(agreed.clone(), &[SubscriberEvent::Finished]);
+    assert!(!ended.funding_due(100));
+    let signed = follow(agreed, &[signed(0, 100)]);
+    assert!(!signed.funding_due(100 + FUNDING_BUMP_BLOCKS - 1));
+    assert!(signed.funding_due(100 + FUNDING_BUMP_BLOCKS));
+    let funded = follow(signed, &[funded_by(0)]);
+    assert!(!funded.funding_due(110));
+}
+
+#[test]
 fn p9_pays_before_confirmation_only_what_the_provider_counts_on() {
     let channel = follow(negotiated(with_credit(50)), &[signed(0, 100)]);
     assert_eq!(channel.payment(sat(5), 101), Err(PayError::Unconfirmed));
