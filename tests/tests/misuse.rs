@@ -60,7 +60,7 @@ fn what_is_wrong_with_a_box_is_said_with_what_to_do() -> Result<()> {
         (common.to_vec(), &["--lan is missing", "ip link"]),
         (
             [&common[..], &["--network", "regtest", "--node", dead, "--lan", LAN]].concat(),
-            &["does not answer", "--node"],
+            &["no answer from the node", "--node"],
         ),
         (
             [&common[..], &["--network", "signet", "--node", &url, "--lan", LAN]].concat(),
