@@ -126,8 +126,7 @@ impl Payer {
 
     /// Takes what the provider says that this station bought and used in its life, the answer to a
     /// request that was sent when our counter stood at `counted` and took `round_trip_ms`. All own
-    /// payments that it acknowledged bought `own` octets, on every channel: they are not paid again
-    /// because it doesn't own up to them.
+    /// payments bought `own` octets, on every channel.
     pub fn report(
         &mut self,
         own: Octets,
@@ -143,18 +142,28 @@ impl Payer {
         if reported > here.saturating_add(self.tick_max) {
             return Err(Dispute { reported, counted: here, tolerance: self.tick_max });
         }
-        let bought = bought.max(then.bought.saturating_add(own.saturating_sub(then.own)));
         let (counted_before, counted_after) = (counted, self.counted);
         self.reported = Some(Reported { bought, used, counted_before, counted_after });
         Ok(())
     }
 
     /// What to do, with `paid` signed so far on a channel that can pay `payable`, of a budget of
-    /// `budget`, all in sums for the channel.
-    pub fn next(&self, paid: Amount, payable: Amount, budget: Amount, schedule: &Schedule) -> Next {
+    /// `budget`, all in sums for the channel. All own payments bought `own` octets, on every
+    /// channel: they are not paid again because the provider doesn't own up to them, or refused
+    /// what it may still claim.
+    pub fn next(
+        &self,
+        own: Octets,
+        paid: Amount,
+        payable: Amount,
+        budget: Amount,
+        schedule: &Schedule,
+    ) -> Next {
         let (Some(reported), Some(then)) = (self.reported, self.baseline) else {
             return Next::Wait;
         };
+        let signed = then.bought.saturating_add(own.saturating_sub(then.own));
+        let reported = Reported { bought: reported.bought.max(signed), ..reported };
         let since = |then| reported.used.saturating_add(self.counted.saturating_sub(then));
         let (at_most, at_least) = (since(reported.counted_before), since(reported.counted_after));
         let credit = reported.bought.saturating_sub(at_most);
@@ -234,8 +243,13 @@ mod tests {
         payer
     }
 
+    /// With nothing signed but what is reported.
     fn next(payer: &Payer, paid: u64, budget: u64) -> Next {
-        payer.next(sat(paid), sat(1_000), sat(budget), &schedule())
+        next_of(payer, Octets(0), paid, budget)
+    }
+
+    fn next_of(payer: &Payer, own: Octets, paid: u64, budget: u64) -> Next {
+        payer.next(own, sat(paid), sat(1_000), sat(budget), &schedule())
     }
 
     #[test]
@@ -310,11 +324,22 @@ mod tests {
         let mut payer = payer();
         assert_eq!(next(&payer, 0, 1_000), Next::Pay(sat(1)));
         payer.report(mib(1), Octets(0), Octets(0), Octets(0), 20).unwrap();
-        assert_eq!(next(&payer, 1, 1_000), Next::Wait);
+        assert_eq!(next_of(&payer, mib(1), 1, 1_000), Next::Wait);
         // What somebody else paid into the account counts as it is told.
         payer.report(mib(1), mib(3), Octets(0), Octets(0), 20).unwrap();
         payer.count(mib(2), 1);
-        assert_eq!(next(&payer, 1, 1_000), Next::Wait);
+        assert_eq!(next_of(&payer, mib(1), 1, 1_000), Next::Wait);
+    }
+
+    #[test]
+    fn a_payment_that_was_refused_is_not_made_again_on_another_channel() {
+        let mut payer = payer();
+        payer.report(mib(1), mib(1), Octets(0), Octets(0), 20).unwrap();
+        payer.count(mib(1), 1);
+        // 8 MiB were signed, and the answer was that the channel is closed: no report came.
+        assert_eq!(next_of(&payer, mib(9), 0, 1_000), Next::Wait);
+        payer.count(mib(9), 2);
+        assert!(matches!(next_of(&payer, mib(9), 0, 1_000), Next::Pay(_)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
         CAPACITY_MIN, CLAIM_MARGIN_BLOCKS, ChannelId, ChannelStatus, LIFETIME_MIN_BLOCKS,
         SubscriberChannel,
     },
+    units::Octets,
 };
 
 /// The next channel is opened when less than one part in so many of the last is left.
@@ -18,6 +19,10 @@ const LOW_SHARE: u64 = 4;
 /// opened.
 const SUCCESSION_BLOCKS: u32 = 36;
 const _: () = assert!(LIFETIME_MIN_BLOCKS - CLAIM_MARGIN_BLOCKS > SUCCESSION_BLOCKS + 100);
+
+/// Blocks before the claim margin at which another channel that takes payments is preferred: the
+/// provider may see the margin's block first, and refuse what was signed for it.
+const HANDOVER_BLOCKS: u32 = 2;
 
 /// The least that a further channel is opened for: less than the smallest channel holds is not
 /// worth its fees.
@@ -54,19 +59,25 @@ impl Buyer {
     /// one that will be able to soonest, else the last one that has not ended.
     pub fn active(&self, url: &str) -> Option<ChannelId> {
         let tip = self.book().tip();
+        let margin = tip.saturating_add(CLAIM_MARGIN_BLOCKS + HANDOVER_BLOCKS);
         let rank = |channel: &SubscriberChannel| match channel.status(tip) {
             ChannelStatus::Open if channel.disputed().is_some() => 0,
-            ChannelStatus::Open if !is_spent(channel) => 1,
+            ChannelStatus::Open
+                if !is_spent(channel) && margin < channel.params().expiry_height =>
+            {
+                1
+            }
+            ChannelStatus::Open if !is_spent(channel) => 2,
             ChannelStatus::Confirming { .. } | ChannelStatus::Unfunded
                 if channel.payable(tip) > channel.paid() =>
             {
-                2
+                3
             }
-            ChannelStatus::Confirming { .. } => 3,
-            ChannelStatus::Unfunded => 4,
-            ChannelStatus::Open => 5,
-            ChannelStatus::Closing => 6,
-            ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. } => 7,
+            ChannelStatus::Confirming { .. } => 4,
+            ChannelStatus::Unfunded => 5,
+            ChannelStatus::Open => 6,
+            ChannelStatus::Closing => 7,
+            ChannelStatus::Settled { .. } | ChannelStatus::Closed { .. } => 8,
         };
         let over = |channel: &SubscriberChannel| {
             channel.finished() || channel.spent().is_some() || channel.given_up(tip)
@@ -90,6 +101,12 @@ impl Buyer {
         });
         errands.extend(closing.map(|(id, _)| Errand::Close(*id)));
         errands
+    }
+
+    /// Octets that all payments that were ever signed bought, also those that a provider refused: it
+    /// may claim them all the same.
+    pub fn bought(&self) -> Octets {
+        self.book().iter().fold(Octets(0), |sum, (_, channel)| sum.saturating_add(channel.bought()))
     }
 
     /// Sum of all payments, on all channels, and of what is owed again after another funding than
@@ -342,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_one_is_opened_in_time_before_the_claim_margin_and_takes_over_at_it() {
+    fn the_next_one_is_opened_in_time_before_the_claim_margin_and_takes_over_just_before_it() {
         let mut subscriber = Subscriber::new();
         let first = ready(&mut subscriber);
         let margin = 1_000 - CLAIM_MARGIN_BLOCKS;
@@ -353,11 +370,16 @@ mod tests {
         subscriber.mine(vec![]);
         assert_eq!(subscriber.errands(50_000), [Errand::OpenNext(Amount::from_sat(50_000))]);
         let second = subscriber.open(5, 3_000);
-        while subscriber.height < margin - 1 {
+        while subscriber.height < margin - HANDOVER_BLOCKS - 1 {
             subscriber.mine(vec![]);
         }
         assert_eq!(subscriber.active(), Some(first));
         subscriber.mine(vec![]);
+        assert_eq!(subscriber.active(), Some(second));
+        assert_eq!(subscriber.errands(50_000), []);
+        while subscriber.height < margin {
+            subscriber.mine(vec![]);
+        }
         assert_eq!(subscriber.active(), Some(second));
         assert_eq!(subscriber.errands(50_000), [Errand::Close(first)]);
     }

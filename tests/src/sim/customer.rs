@@ -555,7 +555,7 @@ impl Customer {
         let next = match channel.owed().filter(|owed| *owed <= payable) {
             Some(owed) if owed > budget => Next::BudgetSpent,
             Some(owed) => Next::Pay(owed),
-            None => payer.next(channel.paid(), payable, budget, &params.schedule),
+            None => payer.next(buyer.bought(), channel.paid(), payable, budget, &params.schedule),
         };
         match next {
             Next::Wait | Next::ChannelSpent => Ok(()),
@@ -667,10 +667,7 @@ impl Customer {
         payer.count(self.counted, context.now_ms);
         let round_trip = (context.now_ms - sent_ms).max(1);
         let (bought, used) = (account.bought_octets, account.used_octets());
-        let channels = buyer.book().iter();
-        let own =
-            channels.fold(Octets(0), |sum, (_, channel)| sum.saturating_add(channel.bought()));
-        let judged = payer.report(own, bought, used, counted, round_trip);
+        let judged = payer.report(buyer.bought(), bought, used, counted, round_trip);
         let mut out = Out::default();
         if let (Err(dispute), Some(id)) = (judged, self.active) {
             if context.plan.honest_provider {

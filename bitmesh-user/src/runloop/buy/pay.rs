@@ -73,7 +73,7 @@ impl Session {
         let next = match channel.owed().filter(|owed| *owed <= payable) {
             Some(owed) if owed > budget => Next::BudgetSpent,
             Some(owed) => Next::Pay(owed),
-            None => payer.next(paid, payable, budget, &params.schedule),
+            None => payer.next(self.buyer.bought(), paid, payable, budget, &params.schedule),
         };
         let confirmed = payable == params.payable();
         match next {
@@ -180,10 +180,7 @@ impl Session {
         self.round_trip = (self.round_trip * 3 + round_trip) / 4;
         let Some(payer) = &mut self.payer else { return };
         let round_trip_ms = u64::try_from(round_trip.as_millis()).unwrap_or(u64::MAX).max(1);
-        let channels = self.buyer.book().iter();
-        let own =
-            channels.fold(Octets(0), |sum, (_, channel)| sum.saturating_add(channel.bought()));
-        let judged = payer.report(own, bought, used, counted, round_trip_ms);
+        let judged = payer.report(self.buyer.bought(), bought, used, counted, round_trip_ms);
         if let (Err(dispute), Some(id)) = (judged, self.active) {
             warn!("{dispute}; nothing more is paid");
             self.buyer.disputed(id, dispute, out);
