@@ -9,11 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use bitmesh_core::bitcoin::{
-    Amount, Block, BlockHash, CompactTarget, FeeRate, OutPoint, Transaction, TxMerkleNode, TxOut,
-    Txid, Wtxid,
-    block::{Header, Version},
-    hashes::Hash,
+use bitmesh_core::{
+    bitcoin::{
+        Amount, Block, BlockHash, CompactTarget, FeeRate, OutPoint, Transaction, TxMerkleNode,
+        TxOut, Txid, Wtxid,
+        block::{Header, Version},
+        hashes::Hash,
+    },
+    channel::FINAL_DEPTH_BLOCKS,
 };
 
 use super::spend::{self, Invalid};
@@ -93,6 +96,8 @@ pub struct Chain {
     coins: BTreeMap<OutPoint, Coin>,
     confirmed: BTreeSet<Txid>,
     mempool: Vec<Waiting>,
+    /// What was spent for good, until a reorganisation undid even that.
+    reopened: BTreeSet<OutPoint>,
     /// Transactions whose witnesses were found good: they stay it, whatever happens to the chain.
     valid: RefCell<BTreeSet<Wtxid>>,
     salt: u32,
@@ -113,6 +118,7 @@ impl Chain {
             coins,
             confirmed: BTreeSet::new(),
             mempool: Vec::new(),
+            reopened: BTreeSet::new(),
             valid: RefCell::default(),
             salt: 0,
             level: RELAY_RATE,
@@ -368,6 +374,11 @@ impl Chain {
         self.mempool.retain(|known| !gone.contains(&known.txid));
     }
 
+    /// Whether a spend of this was final, and undone.
+    pub fn was_reopened(&self, outpoint: &OutPoint) -> bool {
+        self.reopened.contains(outpoint)
+    }
+
     /// The last `depth` blocks give way to one more than that, of which the first holds `favoured`
     /// as far as it is valid; what was in them waits again. How deep it went.
     pub fn reorganise(&mut self, depth: u32, favoured: &[Transaction], time: u64) -> u32 {
@@ -377,6 +388,9 @@ impl Chain {
             let Some(mined) = self.blocks.pop() else { break };
             for tx in mined.block.txdata.iter().rev() {
                 let txid = tx.compute_txid();
+                if undone + 1 >= FINAL_DEPTH_BLOCKS {
+                    self.reopened.extend(tx.input.iter().map(|input| input.previous_output));
+                }
                 self.confirmed.remove(&txid);
                 for vout in (0..).take(tx.output.len()) {
                     self.coins.remove(&OutPoint::new(txid, vout));

@@ -760,6 +760,9 @@ impl Customer {
             let Some(funding) = channel.funding() else { continue };
             context.audit.check_spent(self.index)?;
             let Some((tx, _)) = context.chain.spender(&funding.outpoint) else {
+                if context.chain.was_reopened(&funding.outpoint) {
+                    continue;
+                }
                 return violated("the rest comes back", format!("{id} is never spent"));
             };
             let own = |outpoint: &OutPoint| *outpoint == funding.outpoint;

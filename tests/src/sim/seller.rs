@@ -543,7 +543,9 @@ impl Seller {
         let expiry = sold.params.expiry_height;
         let lost =
             |how: &str| violated("what was paid is claimed", format!("{paid} on {id}, {how}"));
-        let could = self.could_claim(expiry, paid, context.chain.height_of(&outpoint.txid));
+        // Nothing is done any more about a claim that was final.
+        let could = !context.chain.was_reopened(&outpoint)
+            && self.could_claim(expiry, paid, context.chain.height_of(&outpoint.txid));
         // Another funding confirmed, or none: what was paid before confirmation is lost, and more
         // only in a reorganisation that is deeper than the terms ask.
         let bounded = paid <= sold.params.unconfirmed_max
