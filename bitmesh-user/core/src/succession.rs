@@ -190,17 +190,13 @@ fn is_spent(channel: &SubscriberChannel) -> bool {
 #[cfg(test)]
 mod tests {
     use bitcoin::{
-        Block, BlockHash, CompactTarget, Network, ScriptBuf, Transaction, TxMerkleNode,
-        WPubkeyHash,
-        block::{Header, Version},
-        hashes::Hash as _,
-        secp256k1::XOnlyPublicKey,
+        Network, ScriptBuf, Transaction, WPubkeyHash, hashes::Hash as _, secp256k1::XOnlyPublicKey,
     };
 
     use super::*;
     use crate::channel::{
         Batch, ChannelParams, Durable, FUNDING_BUMP_BLOCKS, FUNDING_WINDOW_BLOCKS, SubscriberEvent,
-        testing::{funding_tx, params, public_key, secp, secret_key, sign},
+        testing::{block, funding_tx, params, public_key, secp, secret_key, sign},
     };
 
     const URL: &str = "http://192.0.2.1:8434";
@@ -229,15 +225,7 @@ mod tests {
         fn mine(&mut self, transactions: Vec<Transaction>) {
             self.height += 1;
             let height = self.height;
-            let header = Header {
-                version: Version::TWO,
-                prev_blockhash: BlockHash::all_zeros(),
-                merkle_root: TxMerkleNode::all_zeros(),
-                time: 0,
-                bits: CompactTarget::from_consensus(0),
-                nonce: height,
-            };
-            let block = Block { header, txdata: transactions };
+            let block = block(transactions, height);
             self.act(|buyer, out| buyer.connect(height, &block, out));
         }
 

@@ -50,6 +50,15 @@ fn paying(wallet: &Wallet, script: ScriptBuf, value: u64) -> (Block, u32) {
     holding(wallet, tx)
 }
 
+/// A wallet with 70,000 sat in one confirmed output.
+fn funded() -> Wallet {
+    let mut wallet = wallet();
+    let script = wallet.next_address().script_pubkey();
+    let (block, height) = paying(&wallet, script, 70_000);
+    wallet.connect_block(&block, height).unwrap();
+    wallet
+}
+
 /// A block on the wallet's tip with one transaction.
 fn holding(wallet: &Wallet, tx: Transaction) -> (Block, u32) {
     let tip = wallet.inner.latest_checkpoint();
@@ -149,10 +158,7 @@ fn the_wrong_words_or_chain_are_noticed() {
 
 #[test]
 fn a_payment_is_exactly_what_was_asked_or_says_what_is_missing() {
-    let mut wallet = wallet();
-    let script = wallet.next_address().script_pubkey();
-    let (block, height) = paying(&wallet, script, 70_000);
-    wallet.connect_block(&block, height).unwrap();
+    let mut wallet = funded();
     let rate = FeeRate::from_sat_per_vb(2).unwrap();
     let to = ScriptBuf::new_p2wsh(&bitcoin::WScriptHash::hash(b"channel"));
     let short = wallet.pay(&to, Sum::Sat(70_000), rate, 1).err();
@@ -223,10 +229,7 @@ fn p18_a_wallet_made_anew_finds_its_channels_by_what_their_fundings_carry() {
 
 #[test]
 fn p1_what_a_transaction_and_its_replacement_spend_is_free_again_when_they_are_given_up() {
-    let mut wallet = wallet();
-    let script = wallet.next_address().script_pubkey();
-    let (block, height) = paying(&wallet, script, 70_000);
-    wallet.connect_block(&block, height).unwrap();
+    let mut wallet = funded();
     let rate = FeeRate::from_sat_per_vb(2).unwrap();
     let to = ScriptBuf::new_p2wsh(&bitcoin::WScriptHash::hash(b"channel"));
     let first = wallet.pay(&to, Sum::Sat(50_000), rate, 1).unwrap().tx;
@@ -277,10 +280,7 @@ fn an_address_of_another_chain_is_refused_with_the_reason() {
 
 #[test]
 fn a_preview_is_what_is_paid_then_and_leaves_nothing_behind() {
-    let mut wallet = wallet();
-    let script = wallet.next_address().script_pubkey();
-    let (block, height) = paying(&wallet, script, 70_000);
-    wallet.connect_block(&block, height).unwrap();
+    let mut wallet = funded();
     let rate = FeeRate::from_sat_per_vb(2).unwrap();
     let to = ScriptBuf::new_p2wsh(&bitcoin::WScriptHash::hash(b"somebody"));
     for sum in [Sum::Sat(50_000), Sum::All] {

@@ -25,6 +25,7 @@ use super::{
     chain::least_fee,
     kernel::{FRAME_MAX, Kernel},
     keys::Owner,
+    replay::{check_alike, replay},
     seller::{Crash, Step, hand_in, is_close, next_step, station, told},
     world::{Answer, Ask, Context, Event, coin},
 };
@@ -113,11 +114,7 @@ impl Customer {
     /// From what is durable.
     pub fn start(&mut self, context: &mut Context) -> Result<(), Violation> {
         let mut buyer = Buyer::new(Network::Regtest);
-        for entry in &self.journal {
-            if let Err(error) = buyer.replay(entry) {
-                return violated("a durable journal can be replayed", error.to_string());
-            }
-        }
+        replay(&self.journal, |entry| buyer.replay(entry))?;
         for (id, bought) in &context.audit.bought {
             let Some(channel) = buyer.book().get(id) else { continue };
             if channel.paid() < bought.sent && channel.owed() != Some(bought.sent) {
@@ -155,17 +152,11 @@ impl Customer {
         context.after(down, Event::Restart(self.index + 1));
         if let (Some(before), Crash::Amid(_)) = (before, crash) {
             let mut again = Buyer::new(Network::Regtest);
-            for entry in &self.journal {
-                if let Err(error) = again.replay(entry) {
-                    return violated("a durable journal can be replayed", error.to_string());
-                }
-            }
-            let same = before.book().iter().eq(again.book().iter())
-                && before.book().tips().eq(again.book().tips())
-                && before.next_key_index() == again.next_key_index();
-            if !same {
-                return violated("a replay gives the state before the crash", "it does not");
-            }
+            replay(&self.journal, |entry| again.replay(entry))?;
+            check_alike(
+                (before.book(), before.next_key_index()),
+                (again.book(), again.next_key_index()),
+            )?;
         }
         Ok(())
     }

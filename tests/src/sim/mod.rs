@@ -13,6 +13,7 @@ mod customer;
 mod kernel;
 mod keys;
 mod offers;
+mod replay;
 mod seller;
 mod spend;
 #[cfg(test)]

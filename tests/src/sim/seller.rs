@@ -25,6 +25,7 @@ use super::{
     kernel::Kernel,
     keys::PROVIDER,
     offers,
+    replay::{check_alike, replay},
     world::{Answer, Ask, Context, Event},
 };
 
@@ -126,14 +127,8 @@ impl Seller {
             }),
             _ => None,
         };
-        for (i, entry) in self.journal.iter().enumerate() {
-            if Some(i) == forget {
-                continue;
-            }
-            if let Err(error) = controller.replay(entry) {
-                return violated("a durable journal can be replayed", error.to_string());
-            }
-        }
+        let kept = self.journal.iter().enumerate().filter(|(i, _)| Some(*i) != forget);
+        replay(kept.map(|(_, entry)| entry), |entry| controller.replay(entry))?;
         let held: Vec<_> = self
             .kernel
             .slots()
@@ -193,17 +188,11 @@ impl Seller {
         // What is durable gives the same provider again.
         if let (Some(before), Crash::Amid(_)) = (before, crash) {
             let mut again = Controller::new(Network::Regtest, Vec::new());
-            for entry in &self.journal {
-                if let Err(error) = again.replay(entry) {
-                    return violated("a durable journal can be replayed", error.to_string());
-                }
-            }
-            let same = before.book().iter().eq(again.book().iter())
-                && before.book().tips().eq(again.book().tips())
-                && before.next_key_index() == again.next_key_index();
-            if !same {
-                return violated("a replay gives the state before the crash", "it does not");
-            }
+            replay(&self.journal, |entry| again.replay(entry))?;
+            check_alike(
+                (before.book(), before.next_key_index()),
+                (again.book(), again.next_key_index()),
+            )?;
         }
         Ok(())
     }

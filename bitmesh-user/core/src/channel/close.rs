@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use bitcoin::{
     Amount, EcdsaSighashType, FeeRate, OutPoint, PublicKey, Script, ScriptBuf, Transaction, TxIn,
-    TxOut, Txid, Weight, Witness, ecdsa,
+    TxOut, Txid, Witness, ecdsa,
     secp256k1::{self, Message, Secp256k1, Verification},
 };
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ChannelParams, DUST,
     fees::{blocks_left, fee_at, pays_off_at},
-    spend::{SEQUENCE, claim_skeleton, sighash, signed_weight},
+    spend::{SEQUENCE, claim_skeleton, most_to_satisfy, sighash, signed_weight},
 };
 
 /// Blocks that a close which was asked for, or signed by both, is waited for: after them the
@@ -199,8 +199,7 @@ impl Close {
     }
 
     fn fee_at(&self, rate: FeeRate) -> Amount {
-        let satisfaction = self.params.descriptor().max_weight_to_satisfy();
-        let weight = signed_weight(&self.tx, satisfaction.unwrap_or(Weight::ZERO));
+        let weight = signed_weight(&self.tx, most_to_satisfy(&self.params));
         let dropped = self.paid.checked_sub(self.payout()).unwrap_or_default();
         fee_at(rate, weight).max(dropped)
     }
@@ -287,8 +286,7 @@ pub fn claim_pays_off(params: &ChannelParams, paid: Amount, rate: FeeRate, tip: 
     let outputs = vec![output(params.capacity), output(paid)];
     let input = TxIn { sequence: SEQUENCE, ..TxIn::default() };
     let tx = claim_skeleton(vec![input], outputs);
-    let satisfaction = params.descriptor().max_weight_to_satisfy().unwrap_or(Weight::ZERO);
-    let fee = fee_at(rate, signed_weight(&tx, satisfaction));
+    let fee = fee_at(rate, signed_weight(&tx, most_to_satisfy(params)));
     paid.checked_sub(fee).is_some_and(|payout| payout >= DUST)
 }
 

@@ -136,8 +136,7 @@ impl Claim {
             paid = paid.checked_add(channel.paid).ok_or(ClaimError::Nothing)?;
             tx.input.push(input);
             tx.output.push(output);
-            let weight = channel.params.descriptor().max_weight_to_satisfy();
-            satisfaction += weight.map_err(|_| ClaimError::Nothing)?;
+            satisfaction += most_to_satisfy(&channel.params);
         }
         if inputs.is_empty() {
             return Err(ClaimError::Nothing);
@@ -207,6 +206,12 @@ impl Claim {
     }
 }
 
+/// Most that the witness of a channel's input weighs, whichever branch it takes.
+pub(super) fn most_to_satisfy(params: &ChannelParams) -> Weight {
+    let weight = params.descriptor().max_weight_to_satisfy();
+    weight.expect("the template can be satisfied for every key and height")
+}
+
 /// Weight once signed. While every witness is empty, the marker, the flag and each input's count of
 /// witness items are not serialized (BIP144).
 pub(super) fn signed_weight(tx: &Transaction, satisfaction: Weight) -> Weight {
@@ -250,8 +255,7 @@ impl Refund {
             input: vec![input],
             output: vec![output],
         };
-        let satisfaction = params.descriptor().max_weight_to_satisfy().unwrap_or(Weight::ZERO);
-        let fee = fee_at(fee_rate, signed_weight(&tx, satisfaction));
+        let fee = fee_at(fee_rate, signed_weight(&tx, most_to_satisfy(params)));
         let capacity = params.capacity;
         let value = capacity.checked_sub(fee).filter(|value| *value >= DUST);
         let value = value.ok_or(RefundError::Uneconomic { capacity, fee })?;

@@ -1,8 +1,10 @@
 //! Keys and terms for the tests of this crate.
 
 use bitcoin::{
-    Amount, Network, OutPoint, ScriptBuf, Transaction, TxIn, TxOut, Txid, WPubkeyHash,
+    Amount, Block, BlockHash, CompactTarget, Network, OutPoint, ScriptBuf, Transaction, TxIn,
+    TxMerkleNode, TxOut, Txid, WPubkeyHash,
     absolute::LockTime,
+    block::{self, Header},
     hashes::Hash,
     secp256k1::{All, Message, PublicKey, Secp256k1, SecretKey, ecdsa::Signature},
     transaction::Version,
@@ -46,6 +48,19 @@ pub(crate) fn params() -> ChannelParams {
         tick_max: Octets(8 << 20),
         unconfirmed_max: Amount::ZERO,
     }
+}
+
+/// A block of these transactions, unique by `salt`.
+pub(crate) fn block(transactions: Vec<Transaction>, salt: u32) -> Block {
+    let header = Header {
+        version: block::Version::TWO,
+        prev_blockhash: BlockHash::all_zeros(),
+        merkle_root: TxMerkleNode::all_zeros(),
+        time: 0,
+        bits: CompactTarget::from_consensus(0),
+        nonce: salt,
+    };
+    Block { header, txdata: transactions }
 }
 
 /// A transaction that funds `params` at output 1 and is unique by `salt`.

@@ -1,11 +1,6 @@
 //! The provider's rules, without a kernel or a chain.
 
-use bitcoin::{
-    Block, BlockHash, CompactTarget, ScriptBuf, TxMerkleNode, WPubkeyHash,
-    block::{Header, Version},
-    hashes::Hash,
-    secp256k1::Keypair,
-};
+use bitcoin::{Block, ScriptBuf, WPubkeyHash, hashes::Hash, secp256k1::Keypair};
 
 use super::*;
 use crate::{
@@ -30,15 +25,7 @@ fn station(last: u8) -> Station {
 }
 
 fn block(transactions: Vec<Transaction>, salt: u32) -> Arc<Block> {
-    let header = Header {
-        version: Version::TWO,
-        prev_blockhash: BlockHash::all_zeros(),
-        merkle_root: TxMerkleNode::all_zeros(),
-        time: 0,
-        bits: CompactTarget::from_consensus(0),
-        nonce: salt,
-    };
-    Arc::new(Block { header, txdata: transactions })
+    Arc::new(testing::block(transactions, salt))
 }
 
 /// A controller that forgets nothing: its entries are kept and can be replayed.

@@ -80,9 +80,7 @@ impl Session<'_> {
             }
         });
     }
-}
 
-impl Session<'_> {
     /// Hands a funding to the network, for a subscriber that waits for the answer.
     pub(super) fn present(&mut self, request: RequestId, channel: ChannelId, tx: Transaction) {
         let (source, internal) = (self.foundation.source.clone(), self.internal.clone());

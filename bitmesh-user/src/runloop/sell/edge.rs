@@ -80,9 +80,9 @@ pub(super) fn reconcile(
     })
 }
 
-/// Takes stations off the kernel's table that no account pays for, or whose account has less than a frame left. To be called
-/// right after usage was written down: what they used is in the ledger then, and whoever pays again
-/// is put in again. Returns the last reading of each.
+/// Takes stations off the kernel's table that no account pays for, or whose account has less than a
+/// frame left. To be called right after usage was written down: what they used is in the ledger
+/// then, and whoever pays again is put in again. Returns the last reading of each.
 pub(super) fn make_room(
     controller: &Controller,
     dataplane: &mut Dataplane,
