@@ -400,7 +400,7 @@ impl Seller {
             }
             Ask::Pay(channel, payment) => {
                 self.low_credit(from, context)?;
-                Input::Pay { request, channel, payment, station: Some(peer) }
+                Input::Pay { request, channel, payment, verified: None, station: Some(peer) }
             }
             Ask::Fund(channel, tx) => Input::Fund { request, channel, tx },
             Ask::Close(channel, close) => {

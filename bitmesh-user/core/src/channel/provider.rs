@@ -10,10 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Close,
-    CloseError, CloseRecord, Funding, InvalidEvent, Nonce, Spent, close_digest,
+    CloseError, CloseRecord, Funding, InvalidEvent, Nonce, PaymentError, Spent, close_digest,
     course::{Course, Gone},
     subscriber::funding_outpoint,
-    verify_payment,
 };
 use crate::{
     ledger::Usage,
@@ -123,53 +122,6 @@ impl ClaimRecord {
     }
 }
 
-/// Why a payment was refused. Nothing changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PaymentError {
-    /// No funding in a block yet.
-    #[error("the funding is not in a block yet: wait for it, then pay again")]
-    Unfunded,
-    /// Too few confirmations.
-    #[error("the funding has {have} of {need} confirmations: wait, then pay again")]
-    Unconfirmed {
-        /// Blocks, its own included.
-        have: u32,
-        /// What the terms ask for.
-        need: u32,
-    },
-    /// More than counts before the funding is confirmed.
-    #[error(
-        "{payable} count before the funding is confirmed: wait for it, or pay no more than that"
-    )]
-    TooEarly {
-        /// The terms' `unconfirmed_max`.
-        payable: Amount,
-    },
-    /// All channels together have as much credit before confirmation as the provider gives.
-    #[error("this provider gives no more credit before confirmation at present: wait for a block")]
-    TooMuchUnconfirmed,
-    /// Closing, claimed or expired.
-    #[error("the channel takes no more payments: open a new one")]
-    Closed,
-    /// Less than was paid before.
-    #[error("{best} has been paid already, and a payment states the sum: pay more than that")]
-    Stale {
-        /// The best payment.
-        best: Amount,
-    },
-    /// More than the channel holds.
-    #[error("the channel can pay {payable} in all: open a new one")]
-    TooLarge {
-        /// Capacity less the reserve.
-        payable: Amount,
-    },
-    /// Not a low-S signature of the subscriber's key over this commitment.
-    #[error(
-        "the signature is not the subscriber's over this payment: SINGLE|ANYONECANPAY, version 3, lock time 0, low S"
-    )]
-    Signature,
-}
-
 /// Why a funding that was presented is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FundingError {
@@ -193,7 +145,7 @@ pub enum FundingError {
 /// The fold of a channel's journal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProviderChannel {
-    course: Course,
+    pub(super) course: Course,
     key_index: u32,
     station: Station,
     opened_height: u32,
@@ -329,43 +281,6 @@ impl ProviderChannel {
         Ok(())
     }
 
-    /// Judges a payment of `paid` in all at the tip's height; `None` when it is the best one
-    /// again, which changes nothing.
-    pub fn pay<C: Verification>(
-        &self,
-        secp: &Secp256k1<C>,
-        paid: Amount,
-        signature: &Signature,
-        tip: u32,
-    ) -> Result<Option<ProviderEvent>, PaymentError> {
-        let status = self.status(tip);
-        let basis = self.basis(tip).filter(|(_, payable)| *payable > Amount::ZERO);
-        let (outpoint, payable) = match (status, basis) {
-            (_, Some(basis)) => basis,
-            (ChannelStatus::Unfunded, None) => return Err(PaymentError::Unfunded),
-            (ChannelStatus::Confirming { have, need }, None) => {
-                return Err(PaymentError::Unconfirmed { have, need });
-            }
-            (_, None) => return Err(PaymentError::Closed),
-        };
-        if paid < self.paid() {
-            return Err(PaymentError::Stale { best: self.paid() });
-        }
-        if paid > payable {
-            return Err(match status {
-                ChannelStatus::Open => PaymentError::TooLarge { payable },
-                _ => PaymentError::TooEarly { payable },
-            });
-        }
-        if !verify_payment(secp, &self.course.params, outpoint, paid, signature) {
-            return Err(PaymentError::Signature);
-        }
-        if paid == self.paid() {
-            return Ok(None);
-        }
-        Ok(Some(ProviderEvent::Paid { paid, signature: *signature }))
-    }
-
     /// A close that a reorganisation took out of its block is waited for anew: it costs the provider
     /// nothing.
     fn undo(&mut self, gone: Gone) -> Result<(), InvalidEvent> {
@@ -384,24 +299,6 @@ impl ProviderChannel {
             self.void.insert(best.outpoint, best);
         }
         self.best = outpoint.and_then(|outpoint| self.void.remove(&outpoint));
-    }
-
-    /// What payments spend at this height, and most that they may come to.
-    fn basis(&self, tip: u32) -> Option<(OutPoint, Amount)> {
-        let params = &self.course.params;
-        match self.status(tip) {
-            ChannelStatus::Open => Some((self.course.outpoint()?, params.payable())),
-            ChannelStatus::Confirming { .. } => {
-                Some((self.course.outpoint()?, params.unconfirmed_max))
-            }
-            ChannelStatus::Unfunded => Some((self.offered()?, params.unconfirmed_max)),
-            _ => None,
-        }
-    }
-
-    /// Most that payments may come to at this height.
-    pub fn payable(&self, tip: u32) -> Amount {
-        self.basis(tip).map_or(Amount::ZERO, |(_, payable)| payable)
     }
 
     /// Whether the funding has the blocks on it that the terms ask for.
@@ -566,7 +463,7 @@ impl ProviderChannel {
             return None;
         }
         let signature = best.signature;
-        let params = self.course.params.clone();
+        let params = (*self.course.params).clone();
         Some(ClaimInput { params, funding, paid: best.paid, signature })
     }
 

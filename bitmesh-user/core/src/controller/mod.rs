@@ -32,8 +32,8 @@ pub use stations::StationsAsk;
 use crate::{
     account::{Accounts, Ahead},
     channel::{
-        Batch, Book, ChannelId, ChannelParams, Entry, FeeEstimates, InvalidEvent, PaymentError,
-        ProviderChannel, ProviderEvent, Versioned, check_economic,
+        Batch, Book, ChannelId, ChannelParams, Entry, FeeEstimates, InvalidEvent, PaymentCheck,
+        PaymentError, ProviderChannel, ProviderEvent, VerifiedPayment, Versioned, check_economic,
     },
     ledger::Usage,
     offer::{OfferId, SignedOffer},
@@ -79,6 +79,8 @@ pub enum Input {
         channel: ChannelId,
         /// How much, signed.
         payment: PaymentRequest,
+        /// Proof of the signature, where it was verified before ([`Controller::payment_check`]).
+        verified: Option<VerifiedPayment>,
         /// Who sent it, if that is known: the answer is told as it sees its account.
         station: Option<Station>,
     },
@@ -329,8 +331,8 @@ impl Controller {
                 let answer = self.open(station, &open, provider_key, now, out);
                 out.act(Action::Reply(request, answer));
             }
-            Input::Pay { request, channel, payment, station } => {
-                let answer = self.pay(&channel, &payment, station, out);
+            Input::Pay { request, channel, payment, verified, station } => {
+                let answer = self.pay(&channel, &payment, verified.as_ref(), station, out);
                 out.act(Action::Reply(request, answer));
             }
             Input::Close { request, channel, close, own } => {
@@ -464,13 +466,15 @@ impl Controller {
         &mut self,
         id: &ChannelId,
         payment: &PaymentRequest,
+        verified: Option<&VerifiedPayment>,
         station: Option<Station>,
         out: &mut Out,
     ) -> Result<Answer, Refusal> {
         let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
         let station = station.unwrap_or(channel.station());
         let account = self.accounts.of_channel(id).ok_or(Refusal::UnknownChannel)?;
-        let judged = channel.pay(&self.secp, payment.paid, &payment.signature, self.book.tip());
+        let (paid, signature, tip) = (payment.paid, &payment.signature, self.book.tip());
+        let judged = channel.pay(&self.secp, paid, signature, verified, tip);
         if let Some(event) = judged.map_err(|error| self.refused_payment(id, error))? {
             self.check_unconfirmed(id, payment.paid)
                 .map_err(|error| self.refused_payment(id, error))?;
@@ -480,6 +484,14 @@ impl Controller {
         let paid = self.book.get(id).map_or(Amount::ZERO, ProviderChannel::paid);
         let account = self.account_of(account, station);
         Ok(Answer::Payment(Box::new(PaymentReply { paid, account })))
+    }
+
+    /// What a payment of this sum is to be verified against before it is put in ([`Input::Pay`]), on
+    /// any thread; `None` for one that is refused without looking at its signature.
+    pub fn payment_check(&self, id: &ChannelId, paid: Amount) -> Option<PaymentCheck> {
+        let (channel, tip) = (self.book.get(id)?, self.book.tip());
+        channel.judge_sum(paid, tip).ok()?;
+        channel.payment_check(tip)
     }
 
     fn refused_payment(&self, id: &ChannelId, error: PaymentError) -> Refusal {

@@ -16,6 +16,7 @@ use crate::{
 mod claim;
 mod close;
 mod funding;
+mod payment;
 mod stations;
 
 const NOW: u64 = 15_000;
@@ -105,7 +106,7 @@ impl Provider {
         let signature = testing::pay(&channel.params, sum);
         let payment = PaymentRequest { paid: Amount::from_sat(sum), signature };
         let (request, channel) = (RequestId(2), channel.channel);
-        self.put(Input::Pay { request, channel, payment, station: None })
+        self.put(Input::Pay { request, channel, payment, verified: None, station: None })
     }
 }
 
@@ -323,7 +324,7 @@ fn a_station_pays_through_two_channels_and_has_the_sum() {
     let message = crate::channel::payment_sighash(&second.params, outpoint, paid).unwrap();
     let payment = PaymentRequest { paid, signature: sign(5, message) };
     let (request, channel) = (RequestId(4), second.channel);
-    provider.put(Input::Pay { request, channel, payment, station: None });
+    provider.put(Input::Pay { request, channel, payment, verified: None, station: None });
     assert_eq!(provider.controller.account(station(1)).bought_octets, Octets(5 << 20));
     let schedule = &first.params.schedule;
     assert_eq!(schedule.octets_for(Msat(5_000)), Some(Octets(5 << 20)));
