@@ -35,6 +35,8 @@ use sqlx::{
 
 /// Name of the database in the data directory.
 const FILE: &str = "bitmesh.sqlite";
+/// What it is called where people read it.
+pub const ENGINE: &str = "SQLite";
 /// Name of the lock file in the data directory.
 const LOCK: &str = "lock";
 

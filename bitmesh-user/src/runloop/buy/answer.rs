@@ -18,7 +18,7 @@ use super::{
     },
     BUDGET, Intent, Session, export_refunds, is_usable,
 };
-use crate::api::{ApiError, Ask, Reply, value};
+use crate::api::{ApiError, Ask, Body, Reply};
 
 impl Session {
     pub(super) async fn answer(
@@ -27,13 +27,13 @@ impl Session {
         out: &mut Batch<SubscriberEvent, Action>,
     ) -> Reply {
         match ask {
-            Ask::Status => Ok(value(Status::Subscriber(Box::new(self.status())))),
-            Ask::Channels => Ok(value(self.buyer.channels().collect::<Vec<_>>())),
+            Ask::Status => Ok(Body::of(Status::Subscriber(Box::new(self.status())))),
+            Ask::Channels => Ok(Body::of(self.buyer.channels().collect::<Vec<_>>())),
             Ask::Wallet => {
                 let channels: Vec<_> = self.buyer.channels().collect();
-                Ok(value(self.foundation.wallet_status(&channels)))
+                Ok(Body::of(self.foundation.wallet_status(&channels)))
             }
-            Ask::Refunds => Ok(value(export_refunds(&mut self.foundation.wallet, &self.buyer))),
+            Ask::Refunds => Ok(Body::of(export_refunds(&mut self.foundation.wallet, &self.buyer))),
             Ask::Stations => Err(wrong_role("a subscriber has no stations: it is one")),
             Ask::Budget(change) => {
                 let budget = change.apply(self.budget).ok_or_else(|| {
@@ -54,7 +54,7 @@ impl Session {
                     )
                 })?;
                 self.budget = budget;
-                Ok(value(Status::Subscriber(Box::new(self.status()))))
+                Ok(Body::of(Status::Subscriber(Box::new(self.status()))))
             }
             Ask::Share(change) => self.share(*change).await,
             Ask::CloseOwn(id) => self.close_own(*id, out),
@@ -75,7 +75,7 @@ impl Session {
         self.not_before = Instant::now();
         self.aside.hold(id, Duration::ZERO);
         let report = self.buyer.channels().find(|report| report.channel == id);
-        Ok(value(report))
+        Ok(Body::of(report))
     }
 
     pub(super) fn say(&mut self, phase: Phase, message: impl Into<String>) {

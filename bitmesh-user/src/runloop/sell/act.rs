@@ -17,7 +17,7 @@ use super::{
     edge::{make_room, usage_of},
 };
 use crate::{
-    api::{ApiError, Origin, value},
+    api::{ApiError, Body, Origin},
     dataplane::{self, DataplaneError, StationKey, StationUsage},
 };
 
@@ -80,9 +80,9 @@ impl Session<'_> {
                     Ok(Answer::Payment(paid)) if done.refused.contains(&paid.account.station) => {
                         Err(Refusal::TableFull.into())
                     }
-                    Ok(Answer::Payment(paid)) => Ok(value(paid)),
-                    Ok(Answer::Channel(report)) => Ok(value(report)),
-                    Ok(Answer::Account(report)) => Ok(value(report)),
+                    Ok(Answer::Payment(paid)) => Ok(Body::Paid(paid)),
+                    Ok(Answer::Channel(report)) => Ok(Body::of(report)),
+                    Ok(Answer::Account(report)) => Ok(Body::of(report)),
                     Err(refusal) => Err(ApiError::from(refusal)),
                 };
                 // Who asked may have gone; what was stored stays.
@@ -125,8 +125,11 @@ impl Session<'_> {
     pub(super) fn opens(&mut self, key: StationKey, from: Origin) {
         // Where stations are behind a bridge, it answers them for all its ports.
         let ports = self.guarding.ports();
-        let is_port =
-            self.lan.iter().any(|lan| lan.index == from.interface && ports.contains(&lan.name));
+        let is_port = self
+            .desk
+            .lan
+            .iter()
+            .any(|lan| lan.index == from.interface && ports.contains(&lan.name));
         self.told.opens(key, is_port.then_some(from.interface), from.address);
         if self.dataplane.usage(key).is_some() {
             let terms = self.config.terms_of(self.told.port(key), self.told.ipv4(key));

@@ -8,28 +8,28 @@ use tracing::warn;
 use super::{
     super::{
         no_refunds, starting,
-        status::{HookStatus, ProviderStatus, Status},
+        status::{HookStatus, ProviderStatus},
         wrong_role,
     },
     Session,
 };
 use crate::{
-    api::{Ask, Reply, value},
+    api::{Ask, Body, Reply, value},
     dataplane,
 };
 
 impl Session<'_> {
     pub(super) fn answer(&mut self, ask: &Ask) -> Reply {
         match ask {
-            Ask::Offer => self.controller.offer().map(value).ok_or_else(starting),
-            Ask::Channel(id) => Ok(value(self.controller.channel(id)?)),
-            Ask::Account(station) => Ok(value(self.controller.account(*station))),
-            Ask::Status => Ok(value(Status::Provider(Box::new(self.status())))),
-            Ask::Channels => Ok(value(self.controller.channels().collect::<Vec<_>>())),
-            Ask::Stations => Ok(value(self.controller.accounts().collect::<Vec<_>>())),
+            Ask::Offer => self.controller.offer().map(Body::of).ok_or_else(starting),
+            Ask::Channel(id) => Ok(Body::of(self.controller.channel(id)?)),
+            Ask::Account(station) => Ok(Body::of(self.controller.account(*station))),
+            Ask::Status => Ok(Body::of(self.keep_status())),
+            Ask::Channels => Ok(Body::of(self.controller.channels().collect::<Vec<_>>())),
+            Ask::Stations => Ok(Body::of(self.controller.accounts().collect::<Vec<_>>())),
             Ask::Wallet => {
                 let channels: Vec<_> = self.controller.channels().collect();
-                Ok(value(self.foundation.wallet_status(&channels)))
+                Ok(Body::of(self.foundation.wallet_status(&channels)))
             }
             Ask::Refunds => Err(no_refunds()),
             Ask::CloseOwn(_) => Err(wrong_role(
@@ -39,7 +39,7 @@ impl Session<'_> {
             Ask::Share(_) => Err(wrong_role("a provider shares no credit: subscribers do")),
             Ask::Open(..)
             | Ask::Fund(..)
-            | Ask::Pay(..)
+            | Ask::Pay(_)
             | Ask::ChangeStations(..)
             | Ask::Close(..)
             | Ask::OfWallet(_) => Err(starting()),
@@ -69,7 +69,7 @@ impl Session<'_> {
                 .chain_status(self.controller.book().tip(), self.controller.synced()),
             alarms: self.alarms(),
             offer: self.controller.offer().cloned(),
-            edge_addresses: self.edge_addresses.clone(),
+            edge_addresses: self.desk.edge_addresses.clone(),
             hooks: hooks.collect(),
             guard: self.guarding.status(),
             causes,
@@ -84,6 +84,7 @@ impl Session<'_> {
             paid_sat: channels.iter().map(|channel| channel.paid.to_sat()).sum(),
             billed_octets: self.controller.billed(),
             wallet: self.foundation.wallet_status(&channels),
+            store: self.desk.front.store(),
         }
     }
 }
