@@ -147,7 +147,7 @@ impl ProviderChannel {
         if paid == self.paid() {
             return Ok(None);
         }
-        Ok(Some(ProviderEvent::Paid { paid, signature: *signature }))
+        Ok(Some(ProviderEvent::Paid { paid, signature: *signature, earlier: 0 }))
     }
 
     /// Judges the sum alone; gives the funding that it has to be signed for.
