@@ -46,6 +46,17 @@ pub struct Seat {
     pub bound: bool,
 }
 
+/// How large an account is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Whose use counts.
+    pub stations: u64,
+    /// Of them, those that are paid for.
+    pub members: u64,
+    /// Bought and not used.
+    pub credit: Octets,
+}
+
 /// The kernel honours more than the ledger knows of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ahead {
@@ -97,8 +108,11 @@ pub struct Accounts {
     seats: BTreeMap<Station, Seat>,
     usage: BTreeMap<Station, Usage>,
     of_channel: BTreeMap<ChannelId, AccountId>,
-    /// Accounts whose credit may have to be shared out anew.
+    /// Accounts of several stations.
     shared: BTreeSet<AccountId>,
+    /// Those of them whose stations used something lately, or that changed: their credit may have to
+    /// be shared out anew.
+    active: BTreeSet<AccountId>,
 }
 
 impl Accounts {
@@ -134,6 +148,7 @@ impl Accounts {
         }
         self.all.remove(&id);
         self.shared.remove(&id);
+        self.active.remove(&id);
         for station in stations {
             self.seats.remove(&station);
             if self.usage(station) == Usage::default() {
@@ -148,6 +163,9 @@ impl Accounts {
         if let Some(account) = account {
             let of = account.channels.entry(channel).or_default();
             *of = Bought { now: bought, most: of.most.max(bought) };
+        }
+        if let Some(account) = self.of_channel(&channel) {
+            self.rouse(account);
         }
     }
 
@@ -191,6 +209,7 @@ impl Accounts {
         leases.join(station, used.billed(), now.billed(), now.refused());
         if leases.several() {
             self.shared.insert(account);
+            self.active.insert(account);
         }
     }
 
@@ -200,8 +219,11 @@ impl Accounts {
         let newest = known.max(usage);
         let news = newest != *known;
         *known = newest;
-        if let (true, Some(leases)) = (news, self.leases_of(station)) {
-            leases.read(station, newest.billed(), newest.refused());
+        if news && let Some(Seat { account, .. }) = self.seat(station) {
+            if let Some(known) = self.all.get_mut(&account) {
+                known.leases.read(station, newest.billed(), newest.refused());
+            }
+            self.rouse(account);
         }
         news
     }
@@ -216,10 +238,17 @@ impl Accounts {
     /// All counters were just read: decides what changes for accounts of several stations.
     pub fn balance(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
-        for id in self.shared.clone() {
-            changes.extend(self.share(id));
+        for id in std::mem::take(&mut self.active) {
+            let changed = self.share(id);
+            let still = !changed.is_empty();
+            changes.extend(changed);
             match self.all.get_mut(&id) {
-                Some(account) if account.leases.several() => account.leases.forget(),
+                Some(account) if account.leases.several() => {
+                    account.leases.forget();
+                    if still || !account.leases.at_rest() {
+                        self.active.insert(id);
+                    }
+                }
                 _ => {
                     self.shared.remove(&id);
                 }
@@ -288,9 +317,28 @@ impl Accounts {
         Ok(())
     }
 
+    /// An account of several stations is to be looked at.
+    fn rouse(&mut self, account: AccountId) {
+        if self.shared.contains(&account) {
+            self.active.insert(account);
+        }
+    }
+
     fn leases_of(&mut self, station: Station) -> Option<&mut Leases> {
         let account = self.seats.get(&station)?.account;
+        // What is asked for is changed.
+        self.rouse(account);
         self.all.get_mut(&account).map(|account| &mut account.leases)
+    }
+
+    /// How large every account is.
+    pub fn sizes(&self) -> impl Iterator<Item = Size> + '_ {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.all.values().map(move |account| Size {
+            stations: count(account.leases.stations().count()),
+            members: count(account.leases.members()),
+            credit: account.total().saturating_sub(account.leases.used()),
+        })
     }
 
     /// Every account's name.

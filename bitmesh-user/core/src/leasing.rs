@@ -199,6 +199,11 @@ impl Leases {
         }
     }
 
+    /// Whether nothing was used or refused so lately that it still counts.
+    pub fn at_rest(&self) -> bool {
+        self.0.values().all(|holding| holding.demand() == 0 && holding.reclaiming.is_none())
+    }
+
     /// Octets that the stations used of the account's.
     pub fn used(&self) -> Octets {
         let used = self.0.values().map(|holding| holding.used.saturating_sub(holding.base));

@@ -165,10 +165,11 @@ impl Offline {
         let channels = self.reports();
         let answering = match ask {
             Ask::Wallet => {
-                let status = self.foundation.wallet_status(&channels);
+                let inside = self.foundation.in_channels(&channels);
+                let status = self.foundation.wallet_status(inside);
                 Box::pin(std::future::ready(Ok(Body::of(status))))
             }
-            Ask::OfWallet(ask) => self.foundation.of_wallet(ask, &channels),
+            Ask::OfWallet(ask) => self.foundation.of_wallet(ask, || channels),
             Ask::Refunds => match &self.channels {
                 Channels::Provider(_) => return Err(no_refunds()),
                 Channels::Subscriber(buyer) => {

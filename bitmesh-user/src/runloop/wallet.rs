@@ -30,12 +30,9 @@ fn at_once(reply: Reply) -> Answering {
 }
 
 impl Foundation {
-    /// Balance and an address.
-    pub(super) fn wallet_status(&mut self, channels: &[ChannelReport]) -> WalletStatus {
+    /// Balance, an address, and what is inside channels.
+    pub(super) fn wallet_status(&mut self, inside: Amount) -> WalletStatus {
         let balance = self.wallet.balance();
-        let unfunded = channels.iter().any(|channel| channel.status == ChannelStatus::Unfunded);
-        let waiting = if unfunded { self.wallet.unconfirmed() } else { Vec::new() };
-        let inside = channels.iter().map(|channel| self.inside(channel, &waiting)).sum::<Amount>();
         WalletStatus {
             confirmed_sat: balance.confirmed.to_sat(),
             pending_sat: balance.pending.to_sat(),
@@ -43,6 +40,13 @@ impl Foundation {
             fingerprint: self.wallet.fingerprint().to_string(),
             address: self.wallet.unused_address().to_string(),
         }
+    }
+
+    /// What of channels' money is this end's.
+    pub(super) fn in_channels(&self, channels: &[ChannelReport]) -> Amount {
+        let unfunded = channels.iter().any(|channel| channel.status == ChannelStatus::Unfunded);
+        let waiting = if unfunded { self.wallet.unconfirmed() } else { Vec::new() };
+        channels.iter().map(|channel| self.inside(channel, &waiting)).sum()
     }
 
     /// What of a channel's money is this end's, fundings that wait for a block included.
@@ -58,7 +62,11 @@ impl Foundation {
     }
 
     /// What the operator wants.
-    pub(super) fn of_wallet(&mut self, ask: &WalletAsk, channels: &[ChannelReport]) -> Answering {
+    pub(super) fn of_wallet(
+        &mut self,
+        ask: &WalletAsk,
+        channels: impl FnOnce() -> Vec<ChannelReport>,
+    ) -> Answering {
         match ask {
             WalletAsk::Address { new } => {
                 let address =
@@ -67,7 +75,7 @@ impl Foundation {
             }
             WalletAsk::History { limit } => {
                 let limit = (*limit).min(HISTORY_MAX) as usize;
-                let labels = Labels::new(channels, self.role);
+                let labels = Labels::new(&channels(), self.role);
                 let past = self.wallet.history().into_iter().take(limit);
                 at_once(Ok(Body::of(past.map(|past| labels.report(&past)).collect::<Vec<_>>())))
             }

@@ -1,6 +1,6 @@
 //! The channels of one end, followed through the chain together; the same for both roles.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bitcoin::{BlockHash, OutPoint, ScriptBuf, Transaction};
 
@@ -33,6 +33,8 @@ pub trait Machine: Sized {
     fn block_gone(&self, height: u32) -> Option<Self::Event>;
     /// The end, when the tip has come far enough.
     fn finish(&self, tip: u32) -> Option<Self::Event>;
+    /// Whether blocks alone can bring the end, as it stands.
+    fn may_finish(&self) -> bool;
 }
 
 macro_rules! machine {
@@ -65,6 +67,9 @@ macro_rules! machine {
             }
             fn finish(&self, tip: u32) -> Option<$event> {
                 self.finish(tip)
+            }
+            fn may_finish(&self) -> bool {
+                self.may_finish()
             }
         }
     };
@@ -153,6 +158,8 @@ pub struct Book<M> {
     channels: BTreeMap<ChannelId, M>,
     scripts: HashMap<ScriptBuf, ChannelId>,
     outpoints: HashMap<OutPoint, ChannelId>,
+    /// Those that blocks alone can end.
+    ending: BTreeSet<ChannelId>,
     script_changes: u64,
     tips: VecDeque<(u32, BlockHash)>,
 }
@@ -163,6 +170,7 @@ impl<M> Default for Book<M> {
             channels: BTreeMap::new(),
             scripts: HashMap::new(),
             outpoints: HashMap::new(),
+            ending: BTreeSet::new(),
             script_changes: 0,
             tips: VecDeque::new(),
         }
@@ -201,6 +209,12 @@ impl<M: Machine> Book<M> {
             self.channels.insert(id, channel);
             None
         };
+        let channel = self.channels.get(&id);
+        if channel.is_some_and(M::may_finish) {
+            self.ending.insert(id);
+        } else {
+            self.ending.remove(&id);
+        }
         let after = self.channels.get(&id).and_then(M::funding);
         if before != after {
             before.map(|funding| self.outpoints.remove(&funding.outpoint));
@@ -213,6 +227,7 @@ impl<M: Machine> Book<M> {
     pub(crate) fn forget(&mut self, id: &ChannelId) {
         if let Some(channel) = self.channels.remove(id) {
             self.scripts.remove(channel.funding_script());
+            self.ending.remove(id);
             self.script_changes += 1;
         }
     }
@@ -247,11 +262,9 @@ impl<M: Machine> Book<M> {
         for tx in transactions {
             self.connect_tx(height, tx, batch);
         }
-        let ends: Vec<_> = self
-            .channels
-            .iter()
-            .filter_map(|(id, channel)| Some((*id, channel.finish(height)?)))
-            .collect();
+        let ending = self.ending.iter();
+        let ends: Vec<_> =
+            ending.filter_map(|id| Some((*id, self.channels.get(id)?.finish(height)?))).collect();
         for (id, event) in ends {
             self.record(id, event, batch);
         }

@@ -131,6 +131,11 @@ impl Course {
         self.spent.is_some_and(|spent| depth(spent.height, tip) >= FINAL_DEPTH_BLOCKS)
     }
 
+    /// Whether blocks alone can end it.
+    pub(super) fn may_finish(&self) -> bool {
+        !self.finished && (self.spent.is_some() || self.funding.is_none())
+    }
+
     pub(super) fn outpoint(&self) -> Option<OutPoint> {
         self.funding.map(|funding| funding.outpoint)
     }

@@ -439,6 +439,11 @@ impl ProviderChannel {
         })
     }
 
+    /// Whether blocks alone can bring the end, as it stands.
+    pub fn may_finish(&self) -> bool {
+        self.course.may_finish()
+    }
+
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<ProviderEvent> {
         // A commitment is worth something as long as its funding could still confirm.

@@ -11,6 +11,7 @@ mod report;
 mod stations;
 #[cfg(test)]
 mod tests;
+mod totals;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +29,7 @@ pub use close::{CloseNeeds, CloseOwn};
 pub use funding::{FUNDINGS_REFUSED_MAX, PRESENTED_AT_ONCE_MAX, Taken, UNCONFIRMED_CHANNELS_MAX};
 pub use report::Refusal;
 pub use stations::StationsAsk;
+pub use totals::Totals;
 
 use crate::{
     account::{Accounts, Ahead},
@@ -247,6 +249,8 @@ pub struct Controller {
     by_station: BTreeMap<Station, BTreeSet<ChannelId>>,
     /// Channels that wait for their funding.
     unfunded: BTreeSet<ChannelId>,
+    /// Channels that may have credit which no confirmation backs, and others.
+    unsure: BTreeSet<ChannelId>,
     unwritten: BTreeSet<Station>,
     ungranted: BTreeSet<Station>,
     /// Stations on their way to another account, once what they hold is reclaimed.
@@ -275,6 +279,7 @@ impl Controller {
             accounts: Accounts::default(),
             by_station: BTreeMap::new(),
             unfunded: BTreeSet::new(),
+            unsure: BTreeSet::new(),
             unwritten: BTreeSet::new(),
             ungranted: BTreeSet::new(),
             moves: BTreeMap::new(),
@@ -355,11 +360,15 @@ impl Controller {
                 self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
                 self.fundings_refused.clear();
+                self.forget_sure();
                 self.closes_due(out);
                 self.broadcast_claims(out);
                 self.check_offered(out);
             }
-            Input::BlockDisconnected { height } => self.book.disconnect(height, out),
+            Input::BlockDisconnected { height } => {
+                self.book.disconnect(height, out);
+                self.doubt();
+            }
             Input::Stations(ask) => self.change_stations(ask, out),
             Input::Chain { synced } => self.synced = synced,
             Input::Usage(readings) => self.take_usage(readings, out),
@@ -546,6 +555,9 @@ impl Controller {
             self.unfunded.insert(*id);
         } else {
             self.unfunded.remove(id);
+        }
+        if !self.is_sure(id) {
+            self.unsure.insert(*id);
         }
         let bought = self.book.get(id).map_or(Octets(0), ProviderChannel::bought);
         self.accounts.set_bought(*id, bought);

@@ -31,7 +31,8 @@ impl Session {
             Ask::Channels => Ok(Body::of(self.buyer.channels().collect::<Vec<_>>())),
             Ask::Wallet => {
                 let channels: Vec<_> = self.buyer.channels().collect();
-                Ok(Body::of(self.foundation.wallet_status(&channels)))
+                let inside = self.foundation.in_channels(&channels);
+                Ok(Body::of(self.foundation.wallet_status(inside)))
             }
             Ask::Refunds => Ok(Body::of(export_refunds(&mut self.foundation.wallet, &self.buyer))),
             Ask::Stations => Err(wrong_role("a subscriber has no stations: it is one")),
@@ -88,6 +89,7 @@ impl Session {
     }
 
     pub(super) fn status(&mut self) -> SubscriberStatus {
+        let inside = self.foundation.in_channels(&self.buyer.channels().collect::<Vec<_>>());
         let tip = self.buyer.book().tip();
         let payer = self.payer.as_ref();
         SubscriberStatus {
@@ -107,7 +109,7 @@ impl Session {
             counted_octets: self.counted,
             tick_octets: payer.map(Payer::tick).unwrap_or_default(),
             round_trip_ms: u64::try_from(self.round_trip.as_millis()).unwrap_or(u64::MAX),
-            wallet: self.foundation.wallet_status(&self.buyer.channels().collect::<Vec<_>>()),
+            wallet: self.foundation.wallet_status(inside),
         }
     }
 }

@@ -231,7 +231,7 @@ impl Session {
     ) -> Result<()> {
         if let Ask::OfWallet(ask) = &envelope.ask {
             let channels: Vec<_> = self.buyer.channels().collect();
-            let answering = self.foundation.of_wallet(ask, &channels);
+            let answering = self.foundation.of_wallet(ask, || channels);
             self.settle(out).await?;
             self.tasks.spawn(async move {
                 let _ = envelope.reply.send(answering.await);

@@ -170,9 +170,13 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn read_usage(&mut self, out: &mut Batch<ProviderEvent, Action>) {
+    /// Reads all counters; whether any changed.
+    pub(super) fn read_usage(&mut self, out: &mut Batch<ProviderEvent, Action>) -> bool {
         let changed = self.dataplane.changed().into_iter();
-        let readings = changed.map(|(key, used)| (Station::from(key), usage_of(&used))).collect();
+        let readings: Vec<_> =
+            changed.map(|(key, used)| (Station::from(key), usage_of(&used))).collect();
+        let busy = !readings.is_empty();
         self.controller.handle(Input::Usage(readings), out);
+        busy
     }
 }

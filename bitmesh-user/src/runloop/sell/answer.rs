@@ -1,8 +1,7 @@
 //! What stations and the operator ask, and are told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use bitmesh_core::{channel::ChannelStatus, units::Octets, wire::ChannelReport};
 use tracing::warn;
 
 use super::{
@@ -28,8 +27,8 @@ impl Session<'_> {
             Ask::Channels => Ok(Body::of(self.controller.channels().collect::<Vec<_>>())),
             Ask::Stations => Ok(Body::of(self.controller.accounts().collect::<Vec<_>>())),
             Ask::Wallet => {
-                let channels: Vec<_> = self.controller.channels().collect();
-                Ok(Body::of(self.foundation.wallet_status(&channels)))
+                let inside = self.controller.totals().unsettled;
+                Ok(Body::of(self.foundation.wallet_status(inside)))
             }
             Ask::Refunds => Err(no_refunds()),
             Ask::CloseOwn(_) => Err(wrong_role(
@@ -59,9 +58,7 @@ impl Session<'_> {
             Ok(stats) => causes.extend(stats.iter().map(|(c, n)| (c.name().to_owned(), n))),
             Err(error) => warn!("the kernel's causes can't be read: {error}"),
         }
-        let accounts: Vec<_> = self.controller.accounts().collect();
-        let channels: Vec<_> = self.controller.channels().collect();
-        let open = |channel: &&ChannelReport| channel.status == ChannelStatus::Open;
+        let totals = self.controller.totals();
         ProviderStatus {
             provider: self.foundation.wallet.node_public_key(),
             chain: self
@@ -74,23 +71,17 @@ impl Session<'_> {
             guard: self.guarding.status(),
             causes,
             events: self.told.status(),
-            stations_with_credit: count(
-                accounts.iter().filter(|a| a.bound && a.credit_octets > Octets(0)),
-            ),
-            stations: count(accounts.iter()),
-            accounts: count(accounts.iter().map(|a| a.account).collect::<BTreeSet<_>>().iter()),
-            channels_open: count(channels.iter().filter(open)),
-            channels: count(channels.iter()),
-            paid_sat: channels.iter().map(|channel| channel.paid.to_sat()).sum(),
+            stations_with_credit: totals.stations_with_credit,
+            stations: totals.stations,
+            accounts: totals.accounts,
+            channels_open: totals.channels_open,
+            channels: totals.channels,
+            paid_sat: totals.paid.to_sat(),
             billed_octets: self.controller.billed(),
-            wallet: self.foundation.wallet_status(&channels),
+            wallet: self.foundation.wallet_status(totals.unsettled),
             store: self.desk.front.store(),
         }
     }
-}
-
-fn count(items: impl Iterator) -> u64 {
-    items.fold(0, |count, _| count + 1)
 }
 
 pub(super) fn direction(side: dataplane::Side) -> &'static str {

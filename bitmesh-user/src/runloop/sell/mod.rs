@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
-    time::{Interval, MissedTickBehavior, interval},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep},
 };
 use tracing::{info, warn};
 
@@ -41,7 +41,7 @@ use self::{
 };
 use super::{Foundation, now, status::Status, stop_signal, wallet::Answering};
 use crate::{
-    api::{Ask, Envelope, Pay, Proof, Reply, value},
+    api::{Ask, Envelope, MAILBOX_REQUESTS, Pay, Proof, Reply, value},
     chain::ChainEvent,
     config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Change, Dataplane},
@@ -51,9 +51,11 @@ use crate::{
 };
 
 /// Requests that are stored in one transaction at most.
-const BATCH_REQUESTS: usize = 256;
+const BATCH_REQUESTS: usize = MAILBOX_REQUESTS;
 /// How often the kernel's counters are read.
 const USAGE_INTERVAL: Duration = Duration::from_millis(100);
+/// The same while nothing changes; what runs low is told by the kernel meanwhile.
+const USAGE_INTERVAL_IDLE: Duration = Duration::from_secs(1);
 /// How often usage is written down: what a power cut can make a provider forget.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often miners' fees are asked for between blocks.
@@ -214,7 +216,8 @@ impl<'a> Session<'a> {
     /// Until it is told to stop, or the store fails.
     async fn run(&mut self, stop: &mut Pin<Box<dyn Future<Output = ()> + Send>>) -> Result<()> {
         let mut chain = self.foundation.follow(self.controller.book());
-        let mut usage = every(USAGE_INTERVAL);
+        let mut usage = Box::pin(sleep(USAGE_INTERVAL));
+        let mut pace = USAGE_INTERVAL;
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
         let mut fees = every(FEES_INTERVAL);
         let mut alarms = every(ALARMS_INTERVAL);
@@ -258,12 +261,19 @@ impl<'a> Session<'a> {
                         self.read_one(key, &mut out);
                     }
                 }
-                _ = usage.tick() => self.read_usage(&mut out),
+                () = &mut usage => {
+                    let busy = self.read_usage(&mut out);
+                    pace = if busy { USAGE_INTERVAL } else { (pace * 2).min(USAGE_INTERVAL_IDLE) };
+                    usage.as_mut().reset(Instant::now() + pace);
+                }
                 _ = checkpoint.tick() => {
                     self.renew_offer();
                     // Finished tasks are let go.
                     while self.tasks.try_join_next().is_some() {}
-                    self.read_usage(&mut out);
+                    if self.read_usage(&mut out) {
+                        pace = USAGE_INTERVAL;
+                    }
+                    usage.as_mut().reset(Instant::now() + pace);
                     self.controller.handle(Input::Checkpoint, &mut out);
                     if std::mem::take(&mut self.crowded) {
                         self.settle(std::mem::take(&mut out)).await?;
@@ -349,8 +359,8 @@ impl<'a> Session<'a> {
                 Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
             Ask::OfWallet(ask) => {
-                let channels: Vec<_> = self.controller.channels().collect();
-                let answering = self.foundation.of_wallet(&ask, &channels);
+                let channels = || self.controller.channels().collect();
+                let answering = self.foundation.of_wallet(&ask, channels);
                 self.answering.push((answering, envelope.reply));
                 return;
             }

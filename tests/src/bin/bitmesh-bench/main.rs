@@ -7,6 +7,7 @@ mod forward;
 mod frames;
 mod generator;
 mod lane;
+mod pay;
 mod peers;
 mod plan;
 mod profile;
@@ -107,7 +108,11 @@ fn measure(bench: &mut Bench, part: Part) -> Result<Vec<(Group, Vec<Measure>)>> 
             let scale = bench.plan.scale;
             Ok(vec![top_ups(scale, &before)?, scans(scale, &before)?, events(scale, &before)?])
         }
-        Part::Payments => Ok(vec![payments(bench.plan.scale, &before)?]),
+        Part::Payments => {
+            let mut done = vec![payments(bench.plan.scale, &before)?];
+            done.extend(pay::run(bench.plan.volume, &before)?);
+            Ok(done)
+        }
         Part::Drops => drops::run(bench),
         Part::Forward => forward::run(bench),
         Part::Throughput => throughput::run(bench),
