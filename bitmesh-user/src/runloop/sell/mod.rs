@@ -17,7 +17,7 @@ use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use bitmesh_core::{
-    channel::{Batch, FeeEstimates, ProviderChannel, ProviderEvent},
+    channel::{Batch, ChannelId, FeeEstimates, ProviderChannel, ProviderEvent},
     controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
 };
@@ -267,6 +267,9 @@ impl<'a> Session<'a> {
                     usage.as_mut().reset(Instant::now() + pace);
                 }
                 _ = checkpoint.tick() => {
+                    // Before anything is decided that is not stored yet.
+                    let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
+                    self.foundation.tidy::<ProviderEvent>(forgotten).await?;
                     self.renew_offer();
                     // Finished tasks are let go.
                     while self.tasks.try_join_next().is_some() {}
