@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     channel::{ChannelId, InvalidEvent, STATIONS_PER_ACCOUNT_MAX},
+    few::Few,
     leasing::{Change, Leases},
     ledger::Usage,
     station::Station,
@@ -78,7 +79,7 @@ struct Bought {
 
 #[derive(Clone, Debug, Default)]
 struct Account {
-    channels: BTreeMap<ChannelId, Bought>,
+    channels: Few<ChannelId, Bought>,
     /// Used by stations that belong to other accounts now.
     gone: Octets,
     leases: Leases,
@@ -161,8 +162,9 @@ impl Accounts {
     pub fn set_bought(&mut self, channel: ChannelId, bought: Octets) {
         let account = self.of_channel.get(&channel).and_then(|id| self.all.get_mut(id));
         if let Some(account) = account {
-            let of = account.channels.entry(channel).or_default();
-            *of = Bought { now: bought, most: of.most.max(bought) };
+            let before = account.channels.get(&channel).copied().unwrap_or_default();
+            let now = Bought { now: bought, most: before.most.max(bought) };
+            account.channels.insert(channel, now);
         }
         if let Some(account) = self.of_channel(&channel) {
             self.rouse(account);

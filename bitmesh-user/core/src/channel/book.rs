@@ -155,8 +155,8 @@ impl<E, A> Batch<E, A> {
 /// All channels of one end, with the scripts and outpoints to watch for.
 #[derive(Debug)]
 pub struct Book<M> {
-    channels: BTreeMap<ChannelId, M>,
-    scripts: HashMap<ScriptBuf, ChannelId>,
+    /// Behind pointers: nodes of a tree are not full.
+    channels: BTreeMap<ChannelId, Box<M>>,
     outpoints: HashMap<OutPoint, ChannelId>,
     /// Those that blocks alone can end.
     ending: BTreeSet<ChannelId>,
@@ -168,7 +168,6 @@ impl<M> Default for Book<M> {
     fn default() -> Self {
         Self {
             channels: BTreeMap::new(),
-            scripts: HashMap::new(),
             outpoints: HashMap::new(),
             ending: BTreeSet::new(),
             script_changes: 0,
@@ -204,18 +203,17 @@ impl<M: Machine> Book<M> {
             if channel.params().id() != id {
                 return Err(InvalidEvent("a channel under another's name"));
             }
-            self.scripts.insert(channel.funding_script().clone(), id);
             self.script_changes += 1;
-            self.channels.insert(id, channel);
+            self.channels.insert(id, Box::new(channel));
             None
         };
-        let channel = self.channels.get(&id);
+        let channel = self.get(&id);
         if channel.is_some_and(M::may_finish) {
             self.ending.insert(id);
         } else {
             self.ending.remove(&id);
         }
-        let after = self.channels.get(&id).and_then(M::funding);
+        let after = self.get(&id).and_then(M::funding);
         if before != after {
             before.map(|funding| self.outpoints.remove(&funding.outpoint));
             after.map(|funding| self.outpoints.insert(funding.outpoint, id));
@@ -225,8 +223,7 @@ impl<M: Machine> Book<M> {
 
     /// Lets a channel go that is over and never had a funding.
     pub(crate) fn forget(&mut self, id: &ChannelId) {
-        if let Some(channel) = self.channels.remove(id) {
-            self.scripts.remove(channel.funding_script());
+        if self.channels.remove(id).is_some() {
             self.ending.remove(id);
             self.script_changes += 1;
         }
@@ -280,7 +277,11 @@ impl<M: Machine> Book<M> {
             }
         }
         for (vout, output) in (0u32..).zip(&tx.output) {
-            let Some(id) = self.scripts.get(&output.script_pubkey).copied() else { continue };
+            if !output.script_pubkey.is_p2wsh() {
+                continue;
+            }
+            // A channel's name is a hash of its script.
+            let id = ChannelId::of_script(&output.script_pubkey);
             let outpoint = OutPoint::new(tx.compute_txid(), vout);
             let event = self
                 .channels
@@ -319,7 +320,7 @@ impl<M: Machine> Book<M> {
     /// The script of every channel's funding, which is all that a block can concern a channel by:
     /// of what pays to it, and of what spends from it.
     pub fn scripts(&self) -> impl ExactSizeIterator<Item = &ScriptBuf> {
-        self.scripts.keys()
+        self.channels.values().map(|channel| channel.funding_script())
     }
 
     /// Another number whenever [`Self::scripts`] are others.
@@ -329,16 +330,16 @@ impl<M: Machine> Book<M> {
 
     /// One channel.
     pub fn get(&self, id: &ChannelId) -> Option<&M> {
-        self.channels.get(id)
+        self.channels.get(id).map(Box::as_ref)
     }
 
     /// The channel that an outpoint funds.
     pub(crate) fn at(&self, outpoint: &OutPoint) -> Option<&M> {
-        self.channels.get(self.outpoints.get(outpoint)?)
+        self.get(self.outpoints.get(outpoint)?)
     }
 
     /// Every channel, by id.
     pub fn iter(&self) -> impl Iterator<Item = (&ChannelId, &M)> {
-        self.channels.iter()
+        self.channels.iter().map(|(id, channel)| (id, channel.as_ref()))
     }
 }

@@ -157,14 +157,14 @@ pub struct ProviderChannel {
     /// Best commitments on fundings that don't count at present.
     void: BTreeMap<OutPoint, Commitment>,
     /// The newest funding that was presented and taken, and how many there were.
-    offered: Option<Transaction>,
+    offered: Option<Box<Transaction>>,
     offers: usize,
     /// Most that was paid on a funding that counts no more.
     revoked: Amount,
     commitments: u64,
-    claim: Option<ClaimRecord>,
+    claim: Option<Box<ClaimRecord>>,
     payout_script: Option<ScriptBuf>,
-    close: Option<CloseRecord>,
+    close: Option<Box<CloseRecord>>,
     /// Tip when the first close was signed, or height of the block that it was in last.
     close_since: Option<u32>,
     nonces: BTreeSet<Nonce>,
@@ -222,7 +222,7 @@ impl ProviderChannel {
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
                 self.turn_to(Some(funding.outpoint));
-                let confirmed = |tx: &Transaction| tx.compute_txid() == funding.outpoint.txid;
+                let confirmed = |tx: &Box<Transaction>| tx.compute_txid() == funding.outpoint.txid;
                 self.offered = self.offered.take().filter(confirmed);
                 self.claim = self.claim.take().filter(|claim| claim.spends(&funding.outpoint));
                 self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
@@ -231,7 +231,7 @@ impl ProviderChannel {
             ProviderEvent::FundingOffered { tx } => {
                 let outpoint = self.fundable_by(tx);
                 let outpoint = outpoint.ok_or(InvalidEvent("a funding that can't be one"))?;
-                self.offered = Some(tx.clone());
+                self.offered = Some(Box::new(tx.clone()));
                 self.offers += 1;
                 self.turn_to(Some(outpoint));
             }
@@ -270,13 +270,13 @@ impl ProviderChannel {
                 }
                 self.course.close_requested = true;
                 self.close_since = self.close_since.or(Some(close.height));
-                self.close = Some(close.clone());
+                self.close = Some(Box::new(close.clone()));
             }
             ProviderEvent::ClaimSigned(claim) => {
                 if self.best.is_none() {
                     return Err(InvalidEvent("a claim of nothing"));
                 }
-                self.claim = Some(claim.clone());
+                self.claim = Some(Box::new(claim.clone()));
             }
             ProviderEvent::Spent(spent) => self.course.spend(*spent)?,
             ProviderEvent::Unspent => self.undo(Gone::Spend)?,
@@ -350,7 +350,7 @@ impl ProviderChannel {
 
     /// The funding that was presented and taken, while no block holds one: to be asked for again.
     pub fn offered_tx(&self) -> Option<&Transaction> {
-        self.offered.as_ref().filter(|_| self.course.awaits_funding())
+        self.offered.as_deref().filter(|_| self.course.awaits_funding())
     }
 
     /// Its output.
@@ -459,7 +459,7 @@ impl ProviderChannel {
     /// [`CLAIM_BUMP_BLOCKS`].
     pub fn claim_due(&self, tip: u32) -> Option<ClaimInput> {
         let waits = |claim: &ClaimRecord| tip < claim.height.saturating_add(CLAIM_BUMP_BLOCKS);
-        let waiting = self.claim.as_ref().is_some_and(waits);
+        let waiting = self.claim.as_deref().is_some_and(waits);
         if waiting { None } else { self.claimable(tip) }
     }
 
@@ -529,7 +529,7 @@ impl ProviderChannel {
 
     /// The newest claim, confirmed or not.
     pub fn claim(&self) -> Option<&ClaimRecord> {
-        self.claim.as_ref()
+        self.claim.as_deref()
     }
 
     /// Where a close pays the provider, once that was said.
@@ -539,7 +539,7 @@ impl ProviderChannel {
 
     /// The newest close that both signed, confirmed or not.
     pub fn closed_by_both(&self) -> Option<&CloseRecord> {
-        self.close.as_ref()
+        self.close.as_deref()
     }
 
     /// The confirmed spend.

@@ -246,7 +246,7 @@ pub struct Controller {
     book: Book<ProviderChannel>,
     accounts: Accounts,
     /// Channels that are not over, by who opened them.
-    by_station: BTreeMap<Station, BTreeSet<ChannelId>>,
+    by_station: BTreeSet<(Station, ChannelId)>,
     /// Channels that wait for their funding.
     unfunded: BTreeSet<ChannelId>,
     /// Channels that may have credit which no confirmation backs, and others.
@@ -277,7 +277,7 @@ impl Controller {
             payout: ScriptBuf::new(),
             book: Book::default(),
             accounts: Accounts::default(),
-            by_station: BTreeMap::new(),
+            by_station: BTreeSet::new(),
             unfunded: BTreeSet::new(),
             unsure: BTreeSet::new(),
             unwritten: BTreeSet::new(),
@@ -460,15 +460,22 @@ impl Controller {
     }
 
     fn check_caps(&self, station: Station) -> Result<(), Refusal> {
-        let own = self.by_station.get(&station);
-        let unfunded = own.into_iter().flatten().filter(|id| self.unfunded.contains(id)).count();
+        let own: Vec<_> = self.channels_of(station).collect();
+        let unfunded = own.iter().filter(|id| self.unfunded.contains(id)).count();
         if unfunded >= UNFUNDED_PER_STATION_MAX || self.unfunded.len() >= UNFUNDED_MAX {
             return Err(Refusal::TooManyUnfunded);
         }
-        if own.map_or(0, BTreeSet::len) >= CHANNELS_PER_STATION_MAX {
+        if own.len() >= CHANNELS_PER_STATION_MAX {
             return Err(Refusal::TooManyChannels);
         }
         Ok(())
+    }
+
+    /// Channels that a station opened and that are not over.
+    fn channels_of(&self, station: Station) -> impl Iterator<Item = ChannelId> {
+        let from = (station, ChannelId::FIRST);
+        let own = self.by_station.range(from..).take_while(move |(of, _)| *of == station);
+        own.map(|(_, channel)| *channel)
     }
 
     fn pay(
@@ -539,7 +546,7 @@ impl Controller {
     fn follow(&mut self, id: &ChannelId, event: &ProviderEvent) -> Result<(), InvalidEvent> {
         match event {
             ProviderEvent::Opened { station, used, .. } => {
-                self.by_station.entry(*station).or_default().insert(*id);
+                self.by_station.insert((*station, *id));
                 self.accounts.open(*id, *station, *used);
             }
             ProviderEvent::Bound { station, used, .. } => {
@@ -569,12 +576,7 @@ impl Controller {
     fn let_go(&mut self, id: &ChannelId) {
         let Some(channel) = self.book.get(id) else { return };
         let (station, forgettable) = (channel.station(), channel.forgettable());
-        if let Some(own) = self.by_station.get_mut(&station) {
-            own.remove(id);
-            if own.is_empty() {
-                self.by_station.remove(&station);
-            }
-        }
+        self.by_station.remove(&(station, *id));
         if forgettable {
             self.book.forget(id);
             self.accounts.forget(id);

@@ -244,7 +244,7 @@ fn a4_channels_that_nothing_came_of_are_forgotten_and_others_are_not() {
     let before = provider.controller.book.script_changes();
     assert_eq!(provider.controller.book.scripts().len(), 3);
     provider.mine(102 + FUNDING_WINDOW_BLOCKS, vec![]);
-    let own = BTreeMap::from([(station(1), BTreeSet::from([paid.channel]))]);
+    let own = BTreeSet::from([(station(1), paid.channel)]);
     let left = (vec![paid.channel], 1, BTreeSet::new(), own, vec![station(1)]);
     assert_eq!(all(&provider.controller), left);
     assert_ne!(provider.controller.book.script_changes(), before);

@@ -183,6 +183,8 @@ impl<'a> Session<'a> {
         for entry in &entries {
             controller.replay(entry)?;
         }
+        drop(entries);
+        give_back_memory();
         dataplane.set_edge(&desk.edge_addresses, config.api_port)?;
         reconcile(&mut controller, dataplane, &foundation)?;
 
@@ -476,6 +478,17 @@ impl<'a> Session<'a> {
         let mut none = Batch::default();
         self.controller.handle(signed, &mut none);
         debug_assert!(none.entries().is_empty(), "an offer stores nothing");
+    }
+}
+
+/// Replaying a large ledger takes far more memory than what comes of it. The C library keeps what was
+/// freed between what was not, unless it is told.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number and returns whether memory was given back; it may be called at any
+    // time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

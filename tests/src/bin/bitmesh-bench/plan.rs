@@ -24,8 +24,10 @@ pub enum Part {
     Frames,
     /// Top-ups and scans from userspace
     Table,
-    /// Payments, beside their signatures
+    /// Payments, beside their signatures: in the core, durable, over HTTP
     Payments,
+    /// What many stations and channels take of a daemon
+    Stations,
     /// Frames dropped a second
     Drops,
     /// Frames forwarded a second
@@ -36,8 +38,15 @@ pub enum Part {
 
 impl Part {
     /// In the order of a run.
-    pub const ALL: [Self; 6] =
-        [Self::Frames, Self::Table, Self::Payments, Self::Drops, Self::Forward, Self::Throughput];
+    pub const ALL: [Self; 7] = [
+        Self::Frames,
+        Self::Table,
+        Self::Payments,
+        Self::Stations,
+        Self::Drops,
+        Self::Forward,
+        Self::Throughput,
+    ];
 }
 
 /// Rounds, and how long each takes.
@@ -73,6 +82,7 @@ impl Plan {
             Part::Frames => 9 * self.scale.rounds,
             Part::Table => 4 * self.scale.rounds.div_ceil(2),
             Part::Payments => 4 * self.scale.rounds.div_ceil(2) + self.volume.steps(),
+            Part::Stations => self.volume.rounds + 2,
             Part::Drops => 16 * self.rounds,
             Part::Forward => 6 * self.rounds,
             Part::Throughput => 4 * self.tcp_rounds,

@@ -4,7 +4,7 @@
 mod fixture;
 mod load;
 mod over_http;
-mod scale;
+pub mod scale;
 mod step;
 mod town;
 
@@ -16,7 +16,7 @@ use bitmesh_user::bench::{Group, Measure};
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Volume {
-    rounds: usize,
+    pub rounds: usize,
     /// Payments of each connection, as fast as they go.
     closed_payments: usize,
     /// The same, at a fixed rate.
@@ -52,14 +52,13 @@ impl Volume {
 
     /// Turns of contenders.
     pub fn steps(self) -> usize {
-        self.rounds * 2 + 1 + self.rounds * 4 + 3
+        self.rounds * 6 + 1
     }
 }
 
-/// Everything of the table.
+/// Payments: of the core, durable, over HTTP.
 pub fn run(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Measure>)>> {
     let mut done = step::run(volume, before)?;
     done.extend(over_http::run(volume, before)?);
-    done.extend(scale::run(volume, before)?);
     Ok(done)
 }
