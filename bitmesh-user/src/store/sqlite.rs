@@ -92,6 +92,7 @@ impl SqliteEngine {
         let connection = SqliteConnection::connect_with(&options).await?;
         let place = path.display().to_string();
         let mut engine = Self { place, connection, looking: false };
+        engine.quick_check().await?;
         match layout(&mut engine.connection).await? {
             None => engine.make().await?,
             Some(schema::LAYOUT) => {}
@@ -124,6 +125,14 @@ impl SqliteEngine {
 
     fn newer(self, found: i64) -> StoreError {
         StoreError::Newer { place: self.place, found, known: schema::LAYOUT }
+    }
+
+    /// Digests say whether what is read is what was written; this says whether what is written next
+    /// could damage it.
+    async fn quick_check(&mut self) -> Result<(), StoreError> {
+        let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut self.connection).await?;
+        let found: String = row.try_get(0)?;
+        if found == "ok" { Ok(()) } else { Err(self.damaged(&found)) }
     }
 
     async fn make(&mut self) -> Result<(), StoreError> {
