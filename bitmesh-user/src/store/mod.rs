@@ -5,6 +5,7 @@
 //! store knows nothing of what the entries mean.
 
 mod schema;
+mod settled;
 
 use std::{
     os::unix::fs::OpenOptionsExt,
@@ -121,6 +122,7 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let lock = lock(directory)?;
         let path = directory.join(FILE);
+        settled::settle(&directory.join(FILES[2]))?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
