@@ -74,6 +74,7 @@ impl Session<'_> {
             guard: self.guarding.status(),
             causes,
             events: self.told.status(),
+            drift: self.told.drifted.status(),
             stations_with_credit: count(
                 accounts.iter().filter(|a| a.bound && a.credit_octets > Octets(0)),
             ),
