@@ -25,6 +25,7 @@ pub mod sabotage;
 pub mod sim;
 pub mod sweep;
 pub mod terminal;
+pub mod till;
 pub mod topology;
 pub mod traffic;
 pub mod world;

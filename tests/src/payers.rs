@@ -121,9 +121,12 @@ impl<'a> Payer<'a> {
             };
             Provider::new(&url)?.open(&request).await
         };
-        let opened = stand.namespace.block_on(async || {
-            let offer = Provider::new(&url)?.offer().await?;
-            Ok(open(offer).await?)
+        // A provider that has just started may not have followed the chain yet.
+        let opened = eventually("an open channel", OPEN_DEADLINE, || {
+            stand.namespace.block_on(async || {
+                let offer = Provider::new(&url)?.offer().await?;
+                Ok(Some(open(offer).await?))
+            })
         })?;
         node.send(&opened.address, capacity)?;
         node.mine(1)?;

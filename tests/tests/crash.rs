@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bitcoin::Amount;
-use bitmesh_core::{station::Station, units::Octets, wire::AccountReport};
+use bitmesh_core::{
+    station::Station,
+    units::Octets,
+    wire::{AccountReport, ChannelReport},
+};
 use bitmesh_tests::{
     counters,
     faults::{Faults, Point},
@@ -41,6 +45,11 @@ const EVERY_SETTLED: usize = 3;
 const KILLS_MIN: usize = 120;
 /// Time that the test may take: it stops with fewer kills, and fails if these are too few.
 const BUDGET: Duration = Duration::from_secs(225);
+/// Kills of the subscriber, and the fewest of them.
+const SUBSCRIBER_KILLS: usize = 80;
+const SUBSCRIBER_KILLS_MIN: usize = 40;
+/// Time for these.
+const SUBSCRIBER_BUDGET: Duration = Duration::from_secs(100);
 /// Time that a payment takes to come to where the daemon is to be killed.
 const HIT: Duration = Duration::from_secs(10);
 /// Time that a daemon has to answer payers again.
@@ -270,4 +279,65 @@ fn kill_in_turn(
         back / settled
     );
     Ok(killed)
+}
+
+#[test]
+fn p13_kills_of_the_subscriber_at_every_step_never_leave_a_payment_that_it_does_not_know()
+-> Result<()> {
+    let topology = Topology::edge()?;
+    let trade = Trade { price: DEAR, budget: 1_000_000, capacity: 1_500_000, ..Trade::default() };
+    let mut world = World::new(&topology, &trade)?;
+    let faults = Faults::prepare(&mut world.subscriber, API_PORT)?;
+    let _server = Server::start(&topology.internet)?;
+    counters::start_far_sides(&topology)?;
+    world.open_channel(COINS)?;
+    let running =
+        Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 2_000, 6)?;
+    let scratch = tempfile::tempdir()?;
+    let (began, mut last, mut killed) =
+        (Instant::now(), Amount::ZERO, BTreeMap::<String, usize>::new());
+    for (turn, (point, most)) in (0..SUBSCRIBER_KILLS).zip(STEPS.into_iter().cycle()) {
+        if began.elapsed() > SUBSCRIBER_BUDGET {
+            break;
+        }
+        let context = || format!("{point:?}, turn {turn}");
+        faults.kill_at(point, fastrand::u64(1..=most));
+        if turn > 0 {
+            world.subscriber.spawn()?;
+        }
+        let ended = world.subscriber.wait_for_end(HIT);
+        ended.with_context(context).with_context(|| world.logs())?;
+        faults.end();
+        faults.power_cut(scratch.path())?;
+        let channels: Vec<ChannelReport> = world.provider.json(&["channels"])?;
+        for (channel, signed) in ledgers::signed(scratch.path())? {
+            let theirs = channels.iter().find(|report| report.channel == channel);
+            let paid = theirs.context("a channel that both know").with_context(context)?.paid;
+            ensure!(paid <= signed, "{channel}: {paid} was sent, {signed} is durable");
+            ensure!(paid >= last, "{paid} is known, {last} was before");
+            last = paid;
+        }
+        if turn % 4 == 3 {
+            faults.cut_power()?;
+        }
+        *killed.entry(format!("{point:?}")).or_default() += 1;
+    }
+    drop(running);
+    println!("{killed:?} in {:?}, {last} paid", began.elapsed());
+    let kills: usize = killed.values().sum();
+    ensure!(kills >= SUBSCRIBER_KILLS_MIN, "{kills} kills are too few");
+    ensure!(last > Amount::from_sat(1_000), "{last} is too little to tell anything");
+
+    world.subscriber.start()?;
+    world.wait_for(Phase::Buying)?;
+    let usage = world.usage_at_rest()?;
+    world.subscriber.stop()?;
+    world.provider.stop()?;
+    let ledger = Ledger::of(world.provider.directory())?;
+    for (channel, signed) in ledgers::signed(world.subscriber.directory())? {
+        ensure!(ledger.paid(&channel)? == signed, "{channel}: both journals differ");
+    }
+    ensure!(usage.down.octets.0 == counters::read(&topology.subscriber)?.received);
+    ensure!(usage.up.octets.0 == counters::read(&topology.internet)?.received);
+    Ok(())
 }
