@@ -1,9 +1,11 @@
 //! The `bitmesh` program as users run it.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -38,6 +40,7 @@ pub struct Daemon<'a> {
     program: PathBuf,
     args: Vec<String>,
     directory: PathBuf,
+    environment: Vec<(OsString, OsString)>,
     process: Option<Child>,
 }
 
@@ -48,7 +51,14 @@ impl<'a> Daemon<'a> {
         args.extend(["--data-dir".into(), directory.display().to_string()]);
         fs::create_dir_all(directory)?;
         let directory = directory.to_owned();
-        Ok(Self { namespace, program: bitmesh()?, args, directory, process: None })
+        Ok(Self {
+            namespace,
+            program: bitmesh()?,
+            args,
+            directory,
+            environment: Vec::new(),
+            process: None,
+        })
     }
 
     /// Starts it and waits until it answers.
@@ -72,8 +82,31 @@ impl<'a> Daemon<'a> {
         let log = fs::OpenOptions::new().append(true).create(true).open(self.log_path())?;
         let mut command = self.namespace.command(&self.program)?;
         command.args(&self.args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.process = Some(command.spawn()?);
         Ok(())
+    }
+
+    /// From the next start on it has a library before all others, which finds a file by a variable.
+    pub(crate) fn preload(&mut self, library: &Path, variable: &str, file: &Path) {
+        self.environment =
+            vec![("LD_PRELOAD".into(), library.into()), (variable.into(), file.into())];
+    }
+
+    /// Waits for it to be killed, or to end by itself.
+    pub fn wait_for_end(&mut self, within: Duration) -> Result<ExitStatus> {
+        let process = self.process.as_mut().context("it was not started")?;
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = process.try_wait()? {
+                self.process = None;
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("it goes on after {within:?}");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Its process, while it runs.

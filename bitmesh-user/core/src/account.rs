@@ -400,6 +400,11 @@ impl Accounts {
         account.map_or(Octets(0), |account| account.leases.held(station))
     }
 
+    /// What the kernel is to honour for a station of an account, in octets of its life.
+    pub(crate) fn in_force(&self, id: AccountId, station: Station) -> Option<Octets> {
+        self.all.get(&id)?.leases.in_force(station)
+    }
+
     /// Whether a station shares its account's credit with another.
     pub fn is_shared(&self, station: Station) -> bool {
         self.seat(station).is_some_and(|seat| self.shared.contains(&seat.account))

@@ -237,6 +237,13 @@ impl Leases {
         Octets(self.0.get(&station).map_or(0, Holding::held))
     }
 
+    /// What the kernel is to honour for a station; `None` while that changes, or while it has no room
+    /// for it.
+    pub fn in_force(&self, station: Station) -> Option<Octets> {
+        let holding = self.0.get(&station)?;
+        (holding.reclaiming.is_none() && !holding.barred).then_some(Octets(holding.limit))
+    }
+
     /// Whether there is more than one station that could have a lease.
     pub fn several(&self) -> bool {
         self.0.values().filter(|holding| !holding.leaving || holding.held() > 0).nth(1).is_some()

@@ -1,6 +1,7 @@
 //! Tables and sentences for a terminal.
 
 use std::{
+    collections::BTreeMap,
     fmt::{Display, Write as _},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -301,7 +302,7 @@ fn provider(status: &ProviderStatus) -> String {
             events.add_row([grouped(*told), grouped(lost), kind.clone()]);
         }
     }
-    let guard = guard(&status.guard);
+    let guard = format!("{}\n{}", guard(&status.guard), drift(&status.drift));
     let alarms = status.alarms.iter().map(|alarm| {
         let level = if alarm.level == Level::Error { "ALARM" } else { "warning" };
         format!("{level}: {}\n", alarm.message)
@@ -347,6 +348,19 @@ fn guard(status: &GuardStatus) -> String {
     let recent =
         status.recent.iter().map(|event| format!("\n  {}: {}", clock(event.at), event.what));
     format!("guard: {times}{}", recent.collect::<String>())
+}
+
+/// What had to be put right in the kernel's table.
+fn drift(found: &BTreeMap<String, u64>) -> String {
+    let found = found.iter().filter(|(_, times)| **times > 0);
+    let found: Vec<_> = found.map(|(kind, times)| format!("{} {kind}", grouped(*times))).collect();
+    match found.as_slice() {
+        [] => "table: the kernel's limits are the ledger's".to_owned(),
+        found => format!(
+            "table: somebody else changed the kernel's limits, which were put right: {}",
+            found.join(", ")
+        ),
+    }
 }
 
 /// Time of day, UTC.

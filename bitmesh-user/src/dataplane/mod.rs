@@ -53,6 +53,7 @@ pub use self::{
     pins::{Side, instances},
     ports::{Master, Named, Port, XdpProgram},
     survey::{TcProgram, check_together, tc_programs, try_programs},
+    table::Sight,
     terms::Terms,
     watch::{Change, Watch},
     workbench::{Workbench, frame_cost},
@@ -350,6 +351,17 @@ impl Dataplane {
     /// Reads every station's counters, and returns those that changed since the last time.
     pub fn changed(&mut self) -> Vec<(StationKey, StationUsage)> {
         self.loaded.table.changed()
+    }
+
+    /// Compares some slots of the table, from one on, with what was put there; what somebody else put
+    /// there is taken off again.
+    pub fn look(&mut self, from: u32, slots: u32) -> Sight {
+        self.loaded.table.look(from, slots, Instant::now())
+    }
+
+    /// Slots of the table.
+    pub fn slots(&self) -> u32 {
+        self.loaded.table.slots()
     }
 
     /// How many stations are in the table.

@@ -43,6 +43,17 @@ pub(super) struct Table {
     tidy: bool,
 }
 
+/// What is in a part of the table, looked at as the kernel sees it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// Stations where they should be, with what each may use and used in its life.
+    pub there: Vec<(StationKey, u64, StationUsage)>,
+    /// Stations that somebody took off, with what each had used by then.
+    pub lost: Vec<(StationKey, StationUsage)>,
+    /// Stations that somebody put in, with what each could use. They are off again.
+    pub strays: Vec<(StationKey, u64)>,
+}
+
 struct Seen {
     slot: u32,
     key: StationKey,
@@ -221,14 +232,54 @@ impl Table {
         self.places.iter().map(|(&key, &slot)| (key, self.bought_at(slot), self.usage_at(slot)))
     }
 
+    /// Compares some slots, from one on, with what this side put there, and takes note of what
+    /// somebody else did.
+    pub(super) fn look(&mut self, from: u32, slots: u32, now: Instant) -> Sight {
+        let mut sight = Sight::default();
+        let end = from.saturating_add(slots).min(self.slots());
+        self.tidy_up();
+        let first = self.seen.partition_point(|seen| seen.slot < from);
+        let in_part = self.seen.iter().skip(first).take_while(|seen| seen.slot < end);
+        for &Seen { slot, key, .. } in in_part {
+            if self.load(slot, KEY) == key.raw() {
+                sight.there.push((key, self.bought_at(slot), self.usage_at(slot)));
+            } else {
+                sight.lost.push((key, self.usage_at(slot)));
+            }
+        }
+        for (key, _) in &sight.lost {
+            if let Some(slot) = self.places.remove(key) {
+                // Nobody finds who comes behind an empty slot.
+                if self.load(slot, KEY) == StationKey::EMPTY {
+                    self.store(slot, KEY, StationKey::REMOVED, Ordering::Release);
+                }
+                self.resting.insert(slot, now);
+                self.tidy = false;
+            }
+        }
+        for slot in from..end {
+            let key = StationKey::from_raw(self.load(slot, KEY));
+            let Some(key) = key.filter(|key| self.places.get(key) != Some(&slot)) else { continue };
+            sight.strays.push((key, self.bought_at(slot)));
+            self.store(slot, LIMIT, 0, Ordering::Relaxed);
+            self.store(slot, KEY, StationKey::REMOVED, Ordering::Release);
+            self.resting.insert(slot, now);
+        }
+        sight
+    }
+
+    fn tidy_up(&mut self) {
+        if !std::mem::replace(&mut self.tidy, true) {
+            self.seen.retain(|seen| self.places.get(&seen.key) == Some(&seen.slot));
+            self.seen.sort_unstable_by_key(|seen| seen.slot);
+            self.seen.dedup_by_key(|seen| seen.slot);
+        }
+    }
+
     /// Reads every station's counters, and returns those that changed since the last time.
     pub(super) fn changed(&mut self) -> Vec<(StationKey, StationUsage)> {
+        self.tidy_up();
         let mut seen = std::mem::take(&mut self.seen);
-        if !std::mem::replace(&mut self.tidy, true) {
-            seen.retain(|seen| self.places.get(&seen.key) == Some(&seen.slot));
-            seen.sort_unstable_by_key(|seen| seen.slot);
-            seen.dedup_by_key(|seen| seen.slot);
-        }
         let mut changed = Vec::new();
         for Seen { slot, key, sum } in &mut seen {
             let now = self.sum(*slot);
@@ -248,7 +299,8 @@ impl Table {
         })
     }
 
-    fn slots(&self) -> u32 {
+    /// Slots in all.
+    pub(super) fn slots(&self) -> u32 {
         self.mask + 1
     }
 

@@ -145,6 +145,10 @@ pub struct ProviderStatus {
     pub causes: BTreeMap<String, u64>,
     /// What the kernel told.
     pub events: EventStatus,
+    /// Stations that the kernel's table had otherwise than the ledger, by how, since the daemon
+    /// started; all were put right.
+    #[serde(default)]
+    pub drift: BTreeMap<String, u64>,
     /// Stations with credit.
     pub stations_with_credit: u64,
     /// Stations in all.

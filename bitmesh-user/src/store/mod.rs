@@ -15,6 +15,7 @@ mod layout1;
 mod load;
 mod lock;
 mod schema;
+mod settled;
 mod sqlite;
 mod tidy;
 mod upkeep;
@@ -115,6 +116,7 @@ impl Store {
         network: Network,
     ) -> Result<Self, StoreError> {
         let lock = lock::lock(&place.directory)?;
+        settled::settle(&place.directory.join(FILES[2]))?;
         let mut engine: Box<dyn Engine> =
             Box::new(SqliteEngine::open(&place.directory.join(sqlite::FILE), true).await?);
         let mark = engine.mark().await?;

@@ -6,6 +6,7 @@ use super::{Action, Answer, Controller, Out, Refusal, RequestId};
 use crate::{
     account::AccountId,
     channel::{BindingError, ChannelId, Entry, ProviderEvent, STATIONS_PER_ACCOUNT_MAX},
+    drift::Drift,
     leasing::Change,
     ledger::Usage,
     station::Station,
@@ -180,6 +181,13 @@ impl Controller {
                 Change::Reclaim { station, limit } => Action::Reclaim { station, limit },
             });
         }
+    }
+
+    /// Judges what the kernel has for a station ([`Accounts::drift`]).
+    ///
+    /// [`Accounts::drift`]: crate::account::Accounts::drift
+    pub fn drift(&self, station: Station, kernel: Option<(Octets, Usage)>) -> Option<Drift> {
+        self.accounts.drift(station, kernel)
     }
 
     /// A station and all that share an account with it.

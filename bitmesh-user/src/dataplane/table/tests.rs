@@ -207,3 +207,40 @@ fn what_was_bought_never_shrinks_and_has_a_bound() {
     assert!(table.set_bought(key(1), BOUGHT_LIMIT).is_ok());
     assert!(table.set_bought(key(1), BOUGHT_LIMIT + 1).is_err());
 }
+
+#[test]
+fn what_somebody_else_did_to_the_table_is_seen_and_strays_are_off_again() {
+    let (mut table, now) = (table(SLOTS), Instant::now());
+    for n in 1..=4 {
+        table.insert(key(n), used(10), 1_000, now).unwrap();
+    }
+    let calm = table.look(0, SLOTS, now);
+    assert_eq!((calm.there.len(), calm.lost.len(), calm.strays.len()), (4, 0, 0));
+    let place = |table: &Table, n| *table.places.get(&key(n)).unwrap();
+    let (one, two, three) = (place(&table, 1), place(&table, 2), place(&table, 3));
+    table.frame(key(1), 500, UP);
+    table.store(one, KEY, StationKey::REMOVED, Ordering::Release);
+    table.store(two, KEY, key(9).raw(), Ordering::Release);
+    table.store(three, LIMIT, 5_000, Ordering::Release);
+    let mut seen = Sight::default();
+    for from in (0..SLOTS).step_by(7) {
+        let part = table.look(from, 7, now);
+        seen.there.extend(part.there);
+        seen.lost.extend(part.lost);
+        seen.strays.extend(part.strays);
+    }
+    seen.lost.sort_unstable_by_key(|(key, _)| *key);
+    assert_eq!(seen.lost, [(key(1), used_frame(510)), (key(2), used(10))]);
+    assert_eq!(seen.strays, [(key(9), 1_000)]);
+    let limit = seen.there.iter().find(|(known, ..)| *known == key(3)).unwrap().1;
+    assert_eq!((seen.there.len(), limit), (2, 5_010));
+    assert_eq!(table.frame(key(9), 20, UP), None);
+    // They can be put in again, and go on where they were.
+    table.insert(key(1), seen.lost[0].1, 1_000, now).unwrap();
+    assert_eq!(table.usage(key(1)), Some(used_frame(510)));
+    assert_eq!(table.look(0, SLOTS, now).lost, []);
+}
+
+fn used_frame(octets: u64) -> StationUsage {
+    StationUsage { up: Counts { octets, frames: 1, ..Counts::default() }, down: Counts::default() }
+}

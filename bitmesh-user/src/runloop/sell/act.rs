@@ -68,10 +68,7 @@ impl Session<'_> {
                 if let Err(error) = granted.and_then(|()| self.dataplane.set_low(key, low.0)) {
                     warn!("{station} can't use what it bought yet: {error}");
                     done.refused.insert(station);
-                    let failed = Input::GrantFailed(station);
-                    let mut none = Batch::default();
-                    self.controller.handle(failed, &mut none);
-                    debug_assert!(none.entries().is_empty(), "a failed grant stores nothing");
+                    self.refuse(station);
                 }
             }
             Action::Reply(request, answer) => {
@@ -95,7 +92,14 @@ impl Session<'_> {
         }
     }
 
-    fn grant(
+    /// The kernel has no room for a station at this moment.
+    pub(super) fn refuse(&mut self, station: Station) {
+        let mut none = Batch::default();
+        self.controller.handle(Input::GrantFailed(station), &mut none);
+        debug_assert!(none.entries().is_empty(), "a failed grant stores nothing");
+    }
+
+    pub(super) fn grant(
         &mut self,
         station: Station,
         limit: Octets,

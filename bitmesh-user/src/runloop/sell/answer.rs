@@ -71,6 +71,7 @@ impl Session<'_> {
             guard: self.guarding.status(),
             causes,
             events: self.told.status(),
+            drift: self.told.drifted.status(),
             stations_with_credit: totals.stations_with_credit,
             stations: totals.stations,
             accounts: totals.accounts,

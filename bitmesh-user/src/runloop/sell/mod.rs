@@ -5,6 +5,7 @@ mod act;
 mod answer;
 mod claim;
 mod desk;
+mod drift;
 mod edge;
 mod guarding;
 mod outage;
@@ -62,6 +63,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 const FEES_INTERVAL: Duration = Duration::from_mins(1);
 /// How often it is looked for what the operator should know.
 const ALARMS_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a part of the kernel's table is compared with the ledger.
+const DRIFT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the box's addresses are read again.
 const ADDRESSES_INTERVAL: Duration = Duration::from_secs(1);
 /// How long an offer holds, in seconds.
@@ -224,6 +227,7 @@ impl<'a> Session<'a> {
         let mut fees = every(FEES_INTERVAL);
         let mut alarms = every(ALARMS_INTERVAL);
         let mut addresses = every(ADDRESSES_INTERVAL);
+        let mut drift = every(DRIFT_INTERVAL);
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
 
         self.renew_offer();
@@ -286,6 +290,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 _ = addresses.tick() => self.read_addresses().await,
+                _ = drift.tick() => self.find_drift(&mut out),
                 change = self.guarding.change() => {
                     let gone = "the guard has ended; the programs and the belt hold: start again";
                     self.changed(change.context(gone)?).await;

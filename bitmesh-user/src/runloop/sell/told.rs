@@ -10,7 +10,10 @@ use bitmesh_core::station::Station;
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::{debug, warn};
 
-use super::super::status::{EventStatus, MovedStation};
+use super::{
+    super::status::{EventStatus, MovedStation},
+    drift::Drifted,
+};
 use crate::dataplane::{EventKind, Events, StationEvent, StationKey};
 
 /// Events that are taken at once.
@@ -27,6 +30,7 @@ pub(super) struct Told {
     ports: HashMap<StationKey, u32>,
     addresses: HashMap<StationKey, Ipv4Addr>,
     moved: VecDeque<MovedStation>,
+    pub(super) drifted: Drifted,
 }
 
 impl Told {
@@ -40,6 +44,7 @@ impl Told {
             ports: HashMap::new(),
             addresses: HashMap::new(),
             moved: VecDeque::new(),
+            drifted: Drifted::default(),
         })
     }
 

@@ -1,0 +1,67 @@
+//! What a data directory says, opened as its daemon would open it at its next start.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use bitcoin::{Amount, Network};
+use bitmesh_core::{
+    channel::{Book, ChannelId, ProviderEvent, SubscriberChannel, SubscriberEvent},
+    controller::Controller,
+    station::Station,
+    units::{Msat, Octets},
+};
+use bitmesh_user::store::{Place, Store, StoreRole};
+
+/// A provider's.
+pub struct Ledger(Controller);
+
+impl Ledger {
+    /// Of a directory that no daemon has open.
+    pub fn of(directory: &Path) -> Result<Self> {
+        let entries = in_a_runtime(async {
+            let mut store = Store::open(&Place::file(directory), StoreRole::Provider, Network::Regtest).await?;
+            let entries = store.load::<ProviderEvent>().await?;
+            store.close().await?;
+            Ok(entries)
+        })?;
+        let mut controller = Controller::new(Network::Regtest, Vec::new());
+        for entry in &entries {
+            controller.replay(entry)?;
+        }
+        for report in controller.channels() {
+            let paid = Msat::from_amount(report.paid).context("a sum")?;
+            let bought = report.params.schedule.octets_for(paid);
+            anyhow::ensure!(bought == Some(report.bought_octets), "credited otherwise: {report:?}");
+        }
+        Ok(Self(controller))
+    }
+
+    /// Sum of all payments on a channel.
+    pub fn paid(&self, channel: &ChannelId) -> Result<Amount> {
+        Ok(self.0.channel(channel)?.paid)
+    }
+
+    /// What the account bought that a station belongs to.
+    pub fn bought(&self, station: Station) -> Octets {
+        self.0.account(station).bought_octets
+    }
+}
+
+/// Sums that a subscriber signed, by channel.
+pub fn signed(directory: &Path) -> Result<Vec<(ChannelId, Amount)>> {
+    let entries = in_a_runtime(async {
+        let mut store = Store::open(&Place::file(directory), StoreRole::Subscriber, Network::Regtest).await?;
+        let entries = store.load::<SubscriberEvent>().await?;
+        store.close().await?;
+        Ok(entries)
+    })?;
+    let mut book = Book::<SubscriberChannel>::default();
+    for entry in &entries {
+        book.apply(entry)?;
+    }
+    Ok(book.iter().map(|(id, channel)| (*id, channel.paid())).collect())
+}
+
+fn in_a_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}

@@ -1,0 +1,343 @@
+//! P13: the real daemons are killed at every step of a payment, hundreds of times, under load, and
+//! everything is compared after each: what was signed, what is durable, what the kernel honours, what
+//! was acknowledged, what passed. As root.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use bitcoin::Amount;
+use bitmesh_core::{
+    station::Station,
+    units::Octets,
+    wire::{AccountReport, ChannelReport},
+};
+use bitmesh_tests::{
+    counters,
+    faults::{Faults, Point},
+    ledgers::{self, Ledger},
+    payers::{Payer, Stand},
+    pinned::Pinned,
+    sabotage::pins_of,
+    topology::{EDGE_OWN, INTERNET_V4, Topology, UPLINK},
+    traffic::{Direction, Server, Transfer},
+    world::{Trade, World},
+};
+use bitmesh_user::runloop::status::Phase;
+
+const API_PORT: u16 = 8_434;
+/// A satoshi buys a KiB, so that every payment matters.
+const DEAR: u64 = 1_024_000;
+const CAPACITY: Amount = Amount::from_sat(500_000);
+const COINS: Amount = Amount::from_sat(3_000_000);
+/// Stations that do nothing but pay and send, and channels of each: its channels share an account.
+const STANDS: u8 = 2;
+const CHANNELS: u8 = 2;
+/// Kills of the provider: a start takes a second, most of it in the kernel's verifier.
+const KILLS: usize = 210;
+/// Of these, the ones that come when payments had gone on: the others come while the daemon starts, or
+/// at its first payments.
+const EVERY_SETTLED: usize = 3;
+/// Fewest that make the test worth something, on a slow machine.
+const KILLS_MIN: usize = 120;
+/// Time that the test may take: it stops with fewer kills, and fails if these are too few.
+const BUDGET: Duration = Duration::from_secs(225);
+/// Kills of the subscriber, and the fewest of them.
+const SUBSCRIBER_KILLS: usize = 80;
+const SUBSCRIBER_KILLS_MIN: usize = 40;
+/// Time for these.
+const SUBSCRIBER_BUDGET: Duration = Duration::from_secs(100);
+/// Time that a payment takes to come to where the daemon is to be killed.
+const HIT: Duration = Duration::from_secs(10);
+/// Time that a daemon has to answer payers again.
+const BACK: Duration = Duration::from_secs(20);
+/// A frame that two CPUs can let through beyond a limit.
+const FRAME: u64 = 1_500;
+
+/// Where to kill, in turn, and at which of the calls there at most: a transaction writes a few pages,
+/// and a batch is answered payer by payer.
+const STEPS: [(Point, u64); 10] = [
+    (Point::LogWrite, 1),
+    (Point::LogWrite, 12),
+    (Point::LogSync, 2),
+    (Point::LogSynced, 2),
+    (Point::Answer, 1),
+    (Point::Answer, 6),
+    (Point::Answered, 1),
+    (Point::Answered, 6),
+    (Point::LogSynced, 1),
+    (Point::LogSync, 1),
+];
+
+/// Everything that is compared.
+struct Scene<'a> {
+    faults: Faults,
+    payers: Vec<Payer<'a>>,
+    kernel: Pinned,
+    scratch: tempfile::TempDir,
+}
+
+impl Scene<'_> {
+    /// The provider is dead: nothing that is in force or was said is more than what is durable, and
+    /// nothing durable is more than what was signed.
+    fn check_dead(&self) -> Result<()> {
+        let cut = self.scratch.path();
+        self.faults.power_cut(cut)?;
+        let ledger = Ledger::of(cut)?;
+        for honoured in self.kernel.stations() {
+            let bought = ledger.bought(Station::from(honoured.key)).0;
+            ensure!(honoured.limit <= bought, "{honoured:?} is in force, {bought} is durable");
+            ensure!(honoured.used <= honoured.limit + FRAME, "{honoured:?} was overrun");
+        }
+        for payer in &self.payers {
+            let (paid, channel) = (ledger.paid(&payer.channel())?, payer.channel());
+            // An answer that left before the end may be read after it.
+            let (acknowledged, signed) = (payer.acknowledged(), payer.signed());
+            ensure!(acknowledged <= paid, "{channel}: {acknowledged} acknowledged, {paid} durable");
+            ensure!(paid <= signed, "{channel}: {paid} is known, {signed} was signed");
+        }
+        Ok(())
+    }
+
+    /// Each payer has been answered once more.
+    fn wait_for_payers(&self) -> Result<()> {
+        let before: Vec<_> = self.payers.iter().map(Payer::acknowledged).collect();
+        let deadline = Instant::now() + BACK;
+        let pairs = || self.payers.iter().zip(&before);
+        while !pairs().all(|(payer, before)| payer.acknowledged() > *before) {
+            ensure!(Instant::now() < deadline, "payers are not answered within {BACK:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Payers rest, the provider runs: both ledgers, the kernel and the counts agree.
+    fn check_at_rest(&self, world: &World<'_>) -> Result<()> {
+        for payer in &self.payers {
+            payer.rest(true, BACK)?;
+        }
+        let accounts: Vec<AccountReport> = world.provider.json(&["stations"])?;
+        for payer in &self.payers {
+            let account = accounts.iter().find(|a| Some(a.station) == payer.station().ok());
+            let account = account.context("a payer's account")?;
+            let honoured = self.kernel.station(account.station.key()).context("its lease")?;
+            ensure!(honoured.limit == account.bought_octets.0, "{honoured:?}, {account:?}");
+            let of_station = |p: &&Payer<'_>| p.station().ok() == Some(account.station);
+            let sums = self.payers.iter().filter(of_station).map(Payer::acknowledged);
+            // One satoshi buys 1 KiB at this price: each payment is credited once.
+            let bought = sums.map(|sum| sum.to_sat() << 10).sum::<u64>();
+            ensure!(bought == account.bought_octets.0, "{bought} acknowledged: {account:?}");
+        }
+        for payer in &self.payers {
+            payer.rest(false, BACK)?;
+        }
+        Ok(())
+    }
+}
+
+/// What passed at each place where it is counted by others: no more than was bought.
+fn check_counts(topology: &Topology, stands: &[Stand], bought: Octets) -> Result<u64> {
+    let mut passed = counters::read(&topology.internet)?.received;
+    passed += counters::read(&topology.subscriber)?.received;
+    for stand in stands {
+        passed += counters::read(&stand.namespace)?.received;
+    }
+    let frames = FRAME * u64::try_from(stands.len() + 1)?;
+    ensure!(passed <= bought.0 + frames, "{passed} octets passed, {bought} were bought");
+    Ok(passed)
+}
+
+#[test]
+fn p13_hundreds_of_kills_of_the_provider_at_every_step_lose_and_invent_nothing() -> Result<()> {
+    let began = Instant::now();
+    let topology = Topology::edge()?;
+    let stands: Vec<_> =
+        (0..STANDS).map(|number| Stand::new(&topology, number)).collect::<Result<_>>()?;
+    let sell: Vec<_> = stands.iter().flat_map(|stand| ["--lan", &stand.lan]).collect();
+    let trade = Trade {
+        price: DEAR,
+        budget: 1_000_000,
+        capacity: 1_500_000,
+        sell: &sell,
+        ..Trade::default()
+    };
+    let mut world = World::new(&topology, &trade)?;
+    world.provider.stop()?;
+    let faults = Faults::prepare(&mut world.provider, API_PORT)?;
+    world.provider.start()?;
+    let _server = Server::start(&topology.internet)?;
+    counters::start_far_sides(&topology)?;
+    for stand in &stands {
+        let own: Vec<_> = EDGE_OWN.into_iter().chain([stand.edge.as_str()]).collect();
+        counters::start(&stand.namespace, UPLINK, &own)?;
+    }
+    world.open_channel(COINS)?;
+    let mut payers = Vec::new();
+    for number in 0..STANDS * CHANNELS {
+        let stand = stands.get(usize::from(number / CHANNELS)).context("a stand")?;
+        payers.push(Payer::open(stand, API_PORT, &world.node, number, CAPACITY)?);
+    }
+    let kernel = Pinned::open(&pins_of(&world))?;
+    let scene = Scene { faults, payers, kernel, scratch: tempfile::tempdir()? };
+    let running =
+        Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 2_000, 6)?;
+    println!("ready after {:?}", began.elapsed());
+
+    let over = AtomicBool::new(false);
+    let killed = std::thread::scope(|scope| -> Result<_> {
+        let mut threads: Vec<_> =
+            scene.payers.iter().map(|payer| scope.spawn(|| payer.run(&over))).collect();
+        threads.extend(stands.iter().map(|stand| scope.spawn(|| stand.send(&over))));
+        let killed = kill_in_turn(&scene, &mut world, began);
+        over.store(true, Ordering::SeqCst);
+        for thread in threads {
+            thread.join().map_err(|_| anyhow::anyhow!("a payer's thread died"))??;
+        }
+        killed
+    })
+    .with_context(|| world.provider.log().lines().rev().take(20).collect::<Vec<_>>().join("\n"))?;
+    drop(running);
+
+    println!("{killed:?} after {:?}", began.elapsed());
+    let kills: usize = killed.values().sum();
+    ensure!(kills >= KILLS_MIN, "{kills} kills in {BUDGET:?} are too few");
+    world.wait_for(Phase::Buying)?;
+    world.provider.stop()?;
+    world.subscriber.stop()?;
+    let ledger = Ledger::of(world.provider.directory())?;
+    let signed = ledgers::signed(world.subscriber.directory())?;
+    for (channel, signed) in signed {
+        ensure!(ledger.paid(&channel)? == signed, "{channel}: both journals differ");
+    }
+    for payer in &scene.payers {
+        ensure!(ledger.paid(&payer.channel())? == payer.acknowledged());
+    }
+    let stations = scene.kernel.stations();
+    let bought = |ledger: &Ledger| {
+        let all = stations.iter().map(|honoured| ledger.bought(Station::from(honoured.key)).0);
+        Octets(all.sum())
+    };
+    let passed = check_counts(&topology, &stands, bought(&ledger))?;
+    let used: u64 = stations.iter().map(|honoured| honoured.used).sum();
+    ensure!(used == passed, "{used} counted, {passed} passed");
+    println!("{passed} octets passed of {} bought", bought(&ledger));
+    Ok(())
+}
+
+fn kill_in_turn(
+    scene: &Scene<'_>,
+    world: &mut World<'_>,
+    began: Instant,
+) -> Result<BTreeMap<String, usize>> {
+    let mut killed = BTreeMap::<String, usize>::new();
+    let (mut dead, mut back, mut settled) = (Duration::ZERO, Duration::ZERO, 0);
+    scene.wait_for_payers()?;
+    for (turn, (point, most)) in (0..KILLS).zip(STEPS.into_iter().cycle()) {
+        if began.elapsed() > BUDGET {
+            break;
+        }
+        let context = || format!("{point:?}, turn {turn}");
+        let starts = Instant::now();
+        let settles = turn % EVERY_SETTLED == 0;
+        if settles && turn > 0 {
+            world.provider.spawn()?;
+            scene.wait_for_payers().with_context(context)?;
+            (back, settled) = (back + starts.elapsed(), settled + 1);
+            if turn % 4 == 0 {
+                scene.check_at_rest(world).with_context(context)?;
+            }
+        }
+        scene.faults.kill_at(point, fastrand::u64(1..=most));
+        if !settles {
+            world.provider.spawn()?;
+        }
+        world.provider.wait_for_end(HIT).with_context(context)?;
+        scene.faults.end();
+        let died = Instant::now();
+        scene.check_dead().with_context(context)?;
+        // A kill leaves what was written in the kernel; a power cut does not.
+        let power = turn % 4 == 3;
+        if power {
+            scene.faults.cut_power()?;
+        }
+        *killed.entry(format!("{point:?}{}", if power { " + power" } else { "" })).or_default() +=
+            1;
+        dead += died.elapsed();
+    }
+    let starts = Instant::now();
+    world.provider.spawn()?;
+    scene.wait_for_payers()?;
+    (back, settled) = (back + starts.elapsed(), settled + 1);
+    scene.check_at_rest(world)?;
+    let kills = u32::try_from(killed.values().sum::<usize>())?.max(1);
+    println!(
+        "a check took {:?}, a start until all were answered {:?}",
+        dead / kills,
+        back / settled
+    );
+    Ok(killed)
+}
+
+#[test]
+fn p13_kills_of_the_subscriber_at_every_step_never_leave_a_payment_that_it_does_not_know()
+-> Result<()> {
+    let topology = Topology::edge()?;
+    let trade = Trade { price: DEAR, budget: 1_000_000, capacity: 1_500_000, ..Trade::default() };
+    let mut world = World::new(&topology, &trade)?;
+    let faults = Faults::prepare(&mut world.subscriber, API_PORT)?;
+    let _server = Server::start(&topology.internet)?;
+    counters::start_far_sides(&topology)?;
+    world.open_channel(COINS)?;
+    let running =
+        Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 2_000, 6)?;
+    let scratch = tempfile::tempdir()?;
+    let (began, mut last, mut killed) =
+        (Instant::now(), Amount::ZERO, BTreeMap::<String, usize>::new());
+    for (turn, (point, most)) in (0..SUBSCRIBER_KILLS).zip(STEPS.into_iter().cycle()) {
+        if began.elapsed() > SUBSCRIBER_BUDGET {
+            break;
+        }
+        let context = || format!("{point:?}, turn {turn}");
+        faults.kill_at(point, fastrand::u64(1..=most));
+        if turn > 0 {
+            world.subscriber.spawn()?;
+        }
+        let ended = world.subscriber.wait_for_end(HIT);
+        ended.with_context(context).with_context(|| world.logs())?;
+        faults.end();
+        faults.power_cut(scratch.path())?;
+        let channels: Vec<ChannelReport> = world.provider.json(&["channels"])?;
+        for (channel, signed) in ledgers::signed(scratch.path())? {
+            let theirs = channels.iter().find(|report| report.channel == channel);
+            let paid = theirs.context("a channel that both know").with_context(context)?.paid;
+            ensure!(paid <= signed, "{channel}: {paid} was sent, {signed} is durable");
+            ensure!(paid >= last, "{paid} is known, {last} was before");
+            last = paid;
+        }
+        if turn % 4 == 3 {
+            faults.cut_power()?;
+        }
+        *killed.entry(format!("{point:?}")).or_default() += 1;
+    }
+    drop(running);
+    println!("{killed:?} in {:?}, {last} paid", began.elapsed());
+    let kills: usize = killed.values().sum();
+    ensure!(kills >= SUBSCRIBER_KILLS_MIN, "{kills} kills are too few");
+    ensure!(last > Amount::from_sat(1_000), "{last} is too little to tell anything");
+
+    world.subscriber.start()?;
+    world.wait_for(Phase::Buying)?;
+    let usage = world.usage_at_rest()?;
+    world.subscriber.stop()?;
+    world.provider.stop()?;
+    let ledger = Ledger::of(world.provider.directory())?;
+    for (channel, signed) in ledgers::signed(world.subscriber.directory())? {
+        ensure!(ledger.paid(&channel)? == signed, "{channel}: both journals differ");
+    }
+    ensure!(usage.down.octets.0 == counters::read(&topology.subscriber)?.received);
+    ensure!(usage.up.octets.0 == counters::read(&topology.internet)?.received);
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! P14, by real system calls that fail: no acknowledgement and no credit that a power cut could take
+//! back, and everything by itself again when the fault ends. As root.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use bitmesh_tests::{
+    daemon::eventually, faults::Point, payers::Stand, till::Till, topology::Topology,
+};
+
+/// How long a fault lasts.
+const FAULT: Duration = Duration::from_secs(3);
+/// Time that a provider has to take payments again.
+const BACK: Duration = Duration::from_secs(20);
+/// A log is written into the database at about a thousand pages.
+const CHECKPOINT_PAYMENTS: u32 = 600;
+
+fn scene<'a>(topology: &'a Topology, stands: &'a [Stand]) -> Result<Till<'a>> {
+    let till = Till::open(topology, stands)?;
+    pay(&till, 20)?;
+    till.check_durable()?;
+    till.check_credited_once()?;
+    Ok(till)
+}
+
+/// So many payments that are all good.
+fn pay(till: &Till<'_>, payments: u32) -> Result<()> {
+    for _ in 0..payments {
+        till.payer(0)?.pay()?.with_context(|| till.world.provider.log())?;
+    }
+    Ok(())
+}
+
+/// While something fails: no payment is acknowledged, nothing is credited, stations are held to
+/// what they have.
+fn nothing_is_taken(till: &Till<'_>, stand: &Stand) -> Result<()> {
+    let over = AtomicBool::new(false);
+    let before = till.honoured(0)?.limit;
+    std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| stand.send(&over));
+        let until = Instant::now() + FAULT;
+        let refused = (|| {
+            while Instant::now() < until {
+                let answer = till.payer(0)?.pay()?;
+                ensure!(answer.is_err(), "acknowledged on a disk that fails");
+                till.check_durable()?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        })();
+        over.store(true, Ordering::SeqCst);
+        traffic.join().map_err(|_| anyhow::anyhow!("the traffic's thread died"))??;
+        refused
+    })?;
+    let after = till.honoured(0)?;
+    ensure!(after.limit == before, "{after:?}, it was {before}");
+    ensure!(after.limit - after.used.min(after.limit) < 600, "credit was withheld: {after:?}");
+    Ok(())
+}
+
+/// The fault is over: payments are good by themselves, and stay so over a power cut.
+fn all_is_well_again(till: &mut Till<'_>) -> Result<()> {
+    till.faults.end();
+    eventually("payments that are taken again", BACK, || Ok(till.payer(0)?.pay()?.ok()))
+        .with_context(|| till.world.provider.log())?;
+    pay(till, 30)?;
+    till.check_durable()?;
+    till.check_credited_once()?;
+    till.world.provider.kill();
+    till.faults.cut_power()?;
+    till.world.provider.start()?;
+    till.check_durable()?;
+    pay(till, 5)?;
+    till.check_credited_once()
+}
+
+#[test]
+fn p14_when_syncs_fail_nothing_is_taken_and_what_the_kernel_dropped_is_not_believed() -> Result<()>
+{
+    let topology = Topology::edge()?;
+    let stands = [Stand::new(&topology, 0)?];
+    let mut till = scene(&topology, &stands)?;
+    till.faults.fail(Point::LogSync, 1, libc::EIO);
+    nothing_is_taken(&till, &stands[0])?;
+    ensure!(till.faults.done(Point::LogSync) > 1, "it tried once and no more");
+    all_is_well_again(&mut till)
+}
+
+#[test]
+fn p14_a_sync_that_fails_once_leaves_no_hole_before_what_is_acknowledged_later() -> Result<()> {
+    let topology = Topology::edge()?;
+    let stands = [Stand::new(&topology, 0)?];
+    let mut till = scene(&topology, &stands)?;
+    for _ in 0..5 {
+        till.faults.fail(Point::LogSync, 1, libc::EIO);
+        till.payer(0)?.pay()?.err().context("acknowledged without a sync")?;
+        // From the next one on the disk works, and the kernel calls the lost pages clean.
+        till.faults.wait(Point::LogSync, BACK)?;
+        till.faults.end();
+        eventually("payments that are taken again", BACK, || Ok(till.payer(0)?.pay()?.ok()))?;
+        pay(&till, 10)?;
+        till.check_durable()?;
+    }
+    all_is_well_again(&mut till)
+}
+
+#[test]
+fn p14_when_the_log_finds_no_space_nothing_is_taken() -> Result<()> {
+    let topology = Topology::edge()?;
+    let stands = [Stand::new(&topology, 0)?];
+    let mut till = scene(&topology, &stands)?;
+    till.faults.fail(Point::LogWrite, 2, libc::ENOSPC);
+    nothing_is_taken(&till, &stands[0])?;
+    all_is_well_again(&mut till)
+}
+
+#[test]
+fn p14_when_a_checkpoint_fails_payments_are_good_in_the_log_alone() -> Result<()> {
+    let topology = Topology::edge()?;
+    let stands = [Stand::new(&topology, 0)?];
+    let mut till = scene(&topology, &stands)?;
+    for (point, error) in [(Point::DatabaseWrite, libc::ENOSPC), (Point::DatabaseSync, libc::EIO)] {
+        till.faults.fail(point, 1, error);
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while till.faults.done(point) < 3 {
+            pay(&till, CHECKPOINT_PAYMENTS / 8)?;
+            till.check_durable()?;
+            ensure!(Instant::now() < deadline, "no checkpoint was tried");
+        }
+        till.faults.end();
+        let (synced, deadline) =
+            (till.faults.calls(Point::DatabaseSync), Instant::now() + Duration::from_mins(1));
+        while till.faults.calls(Point::DatabaseSync) == synced {
+            pay(&till, CHECKPOINT_PAYMENTS / 8)?;
+            ensure!(Instant::now() < deadline, "no checkpoint came after the fault");
+        }
+        till.check_durable()?;
+        till.check_credited_once()?;
+    }
+    all_is_well_again(&mut till)
+}
+
+#[test]
+fn p14_on_a_slow_disk_payments_wait_and_none_is_good_before_it_is_durable() -> Result<()> {
+    let topology = Topology::edge()?;
+    let stands = [Stand::new(&topology, 0)?];
+    let mut till = scene(&topology, &stands)?;
+    till.faults.delay(Point::LogSync, Duration::from_millis(300));
+    for _ in 0..5 {
+        let began = Instant::now();
+        pay(&till, 1)?;
+        ensure!(began.elapsed() > Duration::from_millis(300), "acknowledged before its sync");
+        till.check_credited_once()?;
+    }
+    // Longer than a payer waits.
+    till.faults.delay(Point::LogSync, Duration::from_secs(8));
+    let before = till.honoured(0)?.limit;
+    till.payer(0)?.pay()?.err().context("acknowledged before its sync")?;
+    ensure!(till.honoured(0)?.limit == before, "credited before its sync");
+    till.check_durable()?;
+    all_is_well_again(&mut till)
+}
+
+#[test]
+fn p13_p14_what_was_written_and_never_synced_is_synced_before_credit_is_given_on_it() -> Result<()>
+{
+    let topology = Topology::edge()?;
+    let stands = [Stand::new(&topology, 0)?];
+    let mut till = scene(&topology, &stands)?;
+    for _ in 0..4 {
+        till.faults.kill_at(Point::LogSync, 1);
+        till.payer(0)?.pay()?.err().context("acknowledged without a sync")?;
+        till.world.provider.wait_for_end(BACK)?;
+        till.faults.end();
+        ensure!(till.faults.unsynced(), "the kill came when nothing was to be synced");
+        till.check_durable()?;
+        till.world.provider.start()?;
+        till.check_durable()?;
+        pay(&till, 3)?;
+        till.check_credited_once()?;
+    }
+    all_is_well_again(&mut till)
+}
