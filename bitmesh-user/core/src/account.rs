@@ -241,9 +241,9 @@ impl Accounts {
     pub fn balance(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for id in std::mem::take(&mut self.active) {
-            let changed = self.share(id);
-            let still = !changed.is_empty();
-            changes.extend(changed);
+            let before = changes.len();
+            changes.extend(self.share(id));
+            let still = changes.len() > before;
             match self.all.get_mut(&id) {
                 Some(account) if account.leases.several() => {
                     account.leases.forget();

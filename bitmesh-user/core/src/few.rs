@@ -84,10 +84,12 @@ mod tests {
         fn it_is_a_map(steps in prop::collection::vec((0u8..8, prop::option::of(any::<u8>())), 0..40)) {
             let (mut few, mut map) = (Few::default(), BTreeMap::new());
             for (key, value) in steps {
-                match value {
-                    Some(value) => prop_assert_eq!(few.insert(key, value), map.insert(key, value)),
-                    None => prop_assert_eq!(few.remove(&key), map.remove(&key)),
-                }
+                let (ours, theirs) = if let Some(value) = value {
+                    (few.insert(key, value), map.insert(key, value))
+                } else {
+                    (few.remove(&key), map.remove(&key))
+                };
+                prop_assert_eq!(ours, theirs);
                 prop_assert_eq!(few.get(&key), map.get(&key));
                 prop_assert!(few.iter().eq(map.iter()));
                 prop_assert_eq!(few.is_empty(), map.is_empty());

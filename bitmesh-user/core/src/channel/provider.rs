@@ -222,8 +222,8 @@ impl ProviderChannel {
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
                 self.turn_to(Some(funding.outpoint));
-                let confirmed = |tx: &Box<Transaction>| tx.compute_txid() == funding.outpoint.txid;
-                self.offered = self.offered.take().filter(confirmed);
+                let txid = funding.outpoint.txid;
+                self.offered = self.offered.take().filter(|tx| tx.compute_txid() == txid);
                 self.claim = self.claim.take().filter(|claim| claim.spends(&funding.outpoint));
                 self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
                 self.close_since = self.close_since.filter(|_| self.close.is_some());

@@ -177,7 +177,9 @@ pub fn run(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Meas
         closed.compare("durable", "verified only", Some(Target::RatioAtLeast(DURABLE_SHARE))),
         closed.alone("durable", Some(Target::AtLeast(PAYMENTS_PER_SECOND))),
     ];
-    measures.iter_mut().for_each(|measure| measure.name += " (500 connections, load included)");
+    for measure in &mut measures {
+        measure.name += " (500 connections, load included)";
+    }
 
     let paced = || {
         let outcome = race.borrow_mut().durable(volume.open_payments, Some(RATE))?;
