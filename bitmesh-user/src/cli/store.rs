@@ -168,14 +168,13 @@ impl AcceptArgs {
 }
 
 fn told(restored: &Restored) -> String {
-    let mut text = format!(
-        "the ledger goes on from commit {}; the next start says what that means",
-        restored.commits
-    );
-    if let Some(aside) = &restored.aside {
-        text += &format!("\nwhat was there before is in {}", aside.display());
-    }
-    text
+    let kept = restored.aside.as_ref().map(|aside| aside.display().to_string());
+    let kept = kept.map(|aside| format!("\nwhat was there before is in {aside}"));
+    format!(
+        "the ledger goes on from commit {}; the next start says what that means{}",
+        restored.commits,
+        kept.unwrap_or_default()
+    )
 }
 
 async fn whole(file: &Path) -> Result<()> {

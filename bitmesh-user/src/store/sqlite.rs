@@ -28,8 +28,6 @@ pub(super) const FILE: &str = "bitmesh.sqlite";
 const EDGE: i64 = 0;
 /// Rows that the engine's thread may be ahead of their reader.
 const ROWS_AHEAD: usize = 1_024;
-/// Pages of the write-ahead log after which they go into the file: of 4,096 octets each.
-const CHECKPOINT_PAGES: &str = "4000";
 /// How long another program's look into the file is waited for.
 const BUSY: Duration = Duration::from_secs(5);
 /// What the engine's own check tells at most.
@@ -87,8 +85,7 @@ impl SqliteEngine {
         let options = options(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
+            .synchronous(SqliteSynchronous::Full);
         let connection = SqliteConnection::connect_with(&options).await?;
         let place = path.display().to_string();
         let mut engine = Self { place, connection, looking: false };
