@@ -6,6 +6,7 @@
 
 mod claim;
 mod close;
+mod crowd;
 mod funding;
 mod report;
 mod stations;
@@ -25,6 +26,7 @@ use bitcoin::{
 
 pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
 pub use close::{CloseNeeds, CloseOwn};
+pub use crowd::{UNFUNDED_MAX, UNFUNDED_PER_STATION_MAX};
 pub use funding::{FUNDINGS_REFUSED_MAX, PRESENTED_AT_ONCE_MAX, Taken, UNCONFIRMED_CHANNELS_MAX};
 pub use report::Refusal;
 pub use stations::StationsAsk;
@@ -42,10 +44,6 @@ use crate::{
     wire::{AccountReport, ChannelReport, CloseRequest, OpenRequest, PaymentReply, PaymentRequest},
 };
 
-/// Channels that one station may have open without funding them.
-pub const UNFUNDED_PER_STATION_MAX: usize = 4;
-/// Channels that all stations together may have open without funding them: bounds the disk.
-pub const UNFUNDED_MAX: usize = 10_000;
 /// Channels that one station may have in all that are not closed.
 pub const CHANNELS_PER_STATION_MAX: usize = 64;
 
@@ -438,6 +436,7 @@ impl Controller {
         if self.book.get(&channel).is_some() {
             return Err(Refusal::Exists(channel));
         }
+        self.make_place(station, out)?;
         let key_index = self.next_key_index;
         let params = Box::new(params);
         let bound = seat.is_some_and(|seat| seat.bound);
@@ -446,18 +445,6 @@ impl Controller {
         self.next_key_index += 1;
         self.record(channel, event, out);
         self.channel(&channel).map(|report| Answer::Channel(Box::new(report)))
-    }
-
-    fn check_caps(&self, station: Station) -> Result<(), Refusal> {
-        let own = self.by_station.get(&station);
-        let unfunded = own.into_iter().flatten().filter(|id| self.unfunded.contains(id)).count();
-        if unfunded >= UNFUNDED_PER_STATION_MAX || self.unfunded.len() >= UNFUNDED_MAX {
-            return Err(Refusal::TooManyUnfunded);
-        }
-        if own.map_or(0, BTreeSet::len) >= CHANNELS_PER_STATION_MAX {
-            return Err(Refusal::TooManyChannels);
-        }
-        Ok(())
     }
 
     fn pay(
