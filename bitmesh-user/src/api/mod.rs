@@ -6,12 +6,16 @@
 
 mod admin;
 mod client;
+mod gate;
+mod paced;
+mod places;
 mod public;
 mod server;
 mod wallet;
 
 pub use admin::{ADMIN_SOCKET, AdminError, ask_admin, serve_admin};
 pub use client::{ClientError, Provider};
+pub use gate::{Gate, Payers};
 pub use public::router;
 pub use server::{ServeError, listen_on, serve_lan};
 pub use wallet::{
@@ -19,17 +23,17 @@ pub use wallet::{
     RefundExport, SendOrder, SendReport, SendState, WalletAsk,
 };
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use axum::{
     Json,
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
 use bitcoin::Amount;
 use bitmesh_core::{
     bitcoin,
-    channel::ChannelId,
+    channel::{ChannelId, FundingError},
     controller::Refusal,
     station::Station,
     wire::{CloseRequest, ErrorBody, FundingRequest, OpenRequest, PaymentRequest, StationsRequest},
@@ -40,6 +44,12 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Requests that wait for the runloop; more are answered 503.
 pub const MAILBOX_REQUESTS: usize = 1_024;
+/// Time after which there may be room again.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+/// Time after which the chain may be seen again, or channels of others be over.
+const CHAIN_RETRY: Duration = Duration::from_mins(1);
+/// Time after which another funding may be handed to the network.
+const FUNDING_RETRY: Duration = Duration::from_secs(30);
 
 /// Where a station asks from.
 #[derive(Clone, Copy, Debug)]
@@ -151,35 +161,71 @@ pub struct ApiError {
     pub status: StatusCode,
     /// Of the HTTP answer.
     pub body: ErrorBody,
+    /// How long to wait before the same is asked again, where waiting helps.
+    pub retry_after: Option<Duration>,
 }
 
 impl ApiError {
     /// A refusal with a code for programs, a sentence and what to try.
     pub fn new(status: StatusCode, code: &str, message: impl Into<String>, advice: &str) -> Self {
         let body = ErrorBody { error: code.into(), message: message.into(), r#try: advice.into() };
-        Self { status, body }
+        Self { status, body, retry_after: None }
+    }
+
+    /// Not now: whoever asks is told when to ask again, and asks nobody's patience meanwhile.
+    pub fn unavailable(
+        code: &str,
+        message: impl Into<String>,
+        advice: &str,
+        retry_after: Duration,
+    ) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, advice).retry_after(retry_after)
+    }
+
+    /// The same, with the time after which it may be otherwise.
+    #[must_use]
+    pub fn retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
     }
 
     fn busy() -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
+        Self::unavailable(
             "busy",
             "this edge has more requests than it can answer, or is starting",
             "try again in a second",
+            BUSY_RETRY,
         )
+    }
+
+    /// The header's value: whole seconds, rounded up, one at least.
+    fn retry_seconds(&self) -> Option<u64> {
+        let wait = self.retry_after?;
+        Some(wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1))
     }
 }
 
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let status = StatusCode::from_u16(refusal.status());
-        Self { status: status.unwrap_or(StatusCode::BAD_REQUEST), body: refusal.body() }
+        let retry_after = match &refusal {
+            Refusal::Moving | Refusal::TableFull => Some(BUSY_RETRY),
+            Refusal::ChainLost | Refusal::TooManyUnfunded => Some(CHAIN_RETRY),
+            Refusal::Funding(FundingError::Waiting | FundingError::TooMany) => Some(FUNDING_RETRY),
+            _ => None,
+        };
+        let status = status.unwrap_or(StatusCode::BAD_REQUEST);
+        Self { status, body: refusal.body(), retry_after }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(self.body)).into_response()
+        let wait = self.retry_seconds();
+        let mut answer = (self.status, Json(self.body)).into_response();
+        if let Some(seconds) = wait {
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        answer
     }
 }
 

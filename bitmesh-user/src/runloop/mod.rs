@@ -234,11 +234,11 @@ fn stop_signal() -> Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
 }
 
 fn starting() -> ApiError {
-    ApiError::new(
-        StatusCode::SERVICE_UNAVAILABLE,
+    ApiError::unavailable(
         "starting",
         "this daemon is still starting",
         "try again in a second",
+        Duration::from_secs(1),
     )
 }
 

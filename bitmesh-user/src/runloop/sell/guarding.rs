@@ -150,7 +150,8 @@ impl Session<'_> {
         self.leave(lan.index);
         let listener = listen_on(&lan, self.config.api_port)?;
         let router = router(self.requests.clone());
-        let task = serve_lan(listener, lan.clone(), self.gateway.clone(), router);
+        let gate = self.gate.clone();
+        let task = serve_lan(listener, lan.clone(), self.gateway.clone(), router, gate);
         self.listeners.insert(lan.index, self.tasks.spawn(task));
         self.lan.push(lan);
         Ok(())

@@ -39,7 +39,7 @@ use self::{
 };
 use super::{Foundation, now, stop_signal, wallet::Answering};
 use crate::{
-    api::{Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin},
+    api::{Ask, Envelope, Gate, MAILBOX_REQUESTS, Reply, serve_admin},
     chain::ChainEvent,
     config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Dataplane},
@@ -148,6 +148,7 @@ struct Session<'a> {
     internal: mpsc::Sender<Internal>,
     internals: mpsc::Receiver<Internal>,
     requests: mpsc::Sender<Envelope>,
+    gate: Gate,
     mailbox: mpsc::Receiver<Envelope>,
     tasks: JoinSet<()>,
 }
@@ -206,6 +207,7 @@ impl<'a> Session<'a> {
             fees_asked: false,
             internal,
             internals,
+            gate: Gate::new(requests.clone()),
             requests,
             mailbox,
             tasks,
