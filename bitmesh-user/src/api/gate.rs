@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use bitmesh_core::station::Station;
 use tokio::sync::mpsc;
 
-use super::{ApiError, Envelope, MAILBOX_REQUESTS};
+use super::{ApiError, Envelope, MAILBOX_REQUESTS, whole_seconds};
 
 /// Places in the mailbox that strangers leave to payers.
 const MAILBOX_OF_PAYERS: usize = MAILBOX_REQUESTS / 4;
@@ -120,7 +120,7 @@ impl Gate {
         let own = own.less_one(OPENS_OF_STATION, now).map_err(|wait| {
             let what = "this station opens channels faster than it could fund them";
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too-many-opens", what, WAIT)
-                .retry_after(wait)
+                .after(whole_seconds(wait))
         })?;
         let (all, pace) = if self.payers.has(station) {
             (opens.payers.get_or_insert_with(|| Bucket::full(now)), OPENS_OF_PAYERS)

@@ -5,8 +5,10 @@
 //! descriptor of the kernel's or the store.
 
 mod admin;
+mod admitted;
 mod client;
 mod gate;
+mod ops;
 mod paced;
 mod places;
 mod public;
@@ -16,6 +18,7 @@ mod wallet;
 pub use admin::{ADMIN_SOCKET, AdminError, ask_admin, serve_admin};
 pub use client::{ClientError, Provider};
 pub use gate::{Gate, Payers};
+pub use ops::{Ops, listen_for_ops, serve_ops};
 pub use public::router;
 pub use server::{ServeError, listen_on, serve_lan};
 pub use wallet::{
@@ -27,7 +30,7 @@ use std::{net::IpAddr, time::Duration};
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    http::{StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
 use bitcoin::Amount;
@@ -40,12 +43,17 @@ use bitmesh_core::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 
 /// Requests that wait for the runloop; more are answered 503.
 pub const MAILBOX_REQUESTS: usize = 1_024;
 /// Time after which there may be room again.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
+/// Time after which a daemon that stops may be back.
+const STOPPING_RETRY: Duration = Duration::from_secs(5);
 /// Time after which the chain may be seen again, or channels of others be over.
 const CHAIN_RETRY: Duration = Duration::from_mins(1);
 /// Time after which another funding may be handed to the network.
@@ -161,8 +169,8 @@ pub struct ApiError {
     pub status: StatusCode,
     /// Of the HTTP answer.
     pub body: ErrorBody,
-    /// How long to wait before the same is asked again, where waiting helps.
-    pub retry_after: Option<Duration>,
+    /// Seconds after which it makes sense to try again, where that is known.
+    pub retry_after: Option<u16>,
 }
 
 impl ApiError {
@@ -172,20 +180,31 @@ impl ApiError {
         Self { status, body, retry_after: None }
     }
 
-    /// Not now: whoever asks is told when to ask again, and asks nobody's patience meanwhile.
+    /// Not now: whoever asks is told when to ask again.
     pub fn unavailable(
         code: &str,
         message: impl Into<String>,
         advice: &str,
         retry_after: Duration,
     ) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, advice).retry_after(retry_after)
+        let seconds = whole_seconds(retry_after);
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, advice).after(seconds)
     }
 
-    /// The same, with the time after which it may be otherwise.
+    /// The same, with when to try again.
     #[must_use]
-    pub fn retry_after(self, wait: Duration) -> Self {
-        Self { retry_after: Some(wait), ..self }
+    pub fn after(self, seconds: u16) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// The daemon is ending.
+    fn stopping() -> Self {
+        Self::unavailable(
+            "stopping",
+            "this edge is being stopped or restarted; credit stays good meanwhile",
+            "try again in a few seconds",
+            STOPPING_RETRY,
+        )
     }
 
     fn busy() -> Self {
@@ -196,12 +215,12 @@ impl ApiError {
             BUSY_RETRY,
         )
     }
+}
 
-    /// The header's value: whole seconds, rounded up, one at least.
-    fn retry_seconds(&self) -> Option<u64> {
-        let wait = self.retry_after?;
-        Some(wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1))
-    }
+/// Rounded up, one at least: what a Retry-After header takes.
+fn whole_seconds(wait: Duration) -> u16 {
+    let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
+    u16::try_from(seconds).unwrap_or(u16::MAX).max(1)
 }
 
 impl From<Refusal> for ApiError {
@@ -214,20 +233,25 @@ impl From<Refusal> for ApiError {
             _ => None,
         };
         let status = status.unwrap_or(StatusCode::BAD_REQUEST);
-        Self { status, body: refusal.body(), retry_after }
+        Self { status, body: refusal.body(), retry_after: retry_after.map(whole_seconds) }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let wait = self.retry_seconds();
+        let code = ErrorCode(self.body.error.clone());
         let mut answer = (self.status, Json(self.body)).into_response();
-        if let Some(seconds) = wait {
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        if let Some(seconds) = self.retry_after {
+            answer.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
+        answer.extensions_mut().insert(code);
         answer
     }
 }
+
+/// Goes with an answer that is not a success, for who counts them.
+#[derive(Clone, Debug)]
+struct ErrorCode(String);
 
 /// Serializes what always can be.
 pub fn value(body: impl Serialize) -> Value {
@@ -237,7 +261,10 @@ pub fn value(body: impl Serialize) -> Value {
 /// Puts a request into the mailbox and waits for the answer; never waits for room.
 async fn ask(mailbox: &mpsc::Sender<Envelope>, ask: Ask) -> Result<Json<Value>, ApiError> {
     let (reply, answer) = oneshot::channel();
-    mailbox.try_send(Envelope { ask, reply }).map_err(|_| ApiError::busy())?;
+    mailbox.try_send(Envelope { ask, reply }).map_err(|error| match error {
+        TrySendError::Full(_) => ApiError::busy(),
+        TrySendError::Closed(_) => ApiError::stopping(),
+    })?;
     answer.await.map_err(|_| ApiError::busy())?.map(Json)
 }
 

@@ -269,7 +269,10 @@ mod tests {
             (0..3).filter(|n| crowd[*n].pushed_out().now_or_never().is_some()).collect();
         assert_eq!(left, [2], "one is being answered, one was just now");
         assert!(payers.iter().all(|payer| payer.pushed_out().now_or_never().is_none()));
-        assert_eq!(places.enter(station(65_001), address(65_001), false).err(), Some(NoPlace::Full));
+        assert_eq!(
+            places.enter(station(65_001), address(65_001), false).err(),
+            Some(NoPlace::Full)
+        );
         drop((asking, one_more));
     }
 
@@ -282,10 +285,8 @@ mod tests {
         let more = places.enter(station(1), address(99), false);
         assert_eq!(more.err(), Some(NoPlace::Station));
         assert!(places.enter(station(2), address(100), false).is_ok());
-        let unknown: Vec<_> = (200..)
-            .map(|n| places.enter(None, address(n), false))
-            .map_while(Result::ok)
-            .collect();
+        let unknown: Vec<_> =
+            (200..).map(|n| places.enter(None, address(n), false)).map_while(Result::ok).collect();
         assert_eq!(unknown.len(), PLACES_OF_UNKNOWN);
         drop(own);
         let same: Vec<_> = (0..PLACES_PER_ADDRESS + 1)

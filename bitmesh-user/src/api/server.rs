@@ -30,7 +30,7 @@ use tower::ServiceExt as _;
 use tracing::debug;
 
 use super::{
-    ApiError, Gate, Origin,
+    ApiError, ErrorCode, Gate, Origin,
     paced::Paced,
     places::{NoPlace, Places, Seated},
     public::{Peer, is_binding},
@@ -99,7 +99,8 @@ pub async fn serve_lan(
     gate: Gate,
 ) {
     let places = Places::default();
-    let (lookups, refusals) = (Arc::new(Semaphore::new(LOOKUPS)), Arc::new(Semaphore::new(REFUSALS)));
+    let (lookups, refusals) =
+        (Arc::new(Semaphore::new(LOOKUPS)), Arc::new(Semaphore::new(REFUSALS)));
     let mut tasks = JoinSet::new();
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -162,6 +163,11 @@ impl Far {
         let answered = self.judge(at_first, seat, request).await;
         let answer = answered.unwrap_or_else(ApiError::into_response);
         histogram!("bitmesh_api_request_seconds", "route" => route).record(since.elapsed());
+        if route == "pay" {
+            let code = answer.extensions().get::<ErrorCode>().map(|code| code.0.clone());
+            let result = code.unwrap_or_else(|| "accepted".into());
+            counter!("bitmesh_payments_total", "result" => result).increment(1);
+        }
         let code = answer.status().as_u16().to_string();
         counter!("bitmesh_api_answers_total", "route" => route, "status" => code).increment(1);
         answer
@@ -204,9 +210,7 @@ impl Far {
 async fn collect(body: Incoming) -> Result<Bytes, ApiError> {
     let mut pieces = Body::new(body).into_data_stream();
     let mut all = Vec::new();
-    while let Some(piece) =
-        timeout(PIECE_DEADLINE, pieces.next()).await.map_err(|_| too_slow())?
-    {
+    while let Some(piece) = timeout(PIECE_DEADLINE, pieces.next()).await.map_err(|_| too_slow())? {
         let piece = piece.map_err(|error| {
             let what = format!("the body can't be read: {error}");
             ApiError::new(StatusCode::BAD_REQUEST, "body", what, "send it again")

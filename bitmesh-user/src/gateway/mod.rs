@@ -91,7 +91,8 @@ impl Gateway {
         }
     }
 
-    async fn name_of(&self, index: u32) -> Result<Interface, GatewayError> {
+    /// The interface of this index.
+    pub async fn name_of(&self, index: u32) -> Result<Interface, GatewayError> {
         let mut links = self.handle.link().get().match_index(index).execute();
         let link = links.try_next().await?;
         let name = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| {

@@ -20,7 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -31,6 +31,7 @@ use bitmesh_core::{
     channel::{Batch, Book, Entry, Machine},
     offer::SignedOffer,
 };
+use metrics::{counter, histogram};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -51,6 +52,7 @@ use crate::{
     config::{API_PORT, Common},
     gateway::Gateway,
     store::{Store, StoreError, StoreRole},
+    telemetry::float,
     wallet::{Seed, SeedError, Wallet, seed},
 };
 
@@ -174,7 +176,15 @@ impl Foundation {
         book: &Book<M>,
     ) -> Result<Vec<A>> {
         let wallet = self.wallet.take_changes()?;
-        let durable = self.store.commit(out.entries(), wallet.as_deref()).await?;
+        let since = Instant::now();
+        let entries = out.entries().len();
+        let durable = self.store.commit(out.entries(), wallet.as_deref()).await;
+        let durable =
+            durable.inspect_err(|_| counter!("bitmesh_commits_failed_total").increment(1))?;
+        if entries > 0 {
+            histogram!("bitmesh_commit_seconds").record(since.elapsed());
+            histogram!("bitmesh_commit_entries").record(float(entries));
+        }
         if wallet.is_some() {
             self.watched.add(self.wallet.scripts());
         }

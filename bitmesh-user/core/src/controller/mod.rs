@@ -564,6 +564,11 @@ impl Controller {
         self.accounts.billed()
     }
 
+    /// The same by direction, with what was refused for want of credit.
+    pub fn usage(&self) -> Usage {
+        self.accounts.total()
+    }
+
     /// What an earlier controller left in the kernel: each station's limit and usage. It is refused
     /// when it is more than what was bought.
     pub fn adopt(&mut self, kernel: &[(Station, Octets, Usage)]) -> Result<(), Ahead> {

@@ -155,7 +155,7 @@ impl Session {
         let (internal, internals) = mpsc::channel(16);
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_admin(&config.common.data_dir, requests)?);
+        tasks.spawn(serve_admin(&config.common.data_dir, requests, None)?);
         let unacknowledged = active
             .and_then(|id| buyer.book().get(&id))
             .is_some_and(|channel| channel.best().is_some());

@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bitmesh_core::{channel::ChannelStatus, units::Octets, wire::ChannelReport};
+use bitmesh_core::{
+    channel::{ChannelStatus, SpendKind},
+    units::Octets,
+    wire::ChannelReport,
+};
 use tracing::warn;
 
 use super::{
@@ -83,9 +87,22 @@ impl Session<'_> {
             channels: count(channels.iter()),
             paid_sat: channels.iter().map(|channel| channel.paid.to_sat()).sum(),
             billed_octets: self.controller.billed(),
+            usage: self.controller.usage(),
+            settled_sat: channels.iter().filter_map(settled).sum(),
+            commitments: channels.iter().map(|channel| channel.commitments).sum(),
             wallet: self.foundation.wallet_status(&channels),
         }
     }
+}
+
+/// What a channel brought, once a block holds its claim or its close.
+fn settled(channel: &ChannelReport) -> Option<u64> {
+    let kind = match channel.status {
+        ChannelStatus::Settled { kind, .. } => Some(kind),
+        ChannelStatus::Closed { kind } => kind,
+        _ => None,
+    };
+    kind.filter(|kind| *kind != SpendKind::Refund).map(|_| channel.paid.to_sat())
 }
 
 fn count(items: impl Iterator) -> u64 {

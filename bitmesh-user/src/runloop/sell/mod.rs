@@ -7,6 +7,7 @@ mod claim;
 mod edge;
 mod guarding;
 mod start;
+mod tending;
 mod told;
 mod watch;
 
@@ -23,6 +24,7 @@ use bitmesh_core::{
     offer::{OFFER_VERSION, Offer, SignedOffer},
 };
 use tokio::{
+    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     task::{AbortHandle, JoinSet},
     time::{Interval, MissedTickBehavior, interval},
@@ -39,13 +41,16 @@ use self::{
 };
 use super::{Foundation, now, stop_signal, wallet::Answering};
 use crate::{
-    api::{Ask, Envelope, Gate, MAILBOX_REQUESTS, Reply, serve_admin},
+    api::{
+        Ask, Envelope, Gate, MAILBOX_REQUESTS, Ops, Reply, listen_for_ops, serve_admin, serve_ops,
+    },
     chain::ChainEvent,
     config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Dataplane},
     gateway::{Gateway, Interface},
     guard::Guard,
     store::{StoreError, StoreRole},
+    telemetry::Notifier,
     wallet::{Role, Seed},
 };
 
@@ -81,9 +86,11 @@ pub async fn sell(ready: Ready) -> Result<()> {
     let events = dataplane.take_events().context("the kernel's events are taken")?;
     let mut told = Told::new(events)?;
     let mut ran = false;
+    let mut notifier = Notifier::default();
     loop {
-        let started =
-            Session::start(&config, &mut seed, &mut dataplane, &mut guarding, &mut told).await;
+        notifier.alive();
+        let lent = (&mut dataplane, &mut guarding, &mut told);
+        let started = Session::start(&config, &mut seed, lent, &mut notifier).await;
         let failure = match started {
             Ok(session) => {
                 ran = true;
@@ -142,6 +149,7 @@ struct Session<'a> {
     next_request: u64,
     /// Whether somebody who paid found no place in the kernel's table.
     crowded: bool,
+    notifier: &'a mut Notifier,
     watch: Watch,
     /// Whether the answer on fees is on its way.
     fees_asked: bool,
@@ -157,9 +165,8 @@ impl<'a> Session<'a> {
     async fn start(
         config: &SellConfig,
         seed: &mut Seed,
-        dataplane: &'a mut Dataplane,
-        guarding: &'a mut Guarding,
-        told: &'a mut Told,
+        (dataplane, guarding, told): (&'a mut Dataplane, &'a mut Guarding, &'a mut Told),
+        notifier: &'a mut Notifier,
     ) -> Result<Self> {
         let (foundation, entries) =
             Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider, seed).await?;
@@ -186,7 +193,12 @@ impl<'a> Session<'a> {
         let (internal, internals) = mpsc::channel(64);
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_admin(&config.common.data_dir, requests.clone())?);
+        let group = config.admin_group;
+        tasks.spawn(serve_admin(&config.common.data_dir, requests.clone(), group)?);
+        if let Some(address) = config.metrics {
+            let listener = listen_for_ops(address, &config.lan).await?;
+            tasks.spawn(serve_ops(listener, Ops::new(requests.clone())));
+        }
         let mut session = Self {
             config: config.clone(),
             foundation,
@@ -203,6 +215,7 @@ impl<'a> Session<'a> {
             answering: Vec::new(),
             next_request: 0,
             crowded: false,
+            notifier,
             watch: Watch::new(),
             fees_asked: false,
             internal,
@@ -228,6 +241,7 @@ impl<'a> Session<'a> {
         let mut addresses = every(ADDRESSES_INTERVAL);
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
         let mut stop = stop_signal()?;
+        let mut hangup = signal(SignalKind::hangup())?;
 
         self.renew_offer();
         let resumed = self.controller.resume();
@@ -238,6 +252,8 @@ impl<'a> Session<'a> {
             self.foundation.wallet.node_public_key(),
             self.config.schedule.tiers.first().map_or(0, |tier| tier.msat_per_mib)
         );
+        self.tend();
+        self.notifier.ready();
         loop {
             let mut out = Batch::default();
             tokio::select! {
@@ -263,6 +279,7 @@ impl<'a> Session<'a> {
                 }
                 _ = usage.tick() => self.read_usage(&mut out),
                 _ = checkpoint.tick() => {
+                    self.tend();
                     self.renew_offer();
                     // Finished tasks are let go.
                     while self.tasks.try_join_next().is_some() {}
@@ -278,6 +295,7 @@ impl<'a> Session<'a> {
                     let gone = "the guard has ended; the programs and the belt hold: start again";
                     self.changed(change.context(gone)?).await;
                 }
+                _ = hangup.recv() => self.reload(),
                 () = &mut stop => break,
             }
             self.settle(out).await?;
@@ -287,10 +305,7 @@ impl<'a> Session<'a> {
 
     /// Writes down the last counters. The programs stay, and hold stations to what they paid for.
     async fn finish(mut self) -> Result<()> {
-        let mut out = Batch::default();
-        self.read_usage(&mut out);
-        self.controller.handle(Input::Checkpoint, &mut out);
-        self.settle(out).await?;
+        self.drain().await?;
         self.tasks.shutdown().await;
         self.foundation.close().await?;
         info!(
