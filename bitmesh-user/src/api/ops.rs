@@ -40,7 +40,7 @@ const FIGURES_AGE: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 16;
 /// Time for a request's head, for an answer to be taken, and for a whole connection.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
+const CONNECTION_DEADLINE: Duration = Duration::from_mins(1);
 const BACKLOG: u32 = 64;
 
 /// What these answers are made of.

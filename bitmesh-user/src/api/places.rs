@@ -289,7 +289,7 @@ mod tests {
             (200..).map(|n| places.enter(None, address(n), false)).map_while(Result::ok).collect();
         assert_eq!(unknown.len(), PLACES_OF_UNKNOWN);
         drop(own);
-        let same: Vec<_> = (0..PLACES_PER_ADDRESS + 1)
+        let same: Vec<_> = (0..=PLACES_PER_ADDRESS)
             .map(|n| places.enter(station(300 + n), address(1), false))
             .collect();
         assert_eq!(same.iter().filter(|seated| seated.is_ok()).count(), PLACES_PER_ADDRESS);
