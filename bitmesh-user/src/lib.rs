@@ -12,5 +12,6 @@ pub mod guard;
 pub mod http;
 pub mod runloop;
 pub mod store;
+pub mod telemetry;
 mod terminal;
 pub mod wallet;

@@ -2,16 +2,17 @@
 
 use std::process::ExitCode;
 
-use bitmesh_user::cli::Cli;
+use bitmesh_user::{cli::Cli, telemetry};
 use clap::Parser as _;
-use tracing_subscriber::{EnvFilter, fmt};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if cli.is_daemon() {
-        let filter =
-            EnvFilter::try_from_env("BITMESH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-        fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    if let Some((format, filter)) = cli.logging() {
+        telemetry::install();
+        if let Err(error) = telemetry::start_log(format, filter.as_deref()) {
+            eprintln!("error: {error:#}");
+            return ExitCode::FAILURE;
+        }
     }
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,7 +19,8 @@ impl Ledger {
     /// Of a directory that no daemon has open.
     pub fn of(directory: &Path) -> Result<Self> {
         let entries = in_a_runtime(async {
-            let mut store = Store::open(&Place::file(directory), StoreRole::Provider, Network::Regtest).await?;
+            let mut store =
+                Store::open(&Place::file(directory), StoreRole::Provider, Network::Regtest).await?;
             let entries = store.load::<ProviderEvent>().await?;
             store.close().await?;
             Ok(entries)
@@ -50,7 +51,8 @@ impl Ledger {
 /// Sums that a subscriber signed, by channel.
 pub fn signed(directory: &Path) -> Result<Vec<(ChannelId, Amount)>> {
     let entries = in_a_runtime(async {
-        let mut store = Store::open(&Place::file(directory), StoreRole::Subscriber, Network::Regtest).await?;
+        let mut store =
+            Store::open(&Place::file(directory), StoreRole::Subscriber, Network::Regtest).await?;
         let entries = store.load::<SubscriberEvent>().await?;
         store.close().await?;
         Ok(entries)

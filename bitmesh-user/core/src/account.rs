@@ -373,6 +373,11 @@ impl Accounts {
         self.usage.values().fold(Octets(0), |sum, usage| sum.saturating_add(usage.billed()))
     }
 
+    /// What all stations used and were refused, by direction.
+    pub fn total(&self) -> Usage {
+        self.usage.values().fold(Usage::default(), |sum, usage| sum.plus(*usage))
+    }
+
     /// Octets bought by an account.
     pub fn bought(&self, id: AccountId) -> Octets {
         self.all.get(&id).map_or(Octets(0), Account::bought)

@@ -28,6 +28,15 @@ impl Counts {
         }
     }
 
+    fn plus(self, other: Self) -> Self {
+        Self {
+            octets: self.octets.saturating_add(other.octets),
+            frames: self.frames.saturating_add(other.frames),
+            refused_octets: self.refused_octets.saturating_add(other.refused_octets),
+            refused_frames: self.refused_frames.saturating_add(other.refused_frames),
+        }
+    }
+
     fn max(self, other: Self) -> Self {
         Self {
             octets: self.octets.max(other.octets),
@@ -68,6 +77,12 @@ impl Usage {
     #[must_use]
     pub fn since(self, then: Self) -> Self {
         Self { up: self.up.since(then.up), down: self.down.since(then.down) }
+    }
+
+    /// Of two stations together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self { up: self.up.plus(other.up), down: self.down.plus(other.down) }
     }
 
     /// The larger of both readings, field by field: a reading that lags never takes usage back.

@@ -1,8 +1,8 @@
-//! The operator's side: a socket in the data directory that only its owner can open, and the
-//! client that `bitmesh status` and the like use.
+//! The operator's side: a socket in the data directory for root, the daemon's own user and those whom
+//! `--admin-group` names; and the client that `bitmesh status` and the like use.
 
 use std::{
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,7 +20,8 @@ use serde_json::Value;
 use tokio::net::UnixListener;
 
 use super::{
-    Ask, Front, Reply,
+    Ask, Front, Ops, Reply,
+    admitted::serve_admitted,
     public::{channel_id, json},
 };
 use crate::http;
@@ -34,10 +35,12 @@ type Shared = State<Arc<Front>>;
 type Answer = Reply;
 
 /// Answers the operator until the task is dropped. The data directory must be locked by the caller:
-/// a socket that is there is a dead daemon's.
+/// a socket that is there is a dead daemon's. Members of `group`, of which the daemon has to be one,
+/// are let in as well.
 pub fn serve_admin(
     directory: &Path,
     front: Arc<Front>,
+    group: Option<u32>,
 ) -> std::io::Result<impl Future<Output = ()> + use<>> {
     let path = directory.join(ADMIN_SOCKET);
     match std::fs::remove_file(&path) {
@@ -45,7 +48,14 @@ pub fn serve_admin(
         _ => {}
     }
     let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+    if group.is_some() {
+        // The way to the socket, and to nothing else there: every other file is its owner's.
+        chown(&path, None, group)?;
+        chown(directory, None, group)?;
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o710))?;
+    }
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/channels", get(channels))
@@ -56,10 +66,9 @@ pub fn serve_admin(
         .route("/v1/budget", post(budget))
         .route("/v1/share", post(share))
         .layer(DefaultBodyLimit::max(BODY_MAX_OCTETS))
-        .with_state(front);
-    Ok(async move {
-        let _ = axum::serve(listener, router).await;
-    })
+        .with_state(front.clone())
+        .merge(Ops::new(front).router());
+    Ok(serve_admitted(listener, router, group))
 }
 
 async fn status(State(front): Shared) -> Answer {

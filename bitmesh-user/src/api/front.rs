@@ -10,11 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::http::StatusCode;
 use bitmesh_core::{channel::ChannelId, station::Station, wire::PaymentRequest};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 
 use super::{
     ApiError, Ask, Body, Envelope, Pay, Proof, Reply,
@@ -25,8 +27,8 @@ use super::{
 pub const SLOW_STORE: Duration = Duration::from_secs(2);
 /// So that no moment of a run is 0, which stands for none.
 const HEAD_START: Duration = Duration::from_mins(1);
-/// When to try again what was refused because of the store, in seconds.
-const RETRY_SECONDS: u16 = 2;
+/// When to try again what was refused because of the store.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Whether what is decided can be made durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +96,11 @@ impl Front {
         &self.checks
     }
 
+    /// Requests that wait for the loop.
+    pub(super) fn waiting(&self) -> usize {
+        self.mailbox.max_capacity().saturating_sub(self.mailbox.capacity())
+    }
+
     /// Puts a request into the mailbox and waits for the answer; never waits for room, and for
     /// what is only read never long.
     pub(super) async fn ask(&self, ask: Ask) -> Reply {
@@ -104,7 +111,10 @@ impl Front {
             return refused(error);
         }
         let (reply, mut answer) = oneshot::channel();
-        self.mailbox.try_send(Envelope { ask, reply }).map_err(|_| ApiError::busy())?;
+        self.mailbox.try_send(Envelope { ask, reply }).map_err(|error| match error {
+            TrySendError::Full(_) => ApiError::busy(),
+            TrySendError::Closed(_) => ApiError::stopping(),
+        })?;
         let answered = if patient {
             answer.await
         } else {
@@ -230,8 +240,7 @@ impl Front {
             return None;
         };
         let advice = "try again in a few seconds; credit stays good";
-        let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message, advice);
-        Some(error.after(RETRY_SECONDS))
+        Some(ApiError::unavailable(code, message, advice, RETRY))
     }
 }
 

@@ -5,9 +5,14 @@
 //! descriptor of the kernel's or the store.
 
 mod admin;
+mod admitted;
 mod checks;
 mod client;
 mod front;
+mod gate;
+mod ops;
+mod paced;
+mod places;
 mod public;
 mod server;
 mod wallet;
@@ -16,6 +21,8 @@ pub use admin::{ADMIN_SOCKET, AdminError, ask_admin, serve_admin};
 pub use checks::{Checks, Verdict};
 pub use client::{ClientError, Provider};
 pub use front::{Front, SLOW_STORE, StoreState, StoreStatus, Writing};
+pub use gate::{Gate, Payers};
+pub use ops::{Ops, listen_for_ops, serve_ops};
 pub use public::router;
 pub use server::{ServeError, listen_on, serve_lan};
 pub use wallet::{
@@ -23,7 +30,7 @@ pub use wallet::{
     RefundExport, SendOrder, SendReport, SendState, WalletAsk,
 };
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use axum::{
     Json,
@@ -37,7 +44,7 @@ use axum::{
 use bitcoin::Amount;
 use bitmesh_core::{
     bitcoin,
-    channel::{ChannelId, VerifiedPayment},
+    channel::{ChannelId, FundingError, VerifiedPayment},
     controller::Refusal,
     station::Station,
     wire::{
@@ -51,6 +58,14 @@ use tokio::sync::oneshot;
 
 /// Requests that wait for the runloop; more are answered 503.
 pub const MAILBOX_REQUESTS: usize = 1_024;
+/// Time after which there may be room again.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+/// Time after which a daemon that stops may be back.
+const STOPPING_RETRY: Duration = Duration::from_secs(5);
+/// Time after which the chain may be seen again, or channels of others be over.
+const CHAIN_RETRY: Duration = Duration::from_mins(1);
+/// Time after which another funding may be handed to the network.
+const FUNDING_RETRY: Duration = Duration::from_secs(30);
 
 /// Where a station asks from.
 #[derive(Clone, Copy, Debug)]
@@ -233,41 +248,79 @@ impl ApiError {
         Self { status, body, retry_after: None }
     }
 
+    /// Not now: whoever asks is told when to ask again.
+    pub fn unavailable(
+        code: &str,
+        message: impl Into<String>,
+        advice: &str,
+        retry_after: Duration,
+    ) -> Self {
+        let seconds = whole_seconds(retry_after);
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, advice).after(seconds)
+    }
+
     /// The same, with when to try again.
     #[must_use]
     pub fn after(self, seconds: u16) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 
+    /// The daemon is ending.
+    fn stopping() -> Self {
+        Self::unavailable(
+            "stopping",
+            "this edge is being stopped or restarted; credit stays good meanwhile",
+            "try again in a few seconds",
+            STOPPING_RETRY,
+        )
+    }
+
     /// More is asked than can be answered.
     pub fn busy() -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
+        Self::unavailable(
             "busy",
             "this edge has more requests than it can answer, or is starting",
             "try again in a second",
+            BUSY_RETRY,
         )
-        .after(1)
     }
+}
+
+/// Rounded up, one at least: what a Retry-After header takes.
+fn whole_seconds(wait: Duration) -> u16 {
+    let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
+    u16::try_from(seconds).unwrap_or(u16::MAX).max(1)
 }
 
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let status = StatusCode::from_u16(refusal.status());
+        let retry_after = match &refusal {
+            Refusal::Moving | Refusal::TableFull => Some(BUSY_RETRY),
+            Refusal::ChainLost | Refusal::TooManyUnfunded => Some(CHAIN_RETRY),
+            Refusal::Funding(FundingError::Waiting | FundingError::TooMany) => Some(FUNDING_RETRY),
+            _ => None,
+        };
         let status = status.unwrap_or(StatusCode::BAD_REQUEST);
-        Self { status, body: refusal.body(), retry_after: None }
+        Self { status, body: refusal.body(), retry_after: retry_after.map(whole_seconds) }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body)).into_response();
+        let code = ErrorCode(self.body.error.clone());
+        let mut answer = (self.status, Json(self.body)).into_response();
         if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+            answer.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
-        response
+        answer.extensions_mut().insert(code);
+        answer
     }
 }
+
+/// Goes with an answer that is not a success, for who counts them.
+#[derive(Clone, Debug)]
+struct ErrorCode(String);
 
 /// Serializes what always can be.
 pub fn value(body: impl Serialize) -> Value {

@@ -1,38 +1,63 @@
-//! The sockets on the LAN, with a deadline on every read and a bound on everything that waits.
+//! The sockets on the LAN, with a deadline on every read and write and a bound on everything that
+//! waits.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body, http::StatusCode};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::{Method, StatusCode, header::CONTENT_LENGTH},
+    response::{IntoResponse as _, Response},
+};
+use bitmesh_core::wire::BODY_MAX_OCTETS;
+use futures_util::StreamExt as _;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics::{counter, histogram};
 use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
+    sync::Semaphore,
     task::JoinSet,
+    time::timeout,
 };
 use tower::ServiceExt as _;
-use tower_http::timeout::TimeoutLayer;
 use tracing::debug;
 
 use super::{
-    Origin,
+    ApiError, ErrorCode, Gate, Origin,
+    paced::Paced,
+    places::{NoPlace, Places, Seated},
     public::{Peer, is_binding},
 };
 use crate::gateway::{Gateway, Interface};
 
-/// Connections that one address may have open.
-const CONNECTIONS_PER_ADDRESS: usize = 16;
-/// Connections in all on one interface.
-const CONNECTIONS: usize = 4_096;
-/// Time for a request's head to arrive.
+/// Time for a request's head to arrive, from the answer to the one before: what a connection may be
+/// kept for without asking anything.
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-/// Time for a whole request, its body and its answer.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(15);
+/// Time for a request's body to arrive: the slowest that the largest may come is 3 KiB/s.
+const BODY_DEADLINE: Duration = Duration::from_secs(5);
+/// Time between two pieces of a body.
+const PIECE_DEADLINE: Duration = Duration::from_secs(2);
+/// Time for an answer once the request is there.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
+/// Time in which the other end has to take a piece of its answer.
+const WRITE_DEADLINE: Duration = Duration::from_secs(5);
+/// Time to find a station in the neighbour table.
+const LOOKUP_DEADLINE: Duration = Duration::from_secs(1);
+/// Connections whose station is looked for at one time; more are closed.
+const LOOKUPS: usize = 1_024;
+/// Connections that are told at one time that there is no place; more are closed without a word.
+const REFUSALS: usize = 64;
+/// Time to tell them.
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(1);
+/// What is read of who is refused, so that it reads its answer, in octets.
+const REFUSAL_READ_OCTETS: u64 = 64 * 1_024;
 /// Connections that the kernel holds for us before they are accepted.
 const BACKLOG: u32 = 1_024;
 /// Largest head of a request.
@@ -71,10 +96,11 @@ pub async fn serve_lan(
     interface: Interface,
     gateway: Gateway,
     router: Router,
+    gate: Gate,
 ) {
-    let router =
-        router.layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_DEADLINE));
-    let open = Connections::default();
+    let places = Places::default();
+    let (lookups, refusals) =
+        (Arc::new(Semaphore::new(LOOKUPS)), Arc::new(Semaphore::new(REFUSALS)));
     let mut tasks = JoinSet::new();
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -86,91 +112,183 @@ pub async fn serve_lan(
                 continue;
             }
         };
-        let address = peer.ip().to_canonical();
         while tasks.try_join_next().is_some() {}
-        let Some(guard) = open.enter(address) else { continue };
-        let far = Far { gateway: gateway.clone(), interface: interface.index, address };
-        let router = router.clone();
+        let Ok(looking) = lookups.clone().try_acquire_owned() else {
+            counter!("bitmesh_connections_refused_total", "reason" => "lookups").increment(1);
+            continue;
+        };
+        let address = peer.ip().to_canonical();
+        let (gateway, gate, router) = (gateway.clone(), gate.clone(), router.clone());
+        let far = Far { gateway, gate, interface: interface.index, address, router };
+        let (places, refusals) = (places.clone(), refusals.clone());
         tasks.spawn(async move {
-            if let Err(error) = serve_connection(stream, far, router).await {
-                debug!(%error, %address, "a connection ended early");
+            let peer = far.peer().await;
+            drop(looking);
+            let payer = far.gate.pays(peer.0);
+            match places.enter(peer.0, address, payer) {
+                Ok(seat) => serve_connection(stream, far, peer, seat).await,
+                Err(why) => {
+                    counter!("bitmesh_connections_refused_total", "reason" => why.name())
+                        .increment(1);
+                    if let Ok(_telling) = refusals.try_acquire() {
+                        let _ = timeout(REFUSAL_DEADLINE, refuse(stream, why)).await;
+                    }
+                }
             }
-            drop(guard);
         });
     }
 }
 
-/// The other end of a connection.
+/// The other end of a connection, and what answers it.
 #[derive(Clone)]
 struct Far {
     gateway: Gateway,
+    gate: Gate,
     interface: u32,
     address: IpAddr,
+    router: Router,
 }
 
 impl Far {
     async fn peer(&self) -> Peer {
-        let station = self.gateway.station(self.interface, self.address).await;
-        let from = Origin { interface: self.interface, address: self.address };
-        Peer(station.ok().flatten(), from)
+        let asked = self.gateway.station(self.interface, self.address);
+        let station = timeout(LOOKUP_DEADLINE, asked).await.ok().and_then(Result::ok).flatten();
+        Peer(station, Origin { interface: self.interface, address: self.address })
+    }
+
+    /// One request, from its head to its answer.
+    async fn answer(&self, at_first: Peer, seat: &Seated, request: Request<Incoming>) -> Response {
+        let route = route_of(request.method(), request.uri().path());
+        let since = Instant::now();
+        let answered = self.judge(at_first, seat, request).await;
+        let answer = answered.unwrap_or_else(ApiError::into_response);
+        histogram!("bitmesh_api_request_seconds", "route" => route).record(since.elapsed());
+        if route == "pay" {
+            let code = answer.extensions().get::<ErrorCode>().map(|code| code.0.clone());
+            let result = code.unwrap_or_else(|| "accepted".into());
+            counter!("bitmesh_payments_total", "result" => result).increment(1);
+        }
+        let code = answer.status().as_u16().to_string();
+        counter!("bitmesh_api_answers_total", "route" => route, "status" => code).increment(1);
+        answer
+    }
+
+    async fn judge(
+        &self,
+        at_first: Peer,
+        seat: &Seated,
+        request: Request<Incoming>,
+    ) -> Result<Response, ApiError> {
+        let path = request.uri().path();
+        let payer = self.gate.pays(at_first.0);
+        self.gate.check_room(payer)?;
+        if request.method() == Method::POST && path == "/v1/channels" {
+            self.gate.check_open(at_first.0, self.interface)?;
+        }
+        // Who is bound to an account is who is there now: a connection outlives a MAC.
+        let peer = if is_binding(path) { self.peer().await } else { at_first };
+        let (parts, body) = request.into_parts();
+        let declared = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let declared = declared.and_then(|length| length.parse::<u64>().ok());
+        if declared.is_some_and(|length| length > BODY_MAX_OCTETS as u64) {
+            return Err(too_large());
+        }
+        let body = timeout(BODY_DEADLINE, collect(body)).await.map_err(|_| too_slow())??;
+        // From here on it waits for nobody but us.
+        let _busy = seat.busy();
+        let mut request = Request::from_parts(parts, Body::from(body));
+        request.extensions_mut().insert(peer);
+        let answer = timeout(ANSWER_DEADLINE, self.router.clone().oneshot(request)).await;
+        match answer.map_err(|_| ApiError::busy())? {
+            Ok(answer) => Ok(answer),
+            Err(never) => match never {},
+        }
     }
 }
 
-async fn serve_connection(stream: TcpStream, far: Far, router: Router) -> Result<(), hyper::Error> {
-    let _ = stream.set_nodelay(true);
-    let at_first = far.peer().await;
-    let service = service_fn(move |request: Request<Incoming>| {
-        let mut request = request.map(Body::new);
-        let (router, far) = (router.clone(), far.clone());
-        async move {
-            // Who is bound to an account is who is there now: a connection outlives a MAC.
-            let fresh = is_binding(request.uri().path());
-            let peer = if fresh { far.peer().await } else { at_first };
-            request.extensions_mut().insert(peer);
-            let answer: Result<_, Infallible> = router.oneshot(request).await;
-            answer
+/// A whole body, of bounded size, that keeps coming.
+async fn collect(body: Incoming) -> Result<Bytes, ApiError> {
+    let mut pieces = Body::new(body).into_data_stream();
+    let mut all = Vec::new();
+    while let Some(piece) = timeout(PIECE_DEADLINE, pieces.next()).await.map_err(|_| too_slow())? {
+        let piece = piece.map_err(|error| {
+            let what = format!("the body can't be read: {error}");
+            ApiError::new(StatusCode::BAD_REQUEST, "body", what, "send it again")
+        })?;
+        if all.len() + piece.len() > BODY_MAX_OCTETS {
+            return Err(too_large());
         }
+        all.extend_from_slice(&piece);
+    }
+    Ok(all.into())
+}
+
+fn too_large() -> ApiError {
+    let what = "the body is larger than any that this API takes";
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body", what, "send at most 16 KiB")
+}
+
+fn too_slow() -> ApiError {
+    let what = "the body did not come in time";
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "slow", what, "send it at once, within 5 seconds")
+}
+
+/// A path's name for counters: few, whatever is asked for.
+fn route_of(method: &Method, path: &str) -> &'static str {
+    let mut parts = path.strip_prefix("/v1/").unwrap_or_default().split('/');
+    match (method.as_str(), parts.next(), parts.next(), parts.next(), parts.next()) {
+        ("GET", Some("offer"), None, ..) => "offer",
+        ("GET", Some("account"), None, ..) => "account",
+        ("POST", Some("channels"), None, ..) => "open",
+        ("GET", Some("channels"), Some(_), None, _) => "channel",
+        ("POST", Some("channels"), Some(_), Some("payments"), None) => "pay",
+        ("POST", Some("channels"), Some(_), Some("funding"), None) => "fund",
+        ("POST", Some("channels"), Some(_), Some("stations"), None) => "stations",
+        ("POST", Some("channels"), Some(_), Some("close"), None) => "close",
+        _ => "other",
+    }
+}
+
+async fn serve_connection(stream: TcpStream, far: Far, peer: Peer, seat: Seated) {
+    let _ = stream.set_nodelay(true);
+    let address = far.address;
+    let (far, seat) = (&far, &seat);
+    let service = service_fn(move |request: Request<Incoming>| async move {
+        let answer: Result<_, Infallible> = Ok(far.answer(peer, seat, request).await);
+        answer
     });
-    http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
         .max_buf_size(HEAD_MAX_OCTETS)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-}
-
-/// How many connections each address has.
-#[derive(Clone, Debug, Default)]
-struct Connections(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-struct Entered {
-    of: Connections,
-    address: IpAddr,
-}
-
-impl Connections {
-    fn enter(&self, address: IpAddr) -> Option<Entered> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.values().sum::<usize>() >= CONNECTIONS {
-            return None;
-        }
-        let own = open.entry(address).or_default();
-        if *own >= CONNECTIONS_PER_ADDRESS {
-            return None;
-        }
-        *own += 1;
-        Some(Entered { of: self.clone(), address })
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let mut open = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = open.get_mut(&self.address) {
-            *own -= 1;
-            if *own == 0 {
-                open.remove(&self.address);
+        .serve_connection(TokioIo::new(Paced::new(stream, WRITE_DEADLINE)), service);
+    tokio::select! {
+        ended = connection => {
+            if let Err(error) = ended {
+                debug!(%error, %address, "a connection ended early");
             }
         }
+        () = seat.pushed_out() => debug!(%address, "a connection gave its place to another"),
     }
+}
+
+/// Says that there is no place, and lets go.
+async fn refuse(mut stream: TcpStream, why: NoPlace) -> std::io::Result<()> {
+    let what = match why {
+        NoPlace::Address | NoPlace::Station => "this station has too many connections",
+        NoPlace::Full => "this edge has as many connections as it can hold",
+    };
+    let body = format!(
+        r#"{{"error":"busy","message":"{what}","try":"close some, or try again in a second"}}"#
+    );
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    // What it sent meanwhile: unread, it would have the kernel take the answer back.
+    let mut rest = stream.take(REFUSAL_READ_OCTETS);
+    tokio::io::copy(&mut rest, &mut tokio::io::sink()).await.map(drop)
 }

@@ -3,6 +3,7 @@
 
 mod bench;
 mod channels;
+mod service;
 mod show;
 mod store;
 mod wallet;
@@ -30,6 +31,7 @@ use crate::{
     doctor::{self, Level},
     guard::{self, GuardArgs},
     runloop::{self, status::Status},
+    telemetry::LogFormat,
 };
 
 /// Share an internet connection and be paid for it in bitcoin, octet by octet; or buy one.
@@ -134,6 +136,16 @@ enum Command {
             bitmesh doctor --lan eth1 --json | jq '.findings[] | select(.level == \"failure\")'"
     )]
     Doctor(DoctorArgs),
+    /// The systemd unit of a daemon
+    #[command(
+        long_about = "Prints a unit for systemd that starts this program at boot, as its owner would \
+            want it: it is told when payments are taken, starts the daemon again when its loop hangs, \
+            hands in the passphrase as a credential, and leaves the processes no right that they \
+            don't need. Settings come from /etc/bitmesh/sell.toml or buy.toml.",
+        after_help = "Example:\n  bitmesh service print sell > /etc/systemd/system/bitmesh-sell.service\n  \
+            systemctl daemon-reload\n  systemctl enable --now bitmesh-sell"
+    )]
+    Service(service::ServiceArgs),
     /// Beside `bitmesh sell`, which starts it: keeps the programs on the ports
     #[command(hide = true)]
     Guard(GuardArgs),
@@ -243,20 +255,30 @@ impl Cli {
             }
             Command::Doctor(args) => args.run(),
             Command::Bench(args) => args.run(),
+            Command::Service(args) => args.run(),
             command => runtime()?.block_on(command.run()),
         }
     }
 
-    /// Whether it becomes a daemon, which logs.
-    pub fn is_daemon(&self) -> bool {
-        matches!(self.command, Command::Sell(_) | Command::Buy(_) | Command::Guard(_))
+    /// How it logs, if it becomes a daemon.
+    pub fn logging(&self) -> Option<(LogFormat, Option<String>)> {
+        match &self.command {
+            Command::Sell(args) => Some(args.common.logging()),
+            Command::Buy(args) => Some(args.common.logging()),
+            Command::Guard(args) => Some((args.log_format.unwrap_or_default(), args.log.clone())),
+            _ => None,
+        }
     }
 }
 
 impl Command {
     async fn run(self) -> Result<()> {
         match self {
-            Self::Sell(_) | Self::Guard(_) | Self::Doctor(_) | Self::Bench(_) => Ok(()),
+            Self::Sell(_)
+            | Self::Guard(_)
+            | Self::Doctor(_)
+            | Self::Bench(_)
+            | Self::Service(_) => Ok(()),
             Self::Buy(args) => Box::pin(runloop::buy(args.resolve()?)).await,
             Self::Status(query) => query.show::<Status>("/v1/status", show::status).await,
             Self::Channels(args) => Box::pin(args.run()).await,

@@ -18,11 +18,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     guard::{self, Cookies},
     store::Place,
+    telemetry::LogFormat,
 };
 
 pub use self::{
     buy::{BuyArgs, BuyConfig},
-    sell::{BindArg, SellArgs, SellConfig, UploadHookArg},
+    sell::{BindArg, Reread, SellArgs, SellConfig, UploadHookArg},
 };
 
 /// Port of the payment API unless another is set.
@@ -66,6 +67,14 @@ pub struct CommonArgs {
     #[arg(long, value_name = "FILE", env = "BITMESH_PASSPHRASE_FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passphrase_file: Option<PathBuf>,
+    /// What the log tells: error, warn, info, debug, trace, or by module [default: info]
+    #[arg(long, value_name = "FILTER", env = "BITMESH_LOG")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// How the log's lines look [default: text]
+    #[arg(long, value_enum, value_name = "FORMAT", env = "BITMESH_LOG_FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<LogFormat>,
     /// RPC address of your Bitcoin Core or Knots node
     /// [default: <http://127.0.0.1> and the network's port]
     #[arg(long, value_name = "URL", env = "BITMESH_NODE")]
@@ -168,12 +177,25 @@ impl CommonArgs {
         merge(self.config.clone().as_deref(), self)
     }
 
+    /// How to log: by flags and, as far as it can be read, the file. What is wrong with it is said
+    /// when it is read for everything else.
+    pub(crate) fn logging(&self) -> (LogFormat, Option<String>) {
+        let merged = self.clone().with_file().unwrap_or_else(|_| self.clone());
+        (merged.log_format.unwrap_or_default(), merged.log)
+    }
+
     pub(crate) fn resolve(self, role: &str) -> Result<Common> {
+        let common = self.judge(role)?;
+        make_private(&common.data_dir)?;
+        Ok(common)
+    }
+
+    /// The same, and touches nothing.
+    fn judge(self, role: &str) -> Result<Common> {
         let network = self.network.unwrap_or(Network::Bitcoin);
         let data_dir = self.data_dir.clone().unwrap_or_else(|| default_data_dir(role));
         let passphrase_file = self.passphrase_file.clone();
         let (source, source_reason) = self.source(network, role)?;
-        make_private(&data_dir)?;
         Ok(Common { data_dir, network, source, source_reason, passphrase_file })
     }
 
@@ -277,6 +299,7 @@ fn check_names(text: &str) -> Result<()> {
 }
 
 const KNOWN: &[&str] = &[
+    "admin_group",
     "api_port",
     "bind",
     "budget",
@@ -291,6 +314,9 @@ const KNOWN: &[&str] = &[
     "isolate",
     "lan",
     "lifetime",
+    "log",
+    "log_format",
+    "metrics",
     "network",
     "node",
     "node_cookie",

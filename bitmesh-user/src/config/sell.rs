@@ -1,6 +1,9 @@
 //! Settings of a provider.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 use anyhow::{Context as _, Result, bail};
 use bitcoin::Amount;
@@ -12,9 +15,10 @@ use bitmesh_core::{
     units::Octets,
 };
 use clap::{Args, ValueEnum};
+use nix::unistd::Group;
 use serde::{Deserialize, Serialize};
 
-use super::{API_PORT, Common, CommonArgs, SourceConfig, instance, merge};
+use super::{API_PORT, ChainArg, Common, CommonArgs, SourceConfig, instance, merge};
 use crate::dataplane::{self, UploadHook};
 
 /// Price unless another is set, in msat per MiB.
@@ -147,6 +151,16 @@ pub struct SellArgs {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Members of this group may use the operator's commands, beside root and the daemon's own user.
+    /// The daemon becomes a member, too
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_group: Option<String>,
+    /// Address and port for GET /metrics and GET /health, for example 127.0.0.1:9434; never one of a
+    /// --lan port [default: on the operator's socket only]
+    #[arg(long, value_name = "ADDR:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
     /// Take programs, maps and enforcement off the ports and exit. Nothing is metered or blocked
     /// from then on
     #[arg(long)]
@@ -191,12 +205,29 @@ pub struct SellConfig {
     pub instance: String,
     /// Who to become.
     pub user: Option<String>,
+    /// Number of the group that may administer.
+    pub admin_group: Option<u32>,
+    /// Where metrics are told, beside the operator's socket.
+    pub metrics: Option<SocketAddr>,
+    /// What was typed, for when the file is read again.
+    pub flags: Box<SellArgs>,
+    /// The same over the file, as it was read last.
+    pub settings: Box<SellArgs>,
 }
 
 impl SellArgs {
     /// Reads the file, if one is named, and checks everything.
     pub fn resolve(self) -> Result<SellConfig> {
+        let config = self.judge()?;
+        config.settings.common.clone().resolve("sell")?;
+        Ok(config)
+    }
+
+    /// The same, and touches nothing.
+    fn judge(self) -> Result<SellConfig> {
+        let flags = Box::new(self.clone());
         let args: Self = merge(self.common.config.clone().as_deref(), self)?;
+        let settings = Box::new(args.clone());
         let schedule = Schedule::flat(args.price.unwrap_or(PRICE_MSAT_PER_MIB));
         schedule.validate().context("--price")?;
         let terms = Terms {
@@ -218,7 +249,8 @@ impl SellArgs {
         if args.wan.as_ref().is_some_and(|wan| args.lan.contains(wan)) {
             bail!("--wan and --lan name the same port; subscribers and the internet need two");
         }
-        let common = args.common.resolve("sell")?;
+        let common = args.common.judge("sell")?;
+        let admin_group = args.admin_group.as_deref().map(group).transpose()?;
         if terms.unconfirmed_max > Amount::ZERO
             && matches!(common.source, SourceConfig::Light { .. })
         {
@@ -243,11 +275,82 @@ impl SellArgs {
             service_vlan: args.service_vlan,
             instance,
             user: args.user,
+            admin_group,
+            metrics: args.metrics,
+            flags,
+            settings,
         })
     }
 }
 
+/// What can change while it runs, by its name in the file.
+const RELOADED: [&str; 10] = [
+    "bind",
+    "capacity_max",
+    "capacity_min",
+    "confirmations",
+    "log",
+    "price",
+    "speed_down",
+    "speed_up",
+    "tick_max",
+    "unconfirmed_credit",
+];
+
+/// What reading the file again came to.
+pub struct Reread {
+    /// Settings with everything that can change while it runs.
+    pub config: SellConfig,
+    /// Names of those that changed and hold.
+    pub changed: Vec<String>,
+    /// Names of those that changed and take a restart.
+    pub restart: Vec<String>,
+}
+
 impl SellConfig {
+    /// Reads flags and file again, and takes over what can change while it runs.
+    pub fn reread(&self) -> Result<Reread> {
+        let mut flags = (*self.flags).clone();
+        // Its cookie, which chose it, may be out of sight by now.
+        if matches!(self.common.source, SourceConfig::Node { .. }) {
+            flags.common.chain = Some(ChainArg::Node);
+        }
+        let mut new = flags.judge()?;
+        new.settings.common.chain = self.settings.common.chain;
+        let names = |settings: &SellArgs| match serde_json::to_value(settings) {
+            Ok(serde_json::Value::Object(names)) => names,
+            _ => serde_json::Map::new(),
+        };
+        let (before, after) = (names(&self.settings), names(&new.settings));
+        let all: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        let differ = all.into_iter().filter(|name| before.get(*name) != after.get(*name)).cloned();
+        let (changed, restart) = differ.partition(|name| RELOADED.contains(&name.as_str()));
+        let settings = (*self.settings).clone();
+        let settings = SellArgs {
+            bind: new.settings.bind,
+            capacity_max: new.settings.capacity_max,
+            capacity_min: new.settings.capacity_min,
+            confirmations: new.settings.confirmations,
+            price: new.settings.price,
+            speed_down: new.settings.speed_down,
+            speed_up: new.settings.speed_up,
+            tick_max: new.settings.tick_max,
+            unconfirmed_credit: new.settings.unconfirmed_credit,
+            common: CommonArgs { log: new.settings.common.log.clone(), ..settings.common },
+            ..settings
+        };
+        let config = Self {
+            schedule: new.schedule,
+            terms: new.terms,
+            speed_up: new.speed_up,
+            speed_down: new.speed_down,
+            bind: new.bind,
+            settings: Box::new(settings),
+            ..self.clone()
+        };
+        Ok(Reread { config, changed, restart })
+    }
+
     /// Terms of a station's lease: the port that it was first seen on, the address that it opened a
     /// channel from.
     pub fn terms_of(&self, port: Option<u32>, ipv4: Option<Ipv4Addr>) -> dataplane::Terms {
@@ -260,6 +363,17 @@ impl SellConfig {
             ..dataplane::Terms::default()
         }
     }
+}
+
+/// A group's number.
+fn group(name: &str) -> Result<u32> {
+    let found = Group::from_name(name).context("asking for a group")?;
+    let group = found.with_context(|| {
+        format!(
+            "--admin-group {name}: there is no such group; `groupadd --system {name}` makes one"
+        )
+    })?;
+    Ok(group.gid.as_raw())
 }
 
 /// Mbit/s as octets per second.

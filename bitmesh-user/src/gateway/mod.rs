@@ -4,13 +4,15 @@
 use std::net::IpAddr;
 
 use bitmesh_core::station::Station;
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
+        AddressFamily, RouteNetlinkMessage,
         address::AddressAttribute,
         link::{InfoPortKind, LinkAttribute, LinkInfo},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage},
     },
 };
@@ -89,7 +91,8 @@ impl Gateway {
         }
     }
 
-    async fn name_of(&self, index: u32) -> Result<Interface, GatewayError> {
+    /// The interface of this index.
+    pub async fn name_of(&self, index: u32) -> Result<Interface, GatewayError> {
         let mut links = self.handle.link().get().match_index(index).execute();
         let link = links.try_next().await?;
         let name = link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| {
@@ -120,31 +123,37 @@ impl Gateway {
         Ok(found)
     }
 
-    /// The station behind an address on an interface, from the neighbour table.
+    /// The station behind an address on an interface, from the neighbour table. It is asked for this
+    /// one entry (Linux 5.0, 82cbb5c631a0): a dump costs as much as there are neighbours.
     pub async fn station(
         &self,
         interface: u32,
         address: IpAddr,
     ) -> Result<Option<Station>, GatewayError> {
-        let mut request = self.handle.neighbours().get();
-        request.message_mut().header.ifindex = interface;
-        let mut neighbours = request.execute();
-        while let Some(neighbour) = neighbours.try_next().await? {
-            let known = !matches!(
-                neighbour.header.state,
-                NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::Noarp
-            );
-            let is_it = neighbour.attributes.iter().any(|attribute| match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(known)) => {
-                    IpAddr::V4(*known) == address
+        let mut wanted = NeighbourMessage::default();
+        wanted.header.ifindex = interface;
+        let (family, destination) = match address {
+            IpAddr::V4(v4) => (AddressFamily::Inet, NeighbourAddress::Inet(v4)),
+            IpAddr::V6(v6) => (AddressFamily::Inet6, NeighbourAddress::Inet6(v6)),
+        };
+        wanted.header.family = family;
+        wanted.attributes.push(NeighbourAttribute::Destination(destination));
+        let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(wanted));
+        message.header.flags = NLM_F_REQUEST;
+        let mut answers = self.handle.clone().request(message)?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour)) => {
+                    let known = !matches!(
+                        neighbour.header.state,
+                        NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::Noarp
+                    );
+                    let station = neighbour.attributes.iter().find_map(link_layer_station);
+                    return Ok(station.filter(|_| known));
                 }
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(known)) => {
-                    IpAddr::V6(*known) == address
-                }
-                _ => false,
-            });
-            if neighbour.header.ifindex == interface && known && is_it {
-                return Ok(neighbour.attributes.iter().find_map(link_layer_station));
+                // No such entry.
+                NetlinkPayload::Error(_) => return Ok(None),
+                _ => {}
             }
         }
         Ok(None)

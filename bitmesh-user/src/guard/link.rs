@@ -49,6 +49,12 @@ pub fn start(args: &GuardArgs, hold: OwnedFd) -> Result<Started> {
     if let Some(cookie) = &args.node_cookie {
         command.arg("--node-cookie").arg(cookie);
     }
+    if let Some(log) = &args.log {
+        command.args(["--log", log]);
+    }
+    if let Some(format) = args.log_format.and_then(|format| format.to_possible_value()) {
+        command.args(["--log-format", format.get_name()]);
+    }
     if args.is_new {
         command.arg("--is-new");
     }

@@ -22,7 +22,7 @@ pub use self::{
     privileges::{Identity, check_directory, give_up, hand_over},
     serve::serve,
 };
-use crate::{config::UploadHookArg, dataplane::Change};
+use crate::{config::UploadHookArg, dataplane::Change, telemetry::LogFormat};
 
 /// What a daemon can say, an octet each: that it wants the cookie, and that it sells.
 const COOKIE: [u8; 1] = *b"c";
@@ -47,6 +47,12 @@ pub struct GuardArgs {
     /// Nothing was metered before: take everything off again if the daemon ends before it sells
     #[arg(long)]
     pub is_new: bool,
+    /// What the log tells
+    #[arg(long)]
+    pub log: Option<String>,
+    /// How its lines look
+    #[arg(long, value_enum)]
+    pub log_format: Option<LogFormat>,
 }
 
 /// What a guard says, a line each.

@@ -167,9 +167,9 @@ fn give(file: &OwnedFd, identity: &Identity) -> Result<()> {
     Ok(chownat(file.as_fd(), "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
 }
 
-/// Gives up everything for good: user, groups, capabilities, and the ways to new ones. What is open
-/// stays open. There must be one thread: these are properties of threads.
-pub fn give_up(identity: Option<&Identity>) -> Result<()> {
+/// Gives up everything for good: user, groups but the one that may administer, capabilities, and the
+/// ways to new ones. What is open stays open. There must be one thread: these are properties of threads.
+pub fn give_up(identity: Option<&Identity>, group: Option<u32>) -> Result<()> {
     let threads = fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         bail!("rights are given up by one thread, and there are {threads}");
@@ -179,7 +179,8 @@ pub fn give_up(identity: Option<&Identity>) -> Result<()> {
     shrink_bounding_set(CapabilitySet::empty())?;
     if let Some(identity) = identity {
         let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-        set_thread_groups(&[])?;
+        let groups: Vec<_> = group.into_iter().map(Gid::from_raw).collect();
+        set_thread_groups(&groups)?;
         set_thread_res_gid(gid, gid, gid)?;
         set_thread_res_uid(uid, uid, uid)?;
     }

@@ -32,6 +32,7 @@ use bitmesh_core::{
     channel::{Batch, Book, ChannelId, Compact, Entry, Machine},
     offer::SignedOffer,
 };
+use metrics::{counter, histogram};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -53,6 +54,7 @@ use crate::{
     config::{API_PORT, Common},
     gateway::Gateway,
     store::{Store, StoreError, StoreRole},
+    telemetry::float,
     wallet::{Seed, SeedError, Wallet, seed},
 };
 
@@ -206,7 +208,15 @@ impl Foundation {
         book: &Book<M>,
     ) -> Result<Vec<A>> {
         let wallet = self.wallet.take_changes()?;
-        let durable = self.store.commit(out.entries(), wallet.as_deref()).await?;
+        let since = Instant::now();
+        let entries = out.entries().len();
+        let durable = self.store.commit(out.entries(), wallet.as_deref()).await;
+        let durable =
+            durable.inspect_err(|_| counter!("bitmesh_commits_failed_total").increment(1))?;
+        if entries > 0 {
+            histogram!("bitmesh_commit_seconds").record(since.elapsed());
+            histogram!("bitmesh_commit_entries").record(float(entries));
+        }
         if wallet.is_some() {
             self.watched.add(self.wallet.scripts());
         }
@@ -295,11 +305,11 @@ fn stop_signal() -> Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
 }
 
 fn starting() -> ApiError {
-    ApiError::new(
-        StatusCode::SERVICE_UNAVAILABLE,
+    ApiError::unavailable(
         "starting",
         "this daemon is still starting",
         "try again in a second",
+        Duration::from_secs(1),
     )
 }
 

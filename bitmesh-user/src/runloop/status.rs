@@ -9,6 +9,7 @@ use bitcoin::{Network, secp256k1::XOnlyPublicKey};
 use bitmesh_core::{
     alarm::Alarm,
     bitcoin,
+    ledger::Usage,
     offer::SignedOffer,
     station::Station,
     units::Octets,
@@ -163,6 +164,15 @@ pub struct ProviderStatus {
     pub paid_sat: u64,
     /// Octets billed, both directions, all stations.
     pub billed_octets: Octets,
+    /// The same by direction, with what was refused for want of credit.
+    #[serde(default)]
+    pub usage: Usage,
+    /// Of what was paid, in satoshi: what claims and closes in blocks brought, miners' fees included.
+    #[serde(default)]
+    pub settled_sat: u64,
+    /// Payments that were taken, in all.
+    #[serde(default)]
+    pub commitments: u64,
     /// The wallet.
     pub wallet: WalletStatus,
     /// Whether payments can be written down.

@@ -168,6 +168,8 @@ pub struct ProviderChannel {
     /// Tip when the first close was signed, or height of the block that it was in last.
     close_since: Option<u32>,
     nonces: BTreeSet<Nonce>,
+    /// A block held a funding once, wherever it is now.
+    was_funded: bool,
 }
 
 /// The best payment, and the funding that it spends.
@@ -200,6 +202,7 @@ impl ProviderChannel {
             close: None,
             close_since: None,
             nonces: BTreeSet::new(),
+            was_funded: false,
         })
     }
 
@@ -221,6 +224,7 @@ impl ProviderChannel {
             }
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
+                self.was_funded = true;
                 self.turn_to(Some(funding.outpoint));
                 let txid = funding.outpoint.txid;
                 self.offered = self.offered.take().filter(|tx| tx.compute_txid() == txid);
@@ -563,6 +567,19 @@ impl ProviderChannel {
     /// Whether it counts against the caps on channels that cost their opener nothing.
     pub fn speculative(&self) -> bool {
         self.course.funding.is_none() && !self.course.finished
+    }
+
+    /// Whether it cost its opener nothing so far but a request: no block and no mempool was ever
+    /// shown money of it. Where too many wait, it may be forgotten before its time.
+    pub fn costless(&self) -> bool {
+        let unpaid = self.best.is_none() && self.void.is_empty();
+        let seen = self.was_funded || self.offered.is_some();
+        self.speculative() && unpaid && !seen && self.nonces.is_empty()
+    }
+
+    /// The end of one that is [`Self::costless`], to make room for others.
+    pub fn crowd_out(&self) -> Option<ProviderEvent> {
+        self.costless().then_some(ProviderEvent::Finished)
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod claim;
 mod close;
+mod crowd;
 mod funding;
 mod report;
 mod stations;
@@ -26,6 +27,7 @@ use bitcoin::{
 
 pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
 pub use close::{CloseNeeds, CloseOwn};
+pub use crowd::{UNFUNDED_MAX, UNFUNDED_PER_STATION_MAX};
 pub use funding::{FUNDINGS_REFUSED_MAX, PRESENTED_AT_ONCE_MAX, Taken, UNCONFIRMED_CHANNELS_MAX};
 pub use report::Refusal;
 pub use stations::StationsAsk;
@@ -44,10 +46,6 @@ use crate::{
     wire::{AccountReport, ChannelReport, CloseRequest, OpenRequest, PaymentReply, PaymentRequest},
 };
 
-/// Channels that one station may have open without funding them.
-pub const UNFUNDED_PER_STATION_MAX: usize = 4;
-/// Channels that all stations together may have open without funding them: bounds the disk.
-pub const UNFUNDED_MAX: usize = 10_000;
 /// Channels that one station may have in all that are not closed.
 pub const CHANNELS_PER_STATION_MAX: usize = 64;
 
@@ -449,6 +447,7 @@ impl Controller {
         if self.book.get(&channel).is_some() {
             return Err(Refusal::Exists(channel));
         }
+        self.make_place(station, out)?;
         let key_index = self.next_key_index;
         let params = Box::new(params);
         let bound = seat.is_some_and(|seat| seat.bound);
@@ -457,18 +456,6 @@ impl Controller {
         self.next_key_index += 1;
         self.record(channel, event, out);
         self.channel(&channel).map(|report| Answer::Channel(Box::new(report)))
-    }
-
-    fn check_caps(&self, station: Station) -> Result<(), Refusal> {
-        let own: Vec<_> = self.channels_of(station).collect();
-        let unfunded = own.iter().filter(|id| self.unfunded.contains(id)).count();
-        if unfunded >= UNFUNDED_PER_STATION_MAX || self.unfunded.len() >= UNFUNDED_MAX {
-            return Err(Refusal::TooManyUnfunded);
-        }
-        if own.len() >= CHANNELS_PER_STATION_MAX {
-            return Err(Refusal::TooManyChannels);
-        }
-        Ok(())
     }
 
     /// Channels that a station opened and that are not over.
@@ -601,6 +588,11 @@ impl Controller {
     /// What all stations used, in their lives.
     pub fn billed(&self) -> Octets {
         self.accounts.billed()
+    }
+
+    /// The same by direction, with what was refused for want of credit.
+    pub fn usage(&self) -> Usage {
+        self.accounts.total()
     }
 
     /// What an earlier controller left in the kernel: each station's limit and usage. It is refused

@@ -15,6 +15,7 @@ use crate::{
 
 mod claim;
 mod close;
+mod crowd;
 mod funding;
 mod payment;
 mod stations;

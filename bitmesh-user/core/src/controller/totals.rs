@@ -4,7 +4,7 @@ use bitcoin::Amount;
 
 use super::Controller;
 use crate::{
-    channel::{ChannelStatus, ProviderChannel},
+    channel::{ChannelStatus, ProviderChannel, SpendKind},
     units::Octets,
 };
 
@@ -25,6 +25,10 @@ pub struct Totals {
     pub paid: Amount,
     /// The part of it that no block has paid out.
     pub unsettled: Amount,
+    /// The part of it that blocks have paid out, what miners got of it included.
+    pub settled: Amount,
+    /// Payments.
+    pub commitments: u64,
 }
 
 impl Controller {
@@ -51,8 +55,18 @@ impl Totals {
         let status = channel.status(tip);
         self.channels += 1;
         self.channels_open += u64::from(status == ChannelStatus::Open);
-        let add = |sum: Amount| sum.checked_add(channel.paid()).unwrap_or(Amount::MAX_MONEY);
+        let paid = channel.paid();
+        let add = |sum: Amount| sum.checked_add(paid).unwrap_or(Amount::MAX_MONEY);
         self.paid = add(self.paid);
+        self.commitments = self.commitments.saturating_add(channel.commitments());
+        let spent = match status {
+            ChannelStatus::Settled { kind, .. } => Some(kind),
+            ChannelStatus::Closed { kind } => kind,
+            _ => None,
+        };
+        if spent.is_some_and(|kind| kind != SpendKind::Refund) {
+            self.settled = add(self.settled);
+        }
         if !matches!(status, ChannelStatus::Closed { .. } | ChannelStatus::Settled { .. }) {
             self.unsettled = add(self.unsettled);
         }

@@ -93,12 +93,14 @@ impl Session {
         self.start_request(request);
     }
 
-    /// Shows the provider a funding that no block holds: where it counts on it, payments begin; and
-    /// it broadcasts it, for who can't.
+    /// Shows the provider a funding that no block holds: it waits for what it has seen longer than for
+    /// what it was only told of; where it counts on it, payments begin; and it broadcasts it, for who
+    /// can't.
     fn present(&mut self) {
         let tip = self.buyer.book().tip();
         let waiting = self.buyer.book().iter().find_map(|(id, channel)| {
-            let wanted = channel.params().unconfirmed_max > Amount::ZERO || !self.synced;
+            let counts = channel.params().unconfirmed_max > Amount::ZERO;
+            let wanted = counts || !self.synced || channel.taken().is_none();
             let unfunded = channel.status(tip) == ChannelStatus::Unfunded;
             let here = channel.url() == self.provider.url() && !self.aside.held(id);
             let tx = channel.funding_waits(tip).filter(|_| wanted && unfunded && here)?;

@@ -158,7 +158,7 @@ impl Session {
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         let mut tasks = JoinSet::new();
         let front = Front::new(requests, ENGINE, super::now());
-        tasks.spawn(serve_admin(&config.common.data_dir, front)?);
+        tasks.spawn(serve_admin(&config.common.data_dir, front, None)?);
         let unacknowledged = active
             .and_then(|id| buyer.book().get(&id))
             .is_some_and(|channel| channel.best().is_some());

@@ -64,6 +64,7 @@ impl Session<'_> {
             }
             Action::Grant { station, limit, usage, low } => {
                 let key = station.key();
+                self.desk.gate.payers.add(station);
                 let granted = self.grant(station, limit, usage);
                 if let Err(error) = granted.and_then(|()| self.dataplane.set_low(key, low.0)) {
                     warn!("{station} can't use what it bought yet: {error}");

@@ -79,6 +79,9 @@ impl Session<'_> {
             channels: totals.channels,
             paid_sat: totals.paid.to_sat(),
             billed_octets: self.controller.billed(),
+            usage: self.controller.usage(),
+            settled_sat: totals.settled.to_sat(),
+            commitments: totals.commitments,
             wallet: self.foundation.wallet_status(totals.unsettled),
             store: self.desk.front.store(),
         }

@@ -12,7 +12,10 @@ use tracing::warn;
 
 use super::{super::now, edge::edge_addresses, guarding::Guarding, told::Told};
 use crate::{
-    api::{Envelope, Front, MAILBOX_REQUESTS, listen_on, router, serve_admin, serve_lan},
+    api::{
+        Envelope, Front, Gate, MAILBOX_REQUESTS, Ops, listen_for_ops, listen_on, router,
+        serve_admin, serve_lan, serve_ops,
+    },
     config::SellConfig,
     dataplane::{Change, Dataplane},
     gateway::{Gateway, Interface},
@@ -21,6 +24,7 @@ use crate::{
 
 pub(super) struct Desk {
     pub(super) front: Arc<Front>,
+    pub(super) gate: Gate,
     pub(super) mailbox: mpsc::Receiver<Envelope>,
     pub(super) gateway: Gateway,
     /// Ports that are there, and the tasks that answer on them by index.
@@ -49,6 +53,7 @@ impl Desk {
         let edge_addresses = edge_addresses(&gateway, &lan).await?;
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         Ok(Self {
+            gate: Gate::new(requests.clone()),
             front: Front::new(requests, ENGINE, now()),
             mailbox,
             gateway,
@@ -62,11 +67,16 @@ impl Desk {
     }
 
     /// Answers, from the first session on. Its data directory is locked by then.
-    pub(super) fn open(&mut self, config: &SellConfig) -> Result<()> {
+    pub(super) async fn open(&mut self, config: &SellConfig) -> Result<()> {
         if std::mem::replace(&mut self.open, true) {
             return Ok(());
         }
-        self.tasks.spawn(serve_admin(&config.common.data_dir, self.front.clone())?);
+        let (front, group) = (self.front.clone(), config.admin_group);
+        self.tasks.spawn(serve_admin(&config.common.data_dir, front, group)?);
+        if let Some(address) = config.metrics {
+            let listener = listen_for_ops(address, &config.lan).await?;
+            self.tasks.spawn(serve_ops(listener, Ops::new(self.front.clone())));
+        }
         for interface in std::mem::take(&mut self.lan) {
             self.serve(interface)?;
         }
@@ -78,7 +88,8 @@ impl Desk {
         self.leave(lan.index);
         let listener = listen_on(&lan, self.api_port)?;
         let router = router(self.front.clone());
-        let task = serve_lan(listener, lan.clone(), self.gateway.clone(), router);
+        let task =
+            serve_lan(listener, lan.clone(), self.gateway.clone(), router, self.gate.clone());
         self.listeners.insert(lan.index, self.tasks.spawn(task));
         self.lan.push(lan);
         Ok(())

@@ -10,6 +10,7 @@ mod edge;
 mod guarding;
 mod outage;
 mod start;
+mod tending;
 mod told;
 mod verifying;
 mod watch;
@@ -24,6 +25,7 @@ use bitmesh_core::{
 };
 use serde_json::Value;
 use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::{Instant, Interval, MissedTickBehavior, interval, sleep},
@@ -48,6 +50,7 @@ use crate::{
     dataplane::{self, Change, Dataplane},
     guard::Guard,
     store::{StoreError, StoreRole},
+    telemetry::Notifier,
     wallet::{Role, Seed},
 };
 
@@ -88,16 +91,21 @@ pub async fn sell(ready: Ready) -> Result<()> {
     let mut told = Told::new(events)?;
     let mut desk = Desk::new(&config).await?;
     let mut stop = stop_signal()?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut patience = Patience::default();
     let mut ran = false;
+    let mut notifier = Notifier::default();
     loop {
+        notifier.alive();
         let lent = (&mut dataplane, &mut guarding, &mut told, &mut desk);
-        let failure = match Session::start(&config, &mut seed, lent, ran).await {
+        let failure = match Session::start(&config, &mut seed, lent, &mut notifier, ran).await {
             Ok(mut session) => {
                 ran = true;
                 patience.reset();
                 session.guarding.selling().await;
-                let ended = Box::pin(session.run(&mut stop)).await;
+                let ended = Box::pin(session.run(&mut stop, &mut hangup)).await;
+                // Settings that were read again outlive a session.
+                config.clone_from(&session.config);
                 if let Err(error) = &ended {
                     // Before those who wait learn that nobody will answer.
                     session.desk.front.failed(&format!("{error:#}"), now());
@@ -115,7 +123,9 @@ pub async fn sell(ready: Ready) -> Result<()> {
         }
         let (here, kernel) = ((&mut desk, &mut guarding), (&mut told, &mut dataplane));
         let directory = &config.common.data_dir;
-        if !outlast(&failure, directory, &mut patience, here, kernel, &mut stop).await? {
+        if !outlast(&failure, directory, &mut patience, here, kernel, (&mut stop, &mut notifier))
+            .await?
+        {
             desk.close().await;
             return Ok(());
         }
@@ -160,6 +170,7 @@ struct Session<'a> {
     next_request: u64,
     /// Whether somebody who paid found no place in the kernel's table.
     crowded: bool,
+    notifier: &'a mut Notifier,
     watch: Watch,
     /// Whether the answer on fees is on its way.
     fees_asked: bool,
@@ -175,6 +186,7 @@ impl<'a> Session<'a> {
         config: &SellConfig,
         seed: &mut Seed,
         (dataplane, guarding, told, desk): Lent<'a>,
+        notifier: &'a mut Notifier,
         again: bool,
     ) -> Result<Self> {
         let (mut foundation, entries) =
@@ -206,6 +218,7 @@ impl<'a> Session<'a> {
             answering: Vec::new(),
             next_request: 0,
             crowded: false,
+            notifier,
             watch: Watch::new(),
             fees_asked: false,
             internal,
@@ -214,12 +227,16 @@ impl<'a> Session<'a> {
             tasks: JoinSet::new(),
         };
         session.renew_terms();
-        session.desk.open(config)?;
+        session.desk.open(config).await?;
         Ok(session)
     }
 
     /// Until it is told to stop, or the store fails.
-    async fn run(&mut self, stop: &mut Pin<Box<dyn Future<Output = ()> + Send>>) -> Result<()> {
+    async fn run(
+        &mut self,
+        stop: &mut Pin<Box<dyn Future<Output = ()> + Send>>,
+        hangup: &mut Signal,
+    ) -> Result<()> {
         let mut chain = self.foundation.follow(self.controller.book());
         let mut usage = Box::pin(sleep(USAGE_INTERVAL));
         let mut pace = USAGE_INTERVAL;
@@ -241,6 +258,8 @@ impl<'a> Session<'a> {
             self.foundation.wallet.node_public_key(),
             self.config.schedule.tiers.first().map_or(0, |tier| tier.msat_per_mib)
         );
+        self.tend();
+        self.notifier.ready();
         loop {
             let mut out = Batch::default();
             tokio::select! {
@@ -273,6 +292,7 @@ impl<'a> Session<'a> {
                     usage.as_mut().reset(Instant::now() + pace);
                 }
                 _ = checkpoint.tick() => {
+                    self.tend();
                     // Before anything is decided that is not stored yet.
                     let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
                     self.foundation.tidy::<ProviderEvent>(forgotten).await?;
@@ -295,6 +315,7 @@ impl<'a> Session<'a> {
                     let gone = "the guard has ended; the programs and the belt hold: start again";
                     self.changed(change.context(gone)?).await;
                 }
+                _ = hangup.recv() => self.reload(),
                 () = &mut *stop => return Ok(()),
             }
             self.settle(out).await?;
@@ -303,10 +324,7 @@ impl<'a> Session<'a> {
 
     /// Writes down the last counters. The programs stay, and hold stations to what they paid for.
     async fn finish(mut self) -> Result<()> {
-        let mut out = Batch::default();
-        self.read_usage(&mut out);
-        self.controller.handle(Input::Checkpoint, &mut out);
-        self.settle(out).await?;
+        self.drain().await?;
         self.desk.close().await;
         self.tasks.shutdown().await;
         self.foundation.close().await?;

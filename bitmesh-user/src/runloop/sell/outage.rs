@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, info};
 
 use super::{super::now, ADDRESSES_INTERVAL, desk::Desk, guarding::Guarding, told::Told};
-use crate::dataplane::Dataplane;
+use crate::{dataplane::Dataplane, telemetry::Notifier};
 
 /// Pause before the disk is looked at again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub(super) async fn outlast(
     patience: &mut Patience,
     (desk, guarding): (&mut Desk, &mut Guarding),
     (told, dataplane): (&mut Told, &mut Dataplane),
-    stop: &mut Pin<Box<dyn Future<Output = ()> + Send>>,
+    (stop, notifier): (&mut Pin<Box<dyn Future<Output = ()> + Send>>, &mut Notifier),
 ) -> Result<bool> {
     error!("{failure:#}; nothing is acknowledged until it works again, credit stays good");
     desk.front.failed(&format!("{failure:#}"), now());
@@ -73,6 +73,8 @@ pub(super) async fn outlast(
                 told.note(&events?);
             }
             _ = addresses.tick() => {
+                notifier.alive();
+                notifier.status("the store can't write: nothing is sold until it can");
                 desk.read_addresses(dataplane).await;
             }
             () = &mut *stop => return Ok(false),

@@ -75,6 +75,8 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
             _ => None,
         },
         is_new: dataplane.is_new(),
+        log: config.settings.common.log.clone(),
+        log_format: config.settings.common.log_format,
     };
     let guard = match guard::start(&args, dataplane.hold()?) {
         Err(error) if dataplane.is_new() => {
@@ -83,7 +85,7 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
         }
         started => started?,
     };
-    guard::give_up(identity.as_ref()).context("giving up rights")?;
+    guard::give_up(identity.as_ref(), config.admin_group).context("giving up rights")?;
     if let Some(identity) = identity {
         info!("running as user {} without capabilities", identity.name());
     }

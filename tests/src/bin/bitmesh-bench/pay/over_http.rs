@@ -15,7 +15,9 @@ use bitmesh_core::{
 };
 use bitmesh_tests::netns::Namespace;
 use bitmesh_user::{
-    api::{Ask, Body, Envelope, Front, MAILBOX_REQUESTS, Proof, listen_on, router, serve_lan},
+    api::{
+        Ask, Body, Envelope, Front, Gate, MAILBOX_REQUESTS, Proof, listen_on, router, serve_lan,
+    },
     bench::{Better, Contender, Group, Measure, Target},
     gateway::Gateway,
 };
@@ -106,6 +108,7 @@ impl VerifyOnly {
     ) -> Result<Self> {
         let anybody = accounts.first().context("no accounts")?.station;
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
+        let gate = Gate::new(requests.clone());
         let front = Front::new(requests, "none", 0);
         for account in accounts {
             let mut events = account.journal(secp, height, 0)?.into_iter().filter_map(|entry| {
@@ -116,6 +119,7 @@ impl VerifyOnly {
             events.try_for_each(|event| channel.apply(&event))?;
             let check = channel.payment_check(height).context("a channel that takes nothing")?;
             front.checks().put(account.channel, check, Amount::ZERO);
+            gate.payers.add(account.station);
         }
         let (ready, listening) = std::sync::mpsc::channel();
         let (stop, stopped) = oneshot::channel();
@@ -125,7 +129,7 @@ impl VerifyOnly {
                 let gateway = Gateway::open()?;
                 let lan = gateway.interface(LAN).await?;
                 let listener = listen_on(&lan, EDGE.port())?;
-                tokio::spawn(serve_lan(listener, lan, gateway, router(front)));
+                tokio::spawn(serve_lan(listener, lan, gateway, router(front), gate));
                 ready.send(())?;
                 tokio::select! {
                     () = answer(mailbox, anybody) => {}
