@@ -14,9 +14,9 @@ use super::{
 
 /// Rows of the journal that are never folded: the newest. To fold a payment costs more than to write it, and the
 /// longer it waits, the more of the same channel are folded with it.
-pub const ROWS_KEPT: u64 = 32_768;
-/// Rows that a step folds at most.
-pub const ROWS_PER_STEP: i64 = 2_048;
+const ROWS_KEPT: u64 = 32_768;
+/// Rows that a step folds at most: each can be of another channel, whose page is written anew.
+const ROWS_PER_STEP: i64 = 512;
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub struct Tidied {
     pub folded: usize,
     /// Channels that were forgotten.
     pub forgotten: usize,
-    /// Whether there is enough for another step.
-    pub more: bool,
+    /// Rows that wait to be folded.
+    pub left: u64,
 }
 
 /// A channel's journal while it is folded.
@@ -102,8 +102,8 @@ impl Store {
         let forgotten = write.forgotten.len();
         let (write, changes) = self.known.folding(write, rows.len());
         self.write(&write, changes).await?;
-        let more = self.known.journal_rows > kept;
-        Ok(Tidied { folded: rows.len(), forgotten, more })
+        let left = self.known.journal_rows.saturating_sub(kept);
+        Ok(Tidied { folded: rows.len(), forgotten, left })
     }
 
     fn is_forgettable<E: Compact>(
