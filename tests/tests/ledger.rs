@@ -96,8 +96,13 @@ fn p15_a_changed_ledger_is_refused_with_what_to_do_and_a_backup_goes_on() -> Res
 
     let restored: Restored = store(&world.provider, &["restore", backup])?;
     ensure!(restored.aside.as_ref().is_some_and(|aside| aside.exists()), "{restored:?}");
+    // The kernel still honours what was paid since: nothing is taken back without the operator.
+    let said = refuses_to_start(&mut world.provider)?;
+    assert!(said.contains("the ledger goes on from"), "{said}");
+    assert!(said.contains("the kernel honours") && said.contains("sell --detach"), "{said}");
+    let detached = world.provider.cli(&["sell", "--detach", "--instance", world.instance()])?;
+    ensure!(detached.status.success(), "{}", String::from_utf8_lossy(&detached.stderr));
     world.provider.start()?;
-    assert!(world.provider.log().contains("the ledger goes on from"), "{}", world.provider.log());
     world.subscriber.start()?;
     world.wait_for(Phase::Buying)?;
     // The subscriber's next sum brings back what the backup did not have.

@@ -122,3 +122,91 @@ impl Checks {
         self.shards.get(index).unwrap_or_else(|| unreachable!("an index modulo the length"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::{
+        Network, OutPoint, ScriptBuf, WPubkeyHash,
+        hashes::Hash as _,
+        secp256k1::{All, SecretKey},
+    };
+    use bitmesh_core::{
+        channel::{
+            ChannelParams, Funding, PROTOCOL_VERSION, ProviderChannel, ProviderEvent,
+            payment_sighash,
+        },
+        ledger::Usage,
+        pricing::Schedule,
+        units::Octets,
+    };
+
+    use super::*;
+
+    fn secp() -> Secp256k1<All> {
+        Secp256k1::new()
+    }
+
+    fn funded() -> ProviderChannel {
+        let key = |octet| SecretKey::from_slice(&[octet; 32]).unwrap().public_key(&secp());
+        let params = ChannelParams {
+            version: PROTOCOL_VERSION,
+            network: Network::Regtest,
+            offer: "00".repeat(32).parse().unwrap(),
+            subscriber: key(1),
+            provider: key(2),
+            expiry_height: 2_000,
+            capacity: Amount::from_sat(100_000),
+            remainder_script: ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros()),
+            schedule: Schedule::flat(1_000),
+            confirmations: 1,
+            tick_max: Octets(8 << 20),
+            unconfirmed_max: Amount::ZERO,
+        };
+        let opened = ProviderEvent::Opened {
+            params: Box::new(params),
+            key_index: 0,
+            station: "02:00:00:00:00:01".parse().unwrap(),
+            height: 100,
+            used: Usage::default(),
+        };
+        let mut channel = ProviderChannel::open(&opened).unwrap();
+        let funding = Funding { outpoint: OutPoint::null(), height: 101 };
+        channel.apply(&ProviderEvent::Funded(funding)).unwrap();
+        channel
+    }
+
+    fn payment(channel: &ProviderChannel, paid: u64, key: u8) -> PaymentRequest {
+        let paid = Amount::from_sat(paid);
+        let message = payment_sighash(channel.params(), OutPoint::null(), paid).unwrap();
+        let signature = secp().sign_ecdsa(&message, &SecretKey::from_slice(&[key; 32]).unwrap());
+        PaymentRequest { paid, signature }
+    }
+
+    #[test]
+    fn signatures_are_judged_by_what_the_loop_put_in_until_it_takes_it_out() {
+        let (checks, channel) = (Checks::default(), funded());
+        let id = channel.params().id();
+        let good = payment(&channel, 5, 1);
+        assert!(matches!(checks.judge(&id, &good), Verdict::Unknown));
+        checks.put(id, channel.payment_check(110).unwrap(), Amount::ZERO);
+        assert!(matches!(checks.judge(&id, &good), Verdict::Verified(_)));
+        assert!(matches!(checks.judge(&id, &payment(&channel, 5, 3)), Verdict::Wrong(_)));
+        checks.retain(|_, check| check.agrees(&channel.payment_check(111).unwrap()));
+        assert!(matches!(checks.judge(&id, &good), Verdict::Verified(_)));
+        checks.forget(&id);
+        assert!(matches!(checks.judge(&id, &good), Verdict::Unknown));
+    }
+
+    #[test]
+    fn sums_out_of_bounds_cost_no_signature_and_are_the_loops_to_refuse() {
+        let (checks, channel) = (Checks::default(), funded());
+        let id = channel.params().id();
+        checks.put(id, channel.payment_check(110).unwrap(), Amount::ZERO);
+        checks.paid(&id, Amount::from_sat(6));
+        // Both are signed wrongly: whoever verified them would say so.
+        assert!(matches!(checks.judge(&id, &payment(&channel, 5, 3)), Verdict::Unknown));
+        let mut large = payment(&channel, 7, 3);
+        large.paid = Amount::from_sat(100_000);
+        assert!(matches!(checks.judge(&id, &large), Verdict::Unknown));
+    }
+}

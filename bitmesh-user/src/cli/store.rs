@@ -58,7 +58,9 @@ enum StoreCommand {
             puts the copy in its place. The daemon must not run. What was paid after the copy was \
             made is forgotten by it: a provider learns each sum again with the subscriber's next \
             payment, and until then claims less; a subscriber's provider may know of more than its \
-            copy does, and counts that. The next start says so once more.",
+            copy does, and counts that. The next start says so once more. A \
+            provider whose kernel still honours what was paid later refuses to start and says how \
+            to go on.",
         after_help = "Examples:\n  bitmesh store restore /mnt/usb/ledger-monday\n  \
             bitmesh store restore --older /mnt/usb/ledger-sunday"
     )]

@@ -74,6 +74,10 @@ const BIRTHDAY_DEPTH_BLOCKS: u32 = 10;
 
 /// Time after which no further step of folding the ledger is begun; payments wait meanwhile.
 const TIDY_TIME: Duration = Duration::from_millis(10);
+/// The same, while more than so many rows wait.
+const TIDY_TIME_BEHIND: Duration = Duration::from_millis(150);
+/// Rows that may wait before more time is taken.
+const TIDY_BEHIND_ROWS: u64 = 100_000;
 /// Changes of the wallet that are kept one by one.
 const WALLET_CHANGES_MAX: usize = 64;
 
@@ -236,8 +240,13 @@ impl Foundation {
         E: Serialize + DeserializeOwned + Compact,
     {
         let start = Instant::now();
-        while self.store.tidy::<E>(&may_forget).await?.more && start.elapsed() < TIDY_TIME {}
-        Ok(())
+        loop {
+            let left = self.store.tidy::<E>(&may_forget).await?.left;
+            let time = if left > TIDY_BEHIND_ROWS { TIDY_TIME_BEHIND } else { TIDY_TIME };
+            if left == 0 || start.elapsed() >= time {
+                return Ok(());
+            }
+        }
     }
 
     async fn close(self) -> Result<(), StoreError> {

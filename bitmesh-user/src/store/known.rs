@@ -1,6 +1,9 @@
 //! What a store knows of its rows without reading them: enough to write the next ones.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+};
 
 use bitcoin::hashes::Hash as _;
 use bitmesh_core::{
@@ -137,7 +140,8 @@ impl Known {
             }
         }
         changes.appended = write.journal.len() as u64;
-        write.bodies = String::from_utf8(bodies).unwrap_or_default();
+        write.bodies = String::from_utf8(bodies)
+            .map_err(|error| StoreError::Encode(serde_json::Error::io(io::Error::other(error))))?;
         for (station, row) in usage {
             let digest = usage_digest(&row);
             if let Some(before) = self.usage.get(&station) {
@@ -249,7 +253,7 @@ impl Known {
 }
 
 fn too_many() -> StoreError {
-    let error = std::io::Error::other("a channel of more events than can be counted");
+    let error = io::Error::other("a channel of more events than can be counted");
     StoreError::Encode(serde_json::Error::io(error))
 }
 

@@ -1,7 +1,11 @@
 //! The first layout, as it was released, brought forward: one journal whose rows were chained by
 //! hash over all channels.
 
-use std::path::Path;
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use bitcoin::hashes::{Hash as _, HashEngine as _, sha256};
 use bitmesh_core::{bitcoin, channel::ChannelId};
@@ -10,7 +14,7 @@ use tracing::info;
 
 use super::{
     StoreError,
-    aside::vacant,
+    aside::with,
     engine::Mark,
     journal::{Digest, Sum, Tail, block_digest, setting_digest, usage_digest, wallet_digest},
     known::Tails,
@@ -41,8 +45,7 @@ pub(super) async fn upgrade(
     keep: bool,
 ) -> Result<(), StoreError> {
     if keep {
-        let aside = vacant(path, "layout-1");
-        copy(connection, &aside).await?;
+        let aside = keep_aside(connection, path).await?;
         info!(
             "{} gets a new layout; what it was is in {}, to be deleted when all is well",
             path.display(),
@@ -69,6 +72,22 @@ pub(super) async fn upgrade(
     sqlx::query(SET_SUM).bind(&upgrade.sum.0[..]).execute(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+/// One copy, however often it is tried.
+async fn keep_aside(connection: &mut SqliteConnection, path: &Path) -> Result<PathBuf, StoreError> {
+    let aside = with(path, ".layout-1");
+    if !aside.exists() {
+        let part = with(path, ".layout-1.part");
+        let io = |source| StoreError::Io { path: part.clone(), source };
+        match fs::remove_file(&part) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            done => done.map_err(io)?,
+        }
+        copy(connection, &part).await?;
+        fs::rename(&part, &aside).map_err(io)?;
+    }
+    Ok(aside)
 }
 
 struct Upgrade {

@@ -55,9 +55,10 @@ const PURPOSE: &str = "purpose";
 const WENT_BACK: &str = "went-back";
 
 /// What is in a data directory of this.
-pub const FILES: [&str; 5] = [
+pub const FILES: [&str; 6] = [
     sqlite::FILE,
     lock::FILE,
+    witness::FILE,
     "bitmesh.sqlite-wal",
     "bitmesh.sqlite-shm",
     "bitmesh.sqlite-journal",

@@ -25,8 +25,8 @@ pub struct Tidied {
     pub folded: usize,
     /// Channels that were forgotten.
     pub forgotten: usize,
-    /// Whether there is enough for another step.
-    pub more: bool,
+    /// Rows that wait to be folded.
+    pub left: u64,
 }
 
 /// A channel's journal while it is folded.
@@ -102,8 +102,8 @@ impl Store {
         let forgotten = write.forgotten.len();
         let (write, changes) = self.known.folding(write, rows.len());
         self.write(&write, changes).await?;
-        let more = self.known.journal_rows > kept;
-        Ok(Tidied { folded: rows.len(), forgotten, more })
+        let left = self.known.journal_rows.saturating_sub(kept);
+        Ok(Tidied { folded: rows.len(), forgotten, left })
     }
 
     fn is_forgettable<E: Compact>(

@@ -13,7 +13,8 @@ use bitmesh_core::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    PURPOSE, Place, StoreError, StoreRole, WENT_BACK, aside,
+    PURPOSE, Place, StoreError, StoreRole, WENT_BACK,
+    aside::{self, with},
     engine::{Engine, Mark},
     known::Known,
     load, lock, schema,
@@ -30,7 +31,8 @@ const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 #[derive(Debug)]
 pub struct Look {
     engine: Box<dyn Engine>,
-    directory: Option<PathBuf>,
+    /// What the witness said before the look began.
+    seen: Option<Mark>,
 }
 
 /// What is known of a ledger without what its events mean.
@@ -61,13 +63,14 @@ impl Look {
         if !path.exists() {
             return Err(StoreError::Missing(place.directory.clone()));
         }
-        let engine = Box::new(SqliteEngine::look(&path).await?);
-        Ok(Self { engine, directory: Some(place.directory.clone()) })
+        // First: a daemon may write in between, and the ledger is then newer than the witness was.
+        let seen = witness::said(&place.directory);
+        Ok(Self { engine: Box::new(SqliteEngine::look(&path).await?), seen })
     }
 
     /// Looks at a copy.
     pub async fn file(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { engine: Box::new(SqliteEngine::look(path).await?), directory: None })
+        Ok(Self { engine: Box::new(SqliteEngine::look(path).await?), seen: None })
     }
 
     /// What it is for.
@@ -86,7 +89,7 @@ impl Look {
     {
         let mut known = Known::default();
         let entries = load::load(self.engine.as_mut(), &mut known).await?;
-        let seen = self.directory.as_deref().and_then(witness::said);
+        let seen = self.seen;
         let facts = Facts {
             ledger: self.engine.place().to_owned(),
             layout: schema::LAYOUT,
@@ -110,7 +113,10 @@ impl Look {
         if to.exists() {
             return Err(StoreError::Present(to.to_owned()));
         }
-        self.engine.back_up(to).await
+        let part = with(to, ".part");
+        remove_all(&part)?;
+        self.engine.back_up(&part).await?;
+        fs::rename(&part, to).map_err(|source| StoreError::Io { path: to.to_owned(), source })
     }
 
     /// Lets it go.
@@ -236,6 +242,7 @@ impl Restore {
         fs::rename(&self.temporary, &path).map_err(io)?;
         fs::File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(io)?;
         note(&self.directory, &self.mark)?;
+        remove_all(&self.temporary)?;
         Ok(Restored { commits: self.mark.committed, aside })
     }
 
@@ -259,12 +266,6 @@ fn note(directory: &Path, mark: &Mark) -> Result<(), StoreError> {
     witness.note(mark);
     let path = directory.join(witness::FILE);
     witness.sync().map_err(|source| StoreError::Io { path, source })
-}
-
-fn with(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 fn remove_all(path: &Path) -> Result<(), StoreError> {

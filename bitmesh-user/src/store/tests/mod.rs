@@ -251,11 +251,11 @@ pub(super) async fn a_folded_journal_comes_to_the_same(home: impl Home) {
     }
     // In several steps, with a rest that stays, a restart between and payments after.
     let step = store.tidy_beyond::<Event>(500, |_| false).await.unwrap();
-    assert!(step.more && step.folded > 0, "{step:?}");
+    assert!(step.left > 0 && step.folded > 0, "{step:?}");
     store.close().await.unwrap();
     let (mut store, found) = loaded(&home).await;
     assert!(told(&found) == told(&entries));
-    while store.tidy_beyond::<Event>(500, |_| false).await.unwrap().more {}
+    while store.tidy_beyond::<Event>(500, |_| false).await.unwrap().left > 0 {}
     assert_eq!(store.tidy_beyond::<Event>(500, |_| false).await.unwrap(), Tidied::default());
     let more: Vec<_> = (0..40).map(|i| event(i, Event::Paid(1_000))).collect();
     store.commit(&more, None).await.unwrap();
@@ -277,7 +277,7 @@ pub(super) async fn what_is_over_is_forgotten_but_for_the_last_key(home: impl Ho
     store.commit(&entries, None).await.unwrap();
     // Not whole yet: its last event is beyond what is folded.
     let step = store.tidy_beyond::<Event>(3, |_| true).await.unwrap();
-    assert_eq!(step, Tidied { folded: 9, forgotten: 4, more: false });
+    assert_eq!(step, Tidied { folded: 9, forgotten: 4, left: 0 });
     let step = store.tidy_beyond::<Event>(0, |id_of| *id_of != id(9)).await.unwrap();
     assert_eq!(step.forgotten, 1);
     store.close().await.unwrap();
