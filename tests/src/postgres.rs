@@ -16,10 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::{
-    process::{
-        Gid, Pid, Signal, Uid, geteuid, kill_process, set_parent_process_death_signal,
-        test_kill_process,
-    },
+    process::{Gid, Pid, Signal, Uid, geteuid, kill_process, set_parent_process_death_signal},
     thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 use tempfile::TempDir;
@@ -229,9 +226,7 @@ impl<'a> Server<'a> {
             let _ = kill_process(*worker, Signal::KILL);
         }
         // They are not ours to wait for, and hold the cluster's memory until they are gone.
-        let _ = wait("its workers to end", || {
-            Ok(workers.iter().all(|worker| test_kill_process(*worker).is_err()))
-        });
+        let _ = wait("its workers to end", || Ok(workers.iter().all(|worker| is_gone(*worker))));
     }
 
     fn data(&self) -> PathBuf {
@@ -271,6 +266,12 @@ fn children(process: u32) -> Vec<Pid> {
     let path = format!("/proc/{process}/task/{process}/children");
     let text = fs::read_to_string(path).unwrap_or_default();
     text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+/// Whether a process has ended, be it that nobody has asked for its status yet.
+fn is_gone(process: Pid) -> bool {
+    let command = fs::read(format!("/proc/{}/cmdline", process.as_raw_nonzero()));
+    command.map_or(true, |text| text.is_empty())
 }
 
 /// Runs a program to its end: what it printed.
