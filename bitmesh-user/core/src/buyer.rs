@@ -159,7 +159,7 @@ impl Buyer {
         signature: Signature,
         out: &mut Out,
     ) {
-        let event = SubscriberEvent::PaymentSigned { paid, signature };
+        let event = SubscriberEvent::PaymentSigned { paid, signature, earlier: 0 };
         self.book.record(channel, event, out);
         out.act(Action::Pay(channel, paid, signature));
     }

@@ -125,7 +125,11 @@ impl Bench {
         for (paid, ..) in &self.payments {
             let message = channel.payment(*paid, HEIGHT)?;
             let signature = self.secp.sign_ecdsa(&message, &key);
-            channel.apply(&SubscriberEvent::PaymentSigned { paid: *paid, signature })?;
+            channel.apply(&SubscriberEvent::PaymentSigned {
+                paid: *paid,
+                signature,
+                earlier: 0,
+            })?;
         }
         ensure!(channel.commitments() == u64::from(PAYMENTS), "payments were not signed");
         Ok(())

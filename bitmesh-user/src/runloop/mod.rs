@@ -28,7 +28,7 @@ use axum::http::StatusCode;
 use bitcoin::{FeeRate, Network, Transaction, secp256k1::Secp256k1};
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, Book, Entry, Machine},
+    channel::{Batch, Book, Compact, Entry, Machine},
     offer::SignedOffer,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -83,12 +83,15 @@ struct Foundation {
 
 impl Foundation {
     /// Opens, or makes, the data directory's seed, store and wallet, and reads the journal.
-    async fn open<E: Serialize + DeserializeOwned>(
+    async fn open<E>(
         common: &Common,
         role: StoreRole,
         seed: &mut Seed,
-    ) -> Result<(Self, Vec<Entry<E>>)> {
-        let mut store = Store::open(&common.data_dir, role, common.network).await?;
+    ) -> Result<(Self, Vec<Entry<E>>)>
+    where
+        E: Serialize + DeserializeOwned + Compact + Send + 'static,
+    {
+        let mut store = Store::open(&common.ledger(), role, common.network).await?;
         let mut entries = store.load::<E>().await?;
         let changes = store.wallet_changes().await?;
         let source = open_source(common, &entries)?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bitcoin::{BlockHash, OutPoint, ScriptBuf, Transaction};
 
-use super::{ChannelId, ChannelParams, Funding, InvalidEvent};
+use super::{ChannelId, ChannelParams, Compact, Funding, InvalidEvent};
 use crate::{ledger::Usage, station::Station};
 
 /// Blocks that are remembered so that a reorganisation is seen after a restart, too.
@@ -13,7 +13,7 @@ pub const TIPS_KEPT: u32 = 100;
 /// What both roles' channels have in common.
 pub trait Machine: Sized {
     /// What its journal holds.
-    type Event: Clone;
+    type Event: Clone + Compact;
 
     /// Starts from the first event.
     fn open(event: &Self::Event) -> Result<Self, InvalidEvent>;

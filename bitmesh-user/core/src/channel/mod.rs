@@ -9,6 +9,7 @@
 mod binding;
 mod book;
 mod close;
+mod compact;
 mod course;
 mod fees;
 mod params;
@@ -30,6 +31,7 @@ pub use binding::{
 };
 pub use book::{Batch, Book, Durable, Entry, Machine, TIPS_KEPT};
 pub use close::{CLOSE_WAIT_BLOCKS, Close, CloseError, CloseRecord, claim_pays_off};
+pub use compact::Compact;
 pub use course::ChannelStatus;
 pub use fees::{
     CLAIM_URGENT_BLOCKS, CLAIM_WINDOW_BLOCKS, FEE_SHARE_AT_OPENING, FeeEstimates,

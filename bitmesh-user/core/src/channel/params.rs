@@ -194,6 +194,11 @@ impl ChannelId {
         Self(tagged_hash("bitmesh/channel", &[script.as_bytes()]))
     }
 
+    /// From what [`Self::as_bytes`] gave.
+    pub fn from_bytes(octets: [u8; 32]) -> Self {
+        Self(octets)
+    }
+
     /// The 32 octets.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0

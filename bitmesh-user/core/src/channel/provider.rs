@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Close,
     CloseError, CloseRecord, Funding, InvalidEvent, Nonce, Spent, close_digest,
+    compact::is_zero,
     course::{Course, Gone},
     subscriber::funding_outpoint,
     verify_payment,
@@ -82,6 +83,9 @@ pub enum ProviderEvent {
         paid: Amount,
         /// The subscriber's signature over it.
         signature: Signature,
+        /// Payments right before it that this one stands for, too.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        earlier: u64,
     },
     /// The subscriber asked for the claim to be made now.
     CloseRequested {
@@ -286,7 +290,7 @@ impl ProviderChannel {
                 self.turn_to(None);
             }
             ProviderEvent::Unfunded => self.undo(Gone::Funding)?,
-            ProviderEvent::Paid { paid, signature } => {
+            ProviderEvent::Paid { paid, signature, earlier } => {
                 let params = &self.course.params;
                 let confirmed = self.course.outpoint().map(|at| (at, params.payable()));
                 let basis = confirmed.or(self.offered().map(|at| (at, params.unconfirmed_max)));
@@ -298,7 +302,7 @@ impl ProviderChannel {
                     return Err(InvalidEvent("a payment after the close"));
                 }
                 self.best = Some(Commitment { paid: *paid, signature: *signature, outpoint });
-                self.commitments += 1;
+                self.commitments = self.commitments.saturating_add(1).saturating_add(*earlier);
             }
             ProviderEvent::CloseRequested { payout_script } => {
                 self.course.close_requested = true;
@@ -363,7 +367,7 @@ impl ProviderChannel {
         if paid == self.paid() {
             return Ok(None);
         }
-        Ok(Some(ProviderEvent::Paid { paid, signature: *signature }))
+        Ok(Some(ProviderEvent::Paid { paid, signature: *signature, earlier: 0 }))
     }
 
     /// A close that a reorganisation took out of its block is waited for anew: it costs the provider

@@ -49,7 +49,7 @@ fn funded() -> ProviderChannel {
 }
 
 fn paid(sum: u64) -> ProviderEvent {
-    ProviderEvent::Paid { paid: sat(sum), signature: pay(&params(), sum) }
+    ProviderEvent::Paid { paid: sat(sum), signature: pay(&params(), sum), earlier: 0 }
 }
 
 fn judge(channel: &ProviderChannel, sum: u64, tip: u32) -> Result<bool, PaymentError> {
@@ -334,7 +334,11 @@ mod subscriber {
     }
 
     fn signed(sum: u64) -> SubscriberEvent {
-        SubscriberEvent::PaymentSigned { paid: sat(sum), signature: pay(&params(), sum) }
+        SubscriberEvent::PaymentSigned {
+            paid: sat(sum),
+            signature: pay(&params(), sum),
+            earlier: 0,
+        }
     }
 
     #[test]
