@@ -14,6 +14,7 @@ mod known;
 mod layout1;
 mod load;
 mod lock;
+mod postgres;
 mod schema;
 mod sqlite;
 
@@ -32,16 +33,22 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use self::{
     engine::{Engine, Write},
     known::{Changes, Known},
+    postgres::PostgresEngine,
     sqlite::SqliteEngine,
 };
-pub use self::{error::StoreError, lock::check_unlocked};
+pub use self::{
+    error::StoreError,
+    lock::check_unlocked,
+    postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
+};
 
 /// Name of the setting that says what the ledger is for.
 const PURPOSE: &str = "purpose";
 
 /// What is in a data directory of this.
-pub const FILES: [&str; 5] = [
+pub const FILES: [&str; 6] = [
     sqlite::FILE,
+    postgres::IDENTITY,
     lock::FILE,
     "bitmesh.sqlite-wal",
     "bitmesh.sqlite-shm",
@@ -72,12 +79,14 @@ impl StoreRole {
 pub struct Place {
     /// The data directory. Whoever uses the ledger from here locks it.
     pub directory: PathBuf,
+    /// The fleet whose database has the ledger; none, where it is a file in the directory.
+    pub fleet: Option<Fleet>,
 }
 
 impl Place {
     /// A file in a data directory.
     pub fn file(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), fleet: None }
     }
 }
 
@@ -100,13 +109,17 @@ impl Store {
         network: Network,
     ) -> Result<Self, StoreError> {
         let lock = lock::lock(&place.directory)?;
-        let mut engine: Box<dyn Engine> = Box::new(SqliteEngine::open(&place.directory).await?);
+        let purpose = format!("{} on {network}", role.name());
+        let mut engine: Box<dyn Engine> = match &place.fleet {
+            Some(fleet) => Box::new(PostgresEngine::open(fleet, &place.directory, &purpose).await?),
+            None => Box::new(SqliteEngine::open(&place.directory).await?),
+        };
         let mark = engine.mark().await?;
         let settings = engine.settings().await?.into_iter().collect();
         let known = Known { mark, settings, ..Known::default() };
         let loaded = mark.committed == 0;
         let mut store = Self { engine, known, loaded, _lock: lock };
-        store.belongs_to(role, network).await?;
+        store.belongs_to(purpose).await?;
         Ok(store)
     }
 
@@ -118,8 +131,7 @@ impl Store {
         Ok(purpose.and_then(of))
     }
 
-    async fn belongs_to(&mut self, role: StoreRole, network: Network) -> Result<(), StoreError> {
-        let wanted = format!("{} on {network}", role.name());
+    async fn belongs_to(&mut self, wanted: String) -> Result<(), StoreError> {
         match self.known.settings.get(PURPOSE) {
             None => self.set(PURPOSE, &wanted).await,
             Some(found) if *found == wanted => Ok(()),
