@@ -298,6 +298,11 @@ impl Accounts {
         self.all.keys().copied()
     }
 
+    /// Whether there is an account that is named after a channel.
+    pub fn is_named_after(&self, channel: &ChannelId) -> bool {
+        self.all.contains_key(&AccountId(*channel))
+    }
+
     /// The account that payments on a channel credit.
     pub fn of_channel(&self, channel: &ChannelId) -> Option<AccountId> {
         self.of_channel.get(channel).copied()

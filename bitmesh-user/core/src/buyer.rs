@@ -268,6 +268,11 @@ impl Buyer {
         self.book.get(channel).is_some_and(|known| !known.finished())
     }
 
+    /// Whether a channel's journal may be forgotten, if its key index is not needed to know the next.
+    pub fn may_forget(&self, channel: &ChannelId) -> bool {
+        self.book.get(channel).is_none_or(SubscriberChannel::forgettable)
+    }
+
     /// Index of the wallet key that the next channel uses.
     pub fn next_key_index(&self) -> u32 {
         self.next_key_index

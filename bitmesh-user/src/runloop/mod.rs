@@ -20,7 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -28,7 +28,7 @@ use axum::http::StatusCode;
 use bitcoin::{FeeRate, Network, Transaction, secp256k1::Secp256k1};
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, Book, Compact, Entry, Machine},
+    channel::{Batch, Book, ChannelId, Compact, Entry, Machine},
     offer::SignedOffer,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -65,6 +65,11 @@ const BROADCAST_PAUSE: Duration = Duration::from_secs(3);
 /// Blocks below the tip from which a new wallet follows the chain: a reorganisation of the newest
 /// ones must not leave it without a block to go on from.
 const BIRTHDAY_DEPTH_BLOCKS: u32 = 10;
+
+/// Time after which no further step of folding the ledger is begun; payments wait meanwhile.
+const TIDY_TIME: Duration = Duration::from_millis(10);
+/// Changes of the wallet that are kept one by one.
+const WALLET_CHANGES_MAX: usize = 64;
 
 /// What both roles stand on: the disk, the keys and the chain.
 struct Foundation {
@@ -114,6 +119,9 @@ impl Foundation {
         } else {
             if seed.birthday().is_none() {
                 return Err(SeedError::Missing(seed::path(&common.data_dir)).into());
+            }
+            if changes.len() > WALLET_CHANGES_MAX {
+                store.set_wallet(Wallet::merge(&changes)?).await?;
             }
             Wallet::load(seed.words(), common.network, &changes)?
         };
@@ -185,6 +193,16 @@ impl Foundation {
             self.watch(book);
         }
         Ok(out.release(&durable))
+    }
+
+    /// Folds old rows of the ledger, for as long as nobody notices.
+    async fn tidy<E>(&mut self, may_forget: impl Fn(&ChannelId) -> bool) -> Result<(), StoreError>
+    where
+        E: Serialize + DeserializeOwned + Compact,
+    {
+        let start = Instant::now();
+        while self.store.tidy::<E>(&may_forget).await?.more && start.elapsed() < TIDY_TIME {}
+        Ok(())
     }
 
     async fn close(self) -> Result<(), StoreError> {

@@ -31,6 +31,8 @@ pub(super) trait Engine: Send + fmt::Debug {
     fn mark(&mut self) -> Work<'_, Mark>;
     /// Folded journals, by channel, of those after `after`, at most `limit`.
     fn channels(&mut self, after: Option<Digest>, limit: i64) -> Work<'_, Vec<ChannelRow>>;
+    /// The folded journals of these channels, where there are any.
+    fn folded<'a>(&'a mut self, channels: &'a [Digest]) -> Work<'a, Vec<ChannelRow>>;
     /// The journal, oldest first, of the rows after `after`, at most `limit`.
     fn journal(&mut self, after: i64, limit: i64) -> Work<'_, Vec<JournalRow>>;
     /// Heights and hashes, lowest first.

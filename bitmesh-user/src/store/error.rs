@@ -35,6 +35,16 @@ pub enum StoreError {
         /// The newest known here.
         known: i64,
     },
+    /// The layout is older than this program writes, and is not changed now.
+    #[error(
+        "{place} has layout {found}; the next start of `bitmesh` brings it forward and checks it then"
+    )]
+    OldLayout {
+        /// Which database.
+        place: String,
+        /// Its layout.
+        found: i64,
+    },
     /// What is there doesn't add up.
     #[error(
         "{place} is damaged: {what}; `bitmesh store check` tells more, `bitmesh store restore` brings \
@@ -45,6 +55,40 @@ pub enum StoreError {
         place: String,
         /// What was found.
         what: String,
+    },
+    /// An old copy was put in the place of the ledger.
+    #[error(
+        "{place} is older than what was written last: it has commit {found}, and commit {last} was \
+         made. Payments since then are not in it, and stations would get for them what they had \
+         already. Put the newest one back: `bitmesh store restore FILE`. If it is lost: `bitmesh store \
+         accept` goes on from what is there"
+    )]
+    RolledBack {
+        /// Which database.
+        place: String,
+        /// Its last commit.
+        found: i64,
+        /// The last that was made.
+        last: i64,
+    },
+    /// A file that is to be made is there.
+    #[error("{} is there already; name another file, or remove it first", .0.display())]
+    Present(PathBuf),
+    /// No ledger.
+    #[error("there is no ledger in {}: name another place with --role or --data-dir", .0.display())]
+    Missing(PathBuf),
+    /// A backup that is older than what is there.
+    #[error(
+        "{} has commit {found}, and the ledger that is there is whole and has commit {present}: what \
+         came between would be forgotten; --older restores it all the same", file.display()
+    )]
+    Older {
+        /// The backup.
+        file: PathBuf,
+        /// Its last commit.
+        found: i64,
+        /// That of the ledger that is there.
+        present: i64,
     },
     /// Somebody else writes this ledger, or took over what is written here: nothing may be granted.
     #[error(
@@ -108,7 +152,8 @@ pub enum StoreError {
     #[error(
         "{place} has {theirs} commits of this edge, and {ours} were acknowledged: it is an older copy, \
          of a standby that was not synchronous or from a backup. Start the server that has them, \
-         or name it in --store"
+         or name it in --store; if they are lost for good, move bitmesh.witness out of the data \
+         directory: what was paid since is forgotten until subscribers send their next sums"
     )]
     Behind {
         /// Which database.

@@ -8,7 +8,7 @@ use super::engine::{ChannelRow, UsageRow};
 /// SHA256, or an id of 32 octets.
 pub(super) type Digest = [u8; 32];
 
-fn sha256(parts: &[&[u8]]) -> Digest {
+pub(super) fn sha256(parts: &[&[u8]]) -> Digest {
     let mut engine = sha256::Hash::engine();
     for part in parts {
         engine.input(part);

@@ -26,6 +26,8 @@ pub(super) struct Known {
     pub(super) mark: Mark,
     pub(super) settings: BTreeMap<String, String>,
     pub(super) tails: Tails,
+    /// Rows of the journal, which were not folded.
+    pub(super) journal_rows: u64,
     /// Digest of each station's usage.
     pub(super) usage: HashMap<i64, Digest>,
     pub(super) blocks: BTreeMap<i64, Digest>,
@@ -41,6 +43,9 @@ pub(super) struct Changes {
     mark: Mark,
     settings: Option<BTreeMap<String, String>>,
     tails: Tails,
+    /// Rows that the journal grows by, and that it loses.
+    appended: u64,
+    folded: u64,
     forgotten: Vec<Digest>,
     usage: HashMap<i64, Digest>,
     blocks: Option<BTreeMap<i64, Digest>>,
@@ -131,6 +136,7 @@ impl Known {
                 }
             }
         }
+        changes.appended = write.journal.len() as u64;
         write.bodies = String::from_utf8(bodies).unwrap_or_default();
         for (station, row) in usage {
             let digest = usage_digest(&row);
@@ -202,14 +208,16 @@ impl Known {
         (write, changes)
     }
 
-    /// A write of nothing but rows that say the same in another way, and of channels to forget.
-    pub(super) fn folding(&self, mut write: Write) -> (Write, Changes) {
+    /// A write of nothing but what so many rows of the journal say in another way, and of channels
+    /// to forget.
+    pub(super) fn folding(&self, mut write: Write, rows: usize) -> (Write, Changes) {
         let (_, mut changes, mut sum) = self.start();
         for channel in &write.forgotten {
             if let Some(tail) = self.tails.get(channel) {
                 sum.toggle_tail(tail);
             }
         }
+        changes.folded = rows as u64;
         changes.forgotten.clone_from(&write.forgotten);
         self.finish(&mut write, &mut changes, sum);
         (write, changes)
@@ -219,6 +227,8 @@ impl Known {
     pub(super) fn accept(&mut self, changes: Changes) {
         self.mark = changes.mark;
         self.tails.extend(changes.tails);
+        self.journal_rows =
+            self.journal_rows.saturating_add(changes.appended).saturating_sub(changes.folded);
         for channel in &changes.forgotten {
             self.tails.remove(channel);
         }

@@ -34,13 +34,21 @@ const COPY_WALLET: &str = "INSERT INTO wallet_changes \
     SELECT 0, row_number() OVER (ORDER BY seq) - 1, body FROM wallet_changes_1";
 const SET_SUM: &str = "UPDATE commits SET committed = 1, sum = $1";
 
-/// Keeps a copy of the file, then changes it in one transaction.
+/// Keeps a copy of the file, where `keep`, then changes it in one transaction.
 pub(super) async fn upgrade(
     connection: &mut SqliteConnection,
     path: &Path,
+    keep: bool,
 ) -> Result<(), StoreError> {
-    let aside = vacant(path, "layout-1");
-    copy(connection, &aside).await?;
+    if keep {
+        let aside = vacant(path, "layout-1");
+        copy(connection, &aside).await?;
+        info!(
+            "{} gets a new layout; what it was is in {}, to be deleted when all is well",
+            path.display(),
+            aside.display()
+        );
+    }
     let mut upgrade = Upgrade { place: path.display().to_string(), sum: Sum::default() };
     let mut transaction = connection.begin().await?;
     for table in SAME_NAMES {
@@ -60,11 +68,6 @@ pub(super) async fn upgrade(
     sqlx::query("DROP TABLE events").execute(&mut *transaction).await?;
     sqlx::query(SET_SUM).bind(&upgrade.sum.0[..]).execute(&mut *transaction).await?;
     transaction.commit().await?;
-    info!(
-        "{} has the new layout now; what it was is in {}, to be deleted when all is well",
-        path.display(),
-        aside.display()
-    );
     Ok(())
 }
 

@@ -143,6 +143,7 @@ where
         let rows = engine.journal(after, PAGE).await?;
         let Some(last) = rows.last() else { return Ok(()) };
         after = last.seq;
+        all.journal_rows = all.journal_rows.saturating_add(rows.len() as u64);
         let mut befores = Vec::with_capacity(rows.len());
         for row in &rows {
             let tail = all.tails.entry(row.channel).or_insert_with(|| Tail::start(&row.channel));

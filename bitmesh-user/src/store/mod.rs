@@ -17,6 +17,9 @@ mod lock;
 mod postgres;
 mod schema;
 mod sqlite;
+mod tidy;
+mod upkeep;
+mod witness;
 
 use std::{
     fs::File,
@@ -35,15 +38,20 @@ use self::{
     known::{Changes, Known},
     postgres::PostgresEngine,
     sqlite::SqliteEngine,
+    witness::Witness,
 };
 pub use self::{
     error::StoreError,
     lock::check_unlocked,
     postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
+    tidy::Tidied,
+    upkeep::{Facts, Look, Restore, Restored, accept},
 };
 
 /// Name of the setting that says what the ledger is for.
 const PURPOSE: &str = "purpose";
+/// Name of the setting that says that it goes on from an older copy, which the next start tells.
+const WENT_BACK: &str = "went-back";
 
 /// What is in a data directory of this.
 pub const FILES: [&str; 6] = [
@@ -97,6 +105,7 @@ pub struct Store {
     known: Known,
     /// Whether [`Self::load`] has read what is there.
     loaded: bool,
+    witness: Witness,
     _lock: File,
 }
 
@@ -109,16 +118,25 @@ impl Store {
         network: Network,
     ) -> Result<Self, StoreError> {
         let lock = lock::lock(&place.directory)?;
+        let (mut witness, said) = Witness::open(&place.directory)?;
         let purpose = format!("{} on {network}", role.name());
         let mut engine: Box<dyn Engine> = match &place.fleet {
-            Some(fleet) => Box::new(PostgresEngine::open(fleet, &place.directory, &purpose).await?),
-            None => Box::new(SqliteEngine::open(&place.directory).await?),
+            Some(fleet) => {
+                let known = said.map_or(0, |mark| mark.committed);
+                Box::new(PostgresEngine::open(fleet, &place.directory, &purpose, known).await?)
+            }
+            None => Box::new(SqliteEngine::open(&place.directory.join(sqlite::FILE), true).await?),
         };
         let mark = engine.mark().await?;
+        if let Some(said) = said.filter(|said| engine.sums() && !witness::agrees(&mark, said)) {
+            let (found, last) = (mark.committed, said.committed);
+            return Err(StoreError::RolledBack { place: engine.place().to_owned(), found, last });
+        }
+        witness.note(&mark);
         let settings = engine.settings().await?.into_iter().collect();
         let known = Known { mark, settings, ..Known::default() };
         let loaded = mark.committed == 0;
-        let mut store = Self { engine, known, loaded, _lock: lock };
+        let mut store = Self { engine, known, loaded, witness, _lock: lock };
         store.belongs_to(purpose).await?;
         Ok(store)
     }
@@ -171,7 +189,19 @@ impl Store {
     async fn write(&mut self, write: &Write, changes: Changes) -> Result<(), StoreError> {
         self.engine.write(write).await?;
         self.known.accept(changes);
+        self.witness.note(&self.known.mark);
         Ok(())
+    }
+
+    /// Whether it goes on from an older copy since it was opened last: from when that is, in words.
+    /// Told once.
+    pub async fn went_back(&mut self) -> Result<Option<String>, StoreError> {
+        let said = self.known.settings.get(WENT_BACK).cloned();
+        if said.is_some() {
+            let (write, changes) = self.known.setting(WENT_BACK, None);
+            self.write(&write, changes).await?;
+        }
+        Ok(said)
     }
 
     /// The wallet's changes, oldest first.
@@ -203,7 +233,10 @@ impl Store {
 
     /// Closes cleanly: of SQLite one file is left, without a write-ahead log beside it.
     pub async fn close(self) -> Result<(), StoreError> {
-        self.engine.close().await
+        self.engine.close().await?;
+        // Without it a start after a power cut knows less, no more.
+        let _ = self.witness.sync();
+        Ok(())
     }
 }
 

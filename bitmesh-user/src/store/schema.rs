@@ -46,15 +46,14 @@ pub(super) static SELECT_USAGE: LazyLock<String> =
 /// Rows that one statement writes: few sizes, so that few statements stay prepared.
 const CHUNKS: [usize; 3] = [128, 16, 1];
 
-/// A statement that writes several rows, by how many.
+/// A statement about several rows, by how many.
 pub(super) struct Rows {
     sizes: [(usize, String); CHUNKS.len()],
 }
 
 impl Rows {
-    fn new(table: &str, columns: &[&str], conflict: Option<&str>) -> Self {
-        let sizes = CHUNKS.map(|rows| (rows, insert(table, columns, rows, conflict)));
-        Self { sizes }
+    fn new(of: impl Fn(usize) -> String) -> Self {
+        Self { sizes: CHUNKS.map(|rows| (rows, of(rows))) }
     }
 
     /// Cuts rows into what one statement takes, and gives that with each.
@@ -71,15 +70,18 @@ impl Rows {
     }
 }
 
+/// `count` placeholders from `$first` on.
+fn placeholders(first: usize, count: usize) -> String {
+    let names: Vec<_> = (first..).take(count).map(|number| format!("${number}")).collect();
+    names.join(", ")
+}
+
 fn insert(table: &str, columns: &[&str], rows: usize, conflict: Option<&str>) -> String {
     let mut sql = format!("INSERT INTO {table} ({}) VALUES ", columns.join(", "));
     for row in 0..rows {
-        sql.push_str(if row == 0 { "(" } else { ", (" });
-        for column in 0..columns.len() {
-            let comma = if column == 0 { "" } else { ", " };
-            let _ = write!(sql, "{comma}${}", row * columns.len() + column + 1);
-        }
-        sql.push(')');
+        let comma = if row == 0 { "" } else { ", " };
+        let first = row * columns.len() + 1;
+        let _ = write!(sql, "{comma}({})", placeholders(first, columns.len()));
     }
     if let Some(key) = conflict {
         let set = |column: &&str| format!("{column} = excluded.{column}");
@@ -89,12 +91,20 @@ fn insert(table: &str, columns: &[&str], rows: usize, conflict: Option<&str>) ->
     sql
 }
 
-pub(super) static INSERT_EVENTS: LazyLock<Rows> =
-    LazyLock::new(|| Rows::new("journal", &["channel", "n", "body", "digest"], None));
+pub(super) static INSERT_EVENTS: LazyLock<Rows> = LazyLock::new(|| {
+    Rows::new(|rows| insert("journal", &["channel", "n", "body", "digest"], rows, None))
+});
 pub(super) static UPSERT_USAGE: LazyLock<Rows> =
-    LazyLock::new(|| Rows::new("usage", &USAGE_COLUMNS, Some("station")));
+    LazyLock::new(|| Rows::new(|rows| insert("usage", &USAGE_COLUMNS, rows, Some("station"))));
 pub(super) static UPSERT_CHANNELS: LazyLock<Rows> = LazyLock::new(|| {
-    Rows::new("channels", &["channel", "n", "body", "digest", "seal"], Some("channel"))
+    let columns = ["channel", "n", "body", "digest", "seal"];
+    Rows::new(|rows| insert("channels", &columns, rows, Some("channel")))
+});
+pub(super) static SELECT_FOLDED: LazyLock<Rows> = LazyLock::new(|| {
+    Rows::new(|rows| {
+        let channels = placeholders(1, rows);
+        format!("SELECT channel, n, body, digest, seal FROM channels WHERE channel IN ({channels})")
+    })
 });
 
 /// How an engine calls things.

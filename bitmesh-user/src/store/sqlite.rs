@@ -71,6 +71,8 @@ const FOR_LAYOUT_1: [&str; 2] = [
 pub(super) struct SqliteEngine {
     place: String,
     connection: SqliteConnection,
+    /// Whether a transaction holds what is read to one moment.
+    looking: bool,
 }
 
 /// How a file is opened.
@@ -79,26 +81,49 @@ pub(super) fn options(path: &Path) -> SqliteConnectOptions {
 }
 
 impl SqliteEngine {
-    /// Opens the file in a directory, or makes it; brings an older layout forward.
-    pub(super) async fn open(directory: &Path) -> Result<Self, StoreError> {
-        let path = directory.join(FILE);
-        let options = options(&path)
+    /// Opens a file, or makes it; brings an older layout forward, and keeps a copy of what it was
+    /// where `keep`.
+    pub(super) async fn open(path: &Path, keep: bool) -> Result<Self, StoreError> {
+        let options = options(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
         let connection = SqliteConnection::connect_with(&options).await?;
-        let mut engine = Self { place: path.display().to_string(), connection };
+        let place = path.display().to_string();
+        let mut engine = Self { place, connection, looking: false };
         match layout(&mut engine.connection).await? {
             None => engine.make().await?,
             Some(schema::LAYOUT) => {}
-            Some(1) => layout1::upgrade(&mut engine.connection, &path).await?,
-            Some(found) => {
-                let known = schema::LAYOUT;
-                return Err(StoreError::Newer { place: engine.place, found, known });
-            }
+            Some(1) => layout1::upgrade(&mut engine.connection, path, keep).await?,
+            Some(found) => return Err(engine.newer(found)),
         }
         Ok(engine)
+    }
+
+    /// Opens a file as it is at this moment, to read it.
+    pub(super) async fn look(path: &Path) -> Result<Self, StoreError> {
+        let mut engine = Self::look_at_any(path).await?;
+        sqlx::query("BEGIN").execute(&mut engine.connection).await?;
+        engine.looking = true;
+        match layout(&mut engine.connection).await? {
+            Some(schema::LAYOUT) => Ok(engine),
+            None => Err(engine.damaged("it has no tables")),
+            Some(found) if found < schema::LAYOUT => {
+                Err(StoreError::OldLayout { place: engine.place, found })
+            }
+            Some(found) => Err(engine.newer(found)),
+        }
+    }
+
+    /// The same, of whatever layout, and as it is at each moment.
+    pub(super) async fn look_at_any(path: &Path) -> Result<Self, StoreError> {
+        let connection = SqliteConnection::connect_with(&options(path).read_only(true)).await?;
+        Ok(Self { place: path.display().to_string(), connection, looking: false })
+    }
+
+    fn newer(self, found: i64) -> StoreError {
+        StoreError::Newer { place: self.place, found, known: schema::LAYOUT }
     }
 
     async fn make(&mut self) -> Result<(), StoreError> {
@@ -114,6 +139,16 @@ impl SqliteEngine {
     fn digest(&self, row: &SqliteRow, column: usize) -> Result<Digest, StoreError> {
         let octets: &[u8] = row.try_get(column)?;
         octets.try_into().map_err(|_| self.damaged("a digest of another length"))
+    }
+
+    fn channel(&self, row: &SqliteRow) -> Result<ChannelRow, StoreError> {
+        Ok(ChannelRow {
+            channel: self.digest(row, 0)?,
+            n: row.try_get(1)?,
+            body: row.try_get(2)?,
+            digest: self.digest(row, 3)?,
+            seal: self.digest(row, 4)?,
+        })
     }
 
     async fn put(&mut self, write: &Write) -> Result<(), StoreError> {
@@ -264,16 +299,21 @@ impl Engine for SqliteEngine {
             let after = after.map(Vec::from).unwrap_or_default();
             let query = sqlx::query(SELECT_CHANNELS).bind(after).bind(limit);
             let rows = query.fetch_all(&mut self.connection).await?;
-            let read = |row: &SqliteRow| {
-                Ok(ChannelRow {
-                    channel: self.digest(row, 0)?,
-                    n: row.try_get(1)?,
-                    body: row.try_get(2)?,
-                    digest: self.digest(row, 3)?,
-                    seal: self.digest(row, 4)?,
-                })
-            };
-            rows.iter().map(read).collect()
+            rows.iter().map(|row| self.channel(row)).collect()
+        })
+    }
+
+    fn folded<'a>(&'a mut self, channels: &'a [Digest]) -> Work<'a, Vec<ChannelRow>> {
+        Box::pin(async move {
+            let mut found = Vec::new();
+            for (statement, channels) in schema::SELECT_FOLDED.cut(channels) {
+                let bind = |query: Bound<'a>, channel: &'a Digest| query.bind(&channel[..]);
+                let query = channels.iter().fold(sqlx::query(statement), bind);
+                for row in query.fetch_all(&mut self.connection).await? {
+                    found.push(self.channel(&row)?);
+                }
+            }
+            Ok(found)
         })
     }
 
@@ -341,7 +381,14 @@ impl Engine for SqliteEngine {
     }
 
     fn back_up<'a>(&'a mut self, to: &'a Path) -> Work<'a, ()> {
-        Box::pin(copy(&mut self.connection, to))
+        Box::pin(async {
+            // Copying is a transaction of its own.
+            if self.looking {
+                sqlx::query("COMMIT").execute(&mut self.connection).await?;
+                self.looking = false;
+            }
+            copy(&mut self.connection, to).await
+        })
     }
 
     fn close(self: Box<Self>) -> Work<'static, ()> {

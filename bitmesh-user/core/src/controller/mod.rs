@@ -588,6 +588,14 @@ impl Controller {
         self.next_key_index
     }
 
+    /// Whether nothing here knows of a channel: its journal may be forgotten, too, if its key index
+    /// is not needed to know the next.
+    pub fn is_forgotten(&self, channel: &ChannelId) -> bool {
+        self.book.get(channel).is_none()
+            && self.accounts.of_channel(channel).is_none()
+            && !self.accounts.is_named_after(channel)
+    }
+
     /// The newest offer.
     pub fn offer(&self) -> Option<&SignedOffer> {
         self.offers.values().max_by_key(|offer| (offer.offer.issued_at, offer.offer.height))

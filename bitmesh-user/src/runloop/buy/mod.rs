@@ -46,6 +46,8 @@ use crate::{
 
 /// How often the own count is read and payments are decided.
 const COUNT_INTERVAL: Duration = Duration::from_millis(10);
+/// How often the ledger is folded.
+const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before a request that failed is made again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How often the provider's view is fetched while nothing is paid.
@@ -200,6 +202,7 @@ impl Session {
         let mut chain = self.foundation.follow(self.buyer.book());
         let mut count = interval(COUNT_INTERVAL);
         count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tidy = interval(TIDY_INTERVAL);
         let mut stop = stop_signal()?;
         let resumed = self.buyer.resume();
         self.settle(resumed).await?;
@@ -216,6 +219,10 @@ impl Session {
                 }
                 Some(internal) = self.internals.recv() => self.internal(internal, &mut out).await?,
                 _ = count.tick() => self.drive(&mut out),
+                _ = tidy.tick() => {
+                    let over = |id: &ChannelId| self.buyer.may_forget(id);
+                    self.foundation.tidy::<SubscriberEvent>(over).await?;
+                }
                 () = &mut stop => return Ok(()),
             }
             self.settle(out).await?;

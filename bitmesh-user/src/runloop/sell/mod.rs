@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use bitmesh_core::{
-    channel::{Batch, FeeEstimates, ProviderChannel, ProviderEvent},
+    channel::{Batch, ChannelId, FeeEstimates, ProviderChannel, ProviderEvent},
     controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
 };
@@ -261,6 +261,9 @@ impl<'a> Session<'a> {
                 }
                 _ = usage.tick() => self.read_usage(&mut out),
                 _ = checkpoint.tick() => {
+                    // Before anything is decided that is not stored yet.
+                    let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
+                    self.foundation.tidy::<ProviderEvent>(forgotten).await?;
                     self.renew_offer();
                     // Finished tasks are let go.
                     while self.tasks.try_join_next().is_some() {}

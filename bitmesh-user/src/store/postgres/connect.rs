@@ -17,12 +17,21 @@ pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the reads of a start may take.
 pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who we were at the last commit that is known: no server may be behind that.
+/// Who we were at the last commit that is known.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standing {
     pub edge: i64,
     pub epoch: i64,
     pub committed: i64,
+}
+
+/// What a server has to have: no one that is behind that is used.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Known<'a> {
+    /// At a start: what the witness of the edge of this name saw.
+    Edge { name: &'a str, committed: i64 },
+    /// Later.
+    Standing(Standing),
 }
 
 /// Why one host is not used.
@@ -32,8 +41,8 @@ enum Unfit {
     /// It has fewer commits than were acknowledged.
     Behind(i64),
     Sql(sqlx::Error),
-    /// Nothing else will do, either.
-    Fatal(StoreError),
+    /// Another took over: nothing else will do, either.
+    Fenced,
 }
 
 impl From<sqlx::Error> for Unfit {
@@ -57,15 +66,15 @@ pub(super) async fn within<T>(
 /// Connects to the first host that takes writes and is not behind.
 pub(super) async fn connect(
     address: &Address,
-    standing: Option<Standing>,
+    known: Known<'_>,
 ) -> Result<PgConnection, StoreError> {
     let mut reasons = Vec::new();
     let mut only_reading = true;
     let mut behind = None;
     for (name, options) in address.hosts() {
-        let why = match connect_to(options, standing).await {
+        let why = match connect_to(options, known).await {
             Ok(connection) => return Ok(connection),
-            Err(Unfit::Fatal(error)) => return Err(error),
+            Err(Unfit::Fenced) => return Err(StoreError::Fenced(address.to_string())),
             Err(Unfit::ReadOnly) => "it only reads".to_owned(),
             Err(Unfit::Behind(theirs)) => {
                 behind = behind.max(Some(theirs));
@@ -82,19 +91,16 @@ pub(super) async fn connect(
         reasons.push(format!("{name}: {why}"));
     }
     let (place, why) = (address.to_string(), reasons.join("; "));
-    Err(match (behind, standing) {
-        (Some(theirs), Some(standing)) => {
-            StoreError::Behind { place, theirs, ours: standing.committed }
-        }
-        _ if only_reading => StoreError::ReadOnly { place, why },
-        _ => StoreError::Unreachable { place, why },
+    let (Known::Edge { committed: ours, .. } | Known::Standing(Standing { committed: ours, .. })) =
+        known;
+    Err(match behind {
+        Some(theirs) => StoreError::Behind { place, theirs, ours },
+        None if only_reading => StoreError::ReadOnly { place, why },
+        None => StoreError::Unreachable { place, why },
     })
 }
 
-async fn connect_to(
-    options: &PgConnectOptions,
-    standing: Option<Standing>,
-) -> Result<PgConnection, Unfit> {
+async fn connect_to(options: &PgConnectOptions, known: Known<'_>) -> Result<PgConnection, Unfit> {
     let mut connection = within(CONNECT_TIMEOUT, options.connect()).await?;
     let to = &mut connection;
     within(STATEMENT_TIMEOUT, to.execute(sqlx::raw_sql(sql::SESSION))).await?;
@@ -103,19 +109,40 @@ async fn connect_to(
     if read_only != "off" {
         return Err(Unfit::ReadOnly);
     }
-    let Some(standing) = standing else { return Ok(connection) };
-    let query = sqlx::query(sql::SELECT_STANDING).bind(standing.edge);
-    let row = within(STATEMENT_TIMEOUT, query.fetch_optional(&mut connection)).await?;
-    let row = row.map(|row| Ok::<(i64, i64), sqlx::Error>((row.try_get(0)?, row.try_get(1)?)));
-    let (epoch, committed) = row.transpose()?.unwrap_or_default();
-    if epoch > standing.epoch {
-        let place = options.get_database().unwrap_or_default().to_owned();
-        return Err(Unfit::Fatal(StoreError::Fenced(place)));
+    let (epoch_known, ours) = match known {
+        Known::Edge { committed, .. } => (None, committed),
+        Known::Standing(standing) => (Some(standing.epoch), standing.committed),
+    };
+    let Some((epoch, committed)) = stands(&mut connection, known).await? else {
+        // No table yet, or no row.
+        return if ours > 0 { Err(Unfit::Behind(0)) } else { Ok(connection) };
+    };
+    if epoch_known.is_some_and(|known| epoch > known) {
+        return Err(Unfit::Fenced);
     }
-    if epoch < standing.epoch || committed < standing.committed {
+    if epoch_known.is_some_and(|known| epoch < known) || committed < ours {
         return Err(Unfit::Behind(committed));
     }
     Ok(connection)
+}
+
+/// Epoch and commits of this edge at a server.
+async fn stands(
+    to: &mut PgConnection,
+    known: Known<'_>,
+) -> Result<Option<(i64, i64)>, sqlx::Error> {
+    let query = match known {
+        Known::Standing(standing) => sqlx::query(sql::SELECT_STANDING).bind(standing.edge),
+        Known::Edge { name, .. } => {
+            let has = sqlx::query(sql::HAS_LAYOUT).fetch_one(&mut *to);
+            if within(STATEMENT_TIMEOUT, has).await?.try_get::<i64, _>(0)? == 0 {
+                return Ok(None);
+            }
+            sqlx::query(sql::SELECT_STANDING_OF).bind(name)
+        }
+    };
+    let row = within(STATEMENT_TIMEOUT, query.fetch_optional(to)).await?;
+    row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
 }
 
 /// An error that a person has to do something about, and no other host makes good.

@@ -123,10 +123,7 @@ pub(super) async fn put(
         FleetChange::HandOver { account, to: other, tips } => {
             let tip = stand(to, tips).await?;
             let query = sqlx::query(sql::HAND_OVER).bind(&account[..]).bind(edge);
-            let changed = run(to, query.bind(other).bind(tip).bind(counted)).await?;
-            if changed != 1 {
-                return Err(StoreError::Elsewhere);
-            }
+            run(to, query.bind(other).bind(tip).bind(counted)).await?;
         }
         FleetChange::CaughtUp { account } => {
             run(to, sqlx::query(sql::CAUGHT_UP).bind(&account[..]).bind(edge)).await?;
@@ -160,6 +157,12 @@ impl PostgresEngine {
     /// Our number in the fleet.
     pub(in crate::store) fn edge(&self) -> i64 {
         self.standing.edge
+    }
+
+    /// Whether another edge took over our accounts since our last start: what the kernel still has is
+    /// void.
+    pub(in crate::store) fn seized(&self) -> bool {
+        self.seized
     }
 
     /// The next key that this edge may give a channel.

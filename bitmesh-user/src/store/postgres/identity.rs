@@ -46,6 +46,14 @@ pub(super) struct Entered {
     pub committed: i64,
     /// The highest that it counted to.
     pub seq: i64,
+    /// Another edge took over this one's accounts since it was entered last.
+    pub seized: bool,
+}
+
+/// Whether this directory has been this edge's: what its witness saw is of another ledger else.
+pub(super) fn is_ours(directory: &Path, name: &str) -> Result<bool, StoreError> {
+    let known = read(&directory.join(FILE))?;
+    Ok(known.name == name && !known.tokens.is_empty())
 }
 
 /// Enters the edge, which fences whoever was it before.
@@ -86,6 +94,7 @@ pub(super) async fn enter(
         epoch: entered.try_get(0)?,
         committed: entered.try_get(1)?,
         seq: entered.try_get(2)?,
+        seized: row.seized,
     })
 }
 
@@ -95,6 +104,7 @@ struct Known {
     epoch: i64,
     beat: i64,
     hold: Duration,
+    seized: bool,
 }
 
 async fn find(to: &mut PgConnection, name: &str) -> Result<Option<Known>, StoreError> {
@@ -109,6 +119,7 @@ async fn find(to: &mut PgConnection, name: &str) -> Result<Option<Known>, StoreE
         epoch: row.try_get(2)?,
         beat: row.try_get(3)?,
         hold: Duration::from_millis(hold.unsigned_abs()),
+        seized: row.try_get::<i64, _>(5)? != 0,
     }))
 }
 

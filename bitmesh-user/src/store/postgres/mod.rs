@@ -23,7 +23,7 @@ use sqlx::{
 };
 
 use self::connect::{
-    READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_passing, is_race, within,
+    Known, READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_passing, is_race, within,
 };
 pub use self::{
     address::{Address, AddressError},
@@ -71,18 +71,22 @@ pub(super) struct PostgresEngine {
     standing: Standing,
     /// The highest that a `seq` counted to.
     counted: i64,
+    seized: bool,
 }
 
 impl PostgresEngine {
-    /// Connects, makes the tables where there are none, and enters the edge.
+    /// Connects to a server that has `known` commits of the edge at least, makes the tables where there are none, and enters the edge.
     pub(super) async fn open(
         fleet: &Fleet,
         directory: &Path,
         purpose: &str,
+        known: i64,
     ) -> Result<Self, StoreError> {
         let address = fleet.address.clone();
         let place = address.to_string();
-        let mut connection = connect(&address, None).await?;
+        let known = if identity::is_ours(directory, &fleet.edge)? { known } else { 0 };
+        let mut connection =
+            connect(&address, Known::Edge { name: &fleet.edge, committed: known }).await?;
         let mut tries = 1;
         let entered = loop {
             let entered = async {
@@ -98,18 +102,20 @@ impl PostgresEngine {
         };
         let standing =
             Standing { edge: entered.number, epoch: entered.epoch, committed: entered.committed };
-        Ok(Self { place, address, connection: Some(connection), standing, counted: entered.seq })
+        Ok(Self {
+            place,
+            address,
+            connection: Some(connection),
+            standing,
+            counted: entered.seq,
+            seized: entered.seized,
+        })
     }
 
     async fn connected(&mut self) -> Result<&mut PgConnection, StoreError> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
-            None => {
-                connect(&self.address, Some(self.standing)).await.map_err(|error| match error {
-                    StoreError::Fenced(_) => self.fenced(),
-                    error => error,
-                })?
-            }
+            None => connect(&self.address, Known::Standing(self.standing)).await?,
         };
         Ok(self.connection.insert(connection))
     }
@@ -239,6 +245,14 @@ impl Engine for PostgresEngine {
             let edge = self.standing.edge;
             let query = sqlx::query(sql::SELECT_CHANNELS).bind(edge).bind(after).bind(limit);
             let rows = self.rows(query).await?;
+            rows.iter().map(|row| self.channel_row(row)).collect()
+        })
+    }
+
+    fn folded<'a>(&'a mut self, channels: &'a [Digest]) -> Work<'a, Vec<ChannelRow>> {
+        Box::pin(async move {
+            let keys: Vec<&[u8]> = channels.iter().map(|channel| &channel[..]).collect();
+            let rows = self.rows(sqlx::query(sql::SELECT_FOLDED).bind(&keys[..])).await?;
             rows.iter().map(|row| self.channel_row(row)).collect()
         })
     }

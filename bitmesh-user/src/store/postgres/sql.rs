@@ -4,12 +4,13 @@
 //! the highest that it has seen, so that no sequence of the server's is needed.
 
 /// Tables of the layout that this program writes ([`super::schema::LAYOUT`]), which is the first here.
-pub(super) const TABLES: [&str; 15] = [
+pub(super) const TABLES: [&str; 16] = [
     "CREATE TABLE layout (one BIGINT PRIMARY KEY, number BIGINT NOT NULL)",
     "CREATE TABLE fleet (one BIGINT PRIMARY KEY, purpose TEXT NOT NULL, seed TEXT NOT NULL)",
     "CREATE TABLE edges (number BIGINT PRIMARY KEY, name TEXT NOT NULL UNIQUE, \
         token BYTEA NOT NULL, epoch BIGINT NOT NULL, beat BIGINT NOT NULL, hold_ms BIGINT NOT NULL, \
-        committed BIGINT NOT NULL, seq BIGINT NOT NULL, next_key BIGINT NOT NULL)",
+        committed BIGINT NOT NULL, seq BIGINT NOT NULL, next_key BIGINT NOT NULL, \
+        seized BIGINT NOT NULL)",
     "CREATE TABLE accounts (account BYTEA PRIMARY KEY, edge BIGINT NOT NULL, wanted BIGINT, \
         tip BYTEA, seq BIGINT NOT NULL)",
     "CREATE INDEX accounts_wanted ON accounts (edge) WHERE wanted IS NOT NULL",
@@ -23,6 +24,7 @@ pub(super) const TABLES: [&str; 15] = [
         PRIMARY KEY (edge, name))",
     "CREATE TABLE journal (channel BYTEA NOT NULL, n BIGINT NOT NULL, seq BIGINT NOT NULL, \
         body TEXT NOT NULL, digest BYTEA NOT NULL, PRIMARY KEY (channel, n))",
+    "CREATE INDEX journal_in_order ON journal (seq)",
     "CREATE TABLE channels (channel BYTEA PRIMARY KEY, n BIGINT NOT NULL, body TEXT NOT NULL, \
         digest BYTEA NOT NULL, seal BYTEA NOT NULL)",
     "CREATE TABLE usage (station BIGINT PRIMARY KEY, edge BIGINT NOT NULL, up_octets BIGINT NOT NULL, \
@@ -51,14 +53,15 @@ pub(super) const INSERT_FLEET: &str = "INSERT INTO fleet (one, purpose, seed) VA
 pub(super) const SELECT_FLEET: &str = "SELECT purpose, seed FROM fleet";
 
 pub(super) const SELECT_EDGE: &str =
-    "SELECT number, token, epoch, beat, hold_ms FROM edges WHERE name = $1";
+    "SELECT number, token, epoch, beat, hold_ms, seized FROM edges WHERE name = $1";
 /// A lone edge is number 0: the keys of its channels are nobody else's.
 pub(super) const INSERT_EDGE: &str = "INSERT INTO edges \
-    (number, name, token, epoch, beat, hold_ms, committed, seq, next_key) \
-    SELECT COALESCE(MAX(number), 0) + 1, $1, $2, 1, 0, $3, 0, 0, 0 FROM edges";
+    (number, name, token, epoch, beat, hold_ms, committed, seq, next_key, seized) \
+    SELECT COALESCE(MAX(number), 0) + 1, $1, $2, 1, 0, $3, 0, 0, 0, 0 FROM edges";
 pub(super) const ENTER: &str = "UPDATE edges SET epoch = epoch + 1, beat = beat + 1, token = $1, \
-    hold_ms = $2 WHERE number = $3 AND epoch = $4 RETURNING epoch, committed, seq, next_key";
+    hold_ms = $2, seized = 0 WHERE number = $3 AND epoch = $4 RETURNING epoch, committed, seq";
 pub(super) const SELECT_STANDING: &str = "SELECT epoch, committed FROM edges WHERE number = $1";
+pub(super) const SELECT_STANDING_OF: &str = "SELECT epoch, committed FROM edges WHERE name = $1";
 /// A write of our own that waits for those before it, and for the standbys that have to have them.
 pub(super) const TOUCH: &str = "UPDATE edges SET beat = beat + 1 WHERE number = $1 AND epoch = $2 \
     RETURNING committed";
@@ -86,12 +89,19 @@ pub(super) const UPSERT_USAGE: &str = "INSERT INTO usage (station, edge, up_octe
 pub(super) const UPSERT_SETTING: &str = "INSERT INTO settings (edge, name, value) \
     VALUES ($1, $2, $3) ON CONFLICT (edge, name) DO UPDATE SET value = excluded.value";
 pub(super) const DELETE_SETTING: &str = "DELETE FROM settings WHERE edge = $1 AND name = $2";
-pub(super) const UPSERT_CHANNEL: &str = "INSERT INTO channels (channel, n, body, digest, seal) \
-    VALUES ($1, $2, $3, $4, $5) ON CONFLICT (channel) DO UPDATE SET n = excluded.n, \
+pub(super) const UPSERT_CHANNELS: &str = "INSERT INTO channels (channel, n, body, digest, seal) \
+    SELECT c.channel, c.n, c.body, c.digest, c.seal FROM \
+    UNNEST($1::BYTEA[], $2::BIGINT[], $3::TEXT[], $4::BYTEA[], $5::BYTEA[]) \
+    AS c (channel, n, body, digest, seal) ON CONFLICT (channel) DO UPDATE SET n = excluded.n, \
     body = excluded.body, digest = excluded.digest, seal = excluded.seal";
-pub(super) const DELETE_FOLDED: &str = "DELETE FROM journal WHERE channel = $1 AND n < $2";
-pub(super) const DELETE_JOURNAL: &str = "DELETE FROM journal WHERE channel = $1";
-pub(super) const DELETE_CHANNEL_MEMBER: &str = "DELETE FROM channel_members WHERE channel = $1";
+pub(super) const DELETE_FOLDED: &str = "DELETE FROM journal \
+    USING UNNEST($1::BYTEA[], $2::BIGINT[]) AS f (channel, n) \
+    WHERE journal.channel = f.channel AND journal.n < f.n";
+pub(super) const FORGET: [&str; 3] = [
+    "DELETE FROM channels WHERE channel = ANY($1)",
+    "DELETE FROM journal WHERE channel = ANY($1)",
+    "DELETE FROM channel_members WHERE channel = ANY($1)",
+];
 
 pub(super) const INSERT_ACCOUNT: &str = "INSERT INTO accounts (account, edge, seq) \
     VALUES ($1, $2, 0) ON CONFLICT (account) DO NOTHING";
@@ -155,6 +165,8 @@ pub(super) const SELECT_JOURNAL: &str = ours!(
     "channel_members",
     "AND t.seq > $2 ORDER BY t.seq LIMIT $3"
 );
+pub(super) const SELECT_FOLDED: &str = "SELECT channel, n, body, digest, seal FROM channels \
+    WHERE channel = ANY($1) ORDER BY channel";
 /// Of our accounts' stations, and of those that are nobody's and were here last.
 pub(super) const SELECT_USAGE: &str = "SELECT t.station, t.up_octets, t.up_frames, \
     t.up_refused_octets, t.up_refused_frames, t.down_octets, t.down_frames, \
@@ -198,7 +210,7 @@ pub(super) const TAKE_USAGE: &str = "SELECT t.station, t.up_octets, t.up_frames,
     t.down_refused_octets, t.down_refused_frames, m.account FROM usage t \
     JOIN station_members m ON m.station = t.station WHERE m.account = ANY($1) ORDER BY t.station";
 /// Only of an edge that was not heard of since.
-pub(super) const FENCE: &str = "UPDATE edges SET epoch = epoch + 1 \
+pub(super) const FENCE: &str = "UPDATE edges SET epoch = epoch + 1, seized = 1 \
     WHERE number = $1 AND epoch = $2 AND beat = $3 RETURNING seq";
 pub(super) const TAKE_OVER: &str = "UPDATE accounts SET edge = $2, wanted = NULL, \
     tip = COALESCE(tip, $3), seq = CASE WHEN seq > $4 THEN seq ELSE $4 END WHERE edge = $1";

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    engine::{BlockChange, Write},
+    engine::{BlockChange, ChannelRow, Write},
     schema,
 };
 
@@ -174,20 +174,32 @@ async fn put_rest(
         }
         run(to, sqlx::query(schema::INSERT_WALLET).bind(edge).bind(number).bind(body)).await?;
     }
-    for row in &write.folded {
-        let query = sqlx::query(sql::UPSERT_CHANNEL).bind(&row.channel[..]).bind(row.n);
-        run(to, query.bind(&row.body).bind(&row.digest[..]).bind(&row.seal[..])).await?;
-        run(to, sqlx::query(sql::DELETE_FOLDED).bind(&row.channel[..]).bind(row.n)).await?;
+    if !write.folded.is_empty() {
+        put_folded(to, &write.folded).await?;
     }
-    for channel in &write.forgotten {
-        for statement in [schema::DELETE_CHANNEL, sql::DELETE_JOURNAL, sql::DELETE_CHANNEL_MEMBER] {
-            run(to, sqlx::query(statement).bind(&channel[..])).await?;
+    if !write.forgotten.is_empty() {
+        let channels: Vec<&[u8]> = write.forgotten.iter().map(|channel| &channel[..]).collect();
+        for statement in sql::FORGET {
+            run(to, sqlx::query(statement).bind(&channels[..])).await?;
         }
     }
     put_new_channels(to, write, edge).await?;
     for change in &write.fleet {
         fleet::put(to, change, edge, counted).await?;
     }
+    Ok(())
+}
+
+async fn put_folded(to: &mut PgConnection, rows: &[ChannelRow]) -> Result<(), StoreError> {
+    let channels: Vec<&[u8]> = rows.iter().map(|row| &row.channel[..]).collect();
+    let numbers: Vec<i64> = rows.iter().map(|row| row.n).collect();
+    let bodies: Vec<&str> = rows.iter().map(|row| row.body.as_str()).collect();
+    let digests: Vec<&[u8]> = rows.iter().map(|row| &row.digest[..]).collect();
+    let seals: Vec<&[u8]> = rows.iter().map(|row| &row.seal[..]).collect();
+    let query = sqlx::query(sql::UPSERT_CHANNELS).bind(&channels[..]).bind(&numbers[..]);
+    run(to, query.bind(&bodies[..]).bind(&digests[..]).bind(&seals[..])).await?;
+    let query = sqlx::query(sql::DELETE_FOLDED).bind(&channels[..]).bind(&numbers[..]);
+    run(to, query).await?;
     Ok(())
 }
 

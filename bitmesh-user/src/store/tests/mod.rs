@@ -219,8 +219,109 @@ pub(super) async fn p15_a_changed_or_missing_row_is_noticed(home: impl Home) {
 
 /// Whether damage can't be seen without a sum over everything.
 fn needs_sum<H: Home>(damage: &str, _: &H) -> bool {
-    let alone = ["blocks", "usage", "UPDATE wallet_changes"];
+    let alone = ["blocks", "usage", "UPDATE wallet_changes", "DELETE FROM channels"];
     !H::SUMS && alone.iter().any(|what| damage.contains(what))
+}
+
+/// What a journal comes to: each channel's events, with payments that follow each other as one, and
+/// the order of all others.
+fn told(entries: &[Entry<Event>]) -> (BTreeMap<ChannelId, Vec<Event>>, Vec<Entry<Event>>) {
+    let mut channels: BTreeMap<ChannelId, Vec<Event>> = BTreeMap::new();
+    for entry in entries {
+        let Entry::Channel { channel, event } = entry else { panic!("{entry:?}") };
+        let events = channels.entry(*channel).or_default();
+        let left = match events.last_mut() {
+            Some(last) => last.absorb(event.clone()),
+            None => Some(event.clone()),
+        };
+        events.extend(left);
+    }
+    let is_payment =
+        |entry: &Entry<Event>| matches!(entry, Entry::Channel { event: Event::Paid(_), .. });
+    (channels, entries.iter().filter(|entry| !is_payment(entry)).cloned().collect())
+}
+
+/// So many channels that are opened and paid on in turns, some of them closed.
+fn turns(channels: u32, payments: u64) -> Vec<Entry<Event>> {
+    let mut entries: Vec<_> = (0..channels).map(|i| event(i, Event::Opened(i))).collect();
+    for sum in 1..=payments {
+        entries.extend((0..channels).map(|i| event(i, Event::Paid(sum))));
+        if sum == payments / 2 {
+            entries.extend((0..channels).step_by(3).map(|i| event(i, Event::Opened(i))));
+        }
+    }
+    entries
+}
+
+pub(super) async fn a_folded_journal_comes_to_the_same(home: impl Home) {
+    let (mut store, _) = loaded(&home).await;
+    let entries = turns(40, 100);
+    for batch in entries.chunks(333) {
+        store.commit(batch, None).await.unwrap();
+    }
+    // In several steps, with a rest that stays, a restart between and payments after.
+    let step = store.tidy_beyond::<Event>(500, |_| false).await.unwrap();
+    assert!(step.more && step.folded > 0, "{step:?}");
+    store.close().await.unwrap();
+    let (mut store, found) = loaded(&home).await;
+    assert!(told(&found) == told(&entries));
+    while store.tidy_beyond::<Event>(500, |_| false).await.unwrap().more {}
+    assert_eq!(store.tidy_beyond::<Event>(500, |_| false).await.unwrap(), Tidied::default());
+    let more: Vec<_> = (0..40).map(|i| event(i, Event::Paid(1_000))).collect();
+    store.commit(&more, None).await.unwrap();
+    store.tidy_beyond::<Event>(10, |_| false).await.unwrap();
+    store.close().await.unwrap();
+    let (store, found) = loaded(&home).await;
+    let all = [entries, more].concat();
+    assert!(told(&found) == told(&all));
+    assert!(found.len() < 200, "{} events are left", found.len());
+    store.close().await.unwrap();
+}
+
+pub(super) async fn what_is_over_is_forgotten_but_for_the_last_key(home: impl Home) {
+    let (mut store, _) = loaded(&home).await;
+    let mut entries: Vec<_> = (0..5).map(|i| event(i, Event::Opened(i))).collect();
+    entries.extend((0..5).map(|i| event(i, Event::Closed)));
+    // Of another edge: the one below is not needed for its next key.
+    entries.extend([event(8, Event::Opened(1 << 20)), event(9, Event::Opened((1 << 20) + 1))]);
+    store.commit(&entries, None).await.unwrap();
+    // Not whole yet: its last event is beyond what is folded.
+    let step = store.tidy_beyond::<Event>(3, |_| true).await.unwrap();
+    assert_eq!(step, Tidied { folded: 9, forgotten: 4, more: false });
+    let step = store.tidy_beyond::<Event>(0, |id_of| *id_of != id(9)).await.unwrap();
+    assert_eq!(step.forgotten, 1);
+    store.close().await.unwrap();
+    let (mut store, found) = loaded(&home).await;
+    let left = [
+        event(4, Event::Opened(4)),
+        event(4, Event::Closed),
+        event(9, Event::Opened((1 << 20) + 1)),
+    ];
+    assert_eq!(found, left);
+    store.commit(&[event(4, Event::Paid(1))], None).await.unwrap();
+    store.close().await.unwrap();
+    let (store, found) = loaded(&home).await;
+    assert_eq!(found.len(), 4);
+    store.close().await.unwrap();
+}
+
+pub(super) async fn p15_a_changed_folded_row_is_noticed(home: impl Home) {
+    let (mut store, _) = loaded(&home).await;
+    store.commit(&turns(3, 5), None).await.unwrap();
+    store.tidy_beyond::<Event>(0, |_| false).await.unwrap();
+    store.close().await.unwrap();
+    for damage in [
+        "UPDATE channels SET body = '[[1,{\"opened\":0}],[2,{\"paid\":9}]]'",
+        "UPDATE channels SET n = n + 1",
+        "DELETE FROM channels",
+    ] {
+        if needs_sum(damage, &home) {
+            continue;
+        }
+        home.execute(damage).await;
+        let error = refused(&home).await;
+        assert!(matches!(error, StoreError::Damaged { .. }), "{damage}: {error}");
+    }
 }
 
 pub(super) async fn a_ledger_has_one_role_on_one_chain(home: impl Home) {
@@ -253,6 +354,9 @@ macro_rules! suite {
                 only_the_newest_blocks_are_kept_and_a_reorganisation_drops_them
                 a_failed_batch_leaves_nothing_behind
                 p15_a_changed_or_missing_row_is_noticed
+                a_folded_journal_comes_to_the_same
+                what_is_over_is_forgotten_but_for_the_last_key
+                p15_a_changed_folded_row_is_noticed
                 a_ledger_has_one_role_on_one_chain
                 a_newer_layout_is_refused_with_what_to_do
             );

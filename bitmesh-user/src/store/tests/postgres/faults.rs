@@ -223,7 +223,7 @@ async fn nothing_acknowledged_is_lost_when_the_primary_dies_and_the_standby_is_p
     let count = "SELECT COUNT(*) FROM journal";
     let count = tokio::task::block_in_place(|| standby.sql("fleet", count).unwrap());
     assert_eq!(count, (sum + 2).to_string());
-    drop(first);
+    // A start, too, passes it over.
     let mut store = open().await.unwrap();
     let found = store.load::<Event>().await.unwrap();
     let paid = (1..=sum + 1).map(|sum| event(1, Event::Paid(sum)));
