@@ -61,6 +61,13 @@ pub enum ProviderEvent {
         /// Of what the subscriber signed.
         nonce: Nonce,
     },
+    /// A station of the channel's account goes over to another one, whose own events tell to which.
+    Left {
+        /// Which.
+        station: Station,
+        /// What it had used until then.
+        used: Usage,
+    },
     /// A signed funding was presented, and the network took it: payments on it count up to the
     /// terms' `unconfirmed_max`.
     FundingOffered {
@@ -251,8 +258,12 @@ impl ProviderChannel {
     /// is claimed; here its order and bounds are.
     pub fn apply(&mut self, event: &ProviderEvent) -> Result<(), InvalidEvent> {
         // Credit outlives its channel, and so does the key's say in who may use it.
-        let of_stations =
-            matches!(event, ProviderEvent::Bound { .. } | ProviderEvent::Unbound { .. });
+        let of_stations = matches!(
+            event,
+            ProviderEvent::Bound { .. }
+                | ProviderEvent::Unbound { .. }
+                | ProviderEvent::Left { .. }
+        );
         if self.course.finished && !of_stations {
             return Err(InvalidEvent("an event after the end of a channel"));
         }
@@ -263,6 +274,8 @@ impl ProviderChannel {
                     return Err(InvalidEvent("a change of stations that was made before"));
                 }
             }
+            // Which account a station belongs to is not the channel's to know.
+            ProviderEvent::Left { .. } => {}
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
                 self.turn_to(Some(funding.outpoint));
