@@ -81,9 +81,6 @@ struct Bought {
 #[derive(Clone, Debug, Default)]
 struct Account {
     channels: BTreeMap<ChannelId, Bought>,
-    /// Channels that nothing came of. What later ones belong to follows from them, so that their
-    /// journals are kept as long as the account is.
-    forgotten: BTreeSet<ChannelId>,
     /// Used by stations that belong to other accounts now.
     gone: Octets,
     leases: Leases,
@@ -132,17 +129,15 @@ impl Accounts {
     }
 
     /// A channel is over on which nothing was ever paid. With an account's last one goes the
-    /// account, and what is known of its stations, if they never used anything: then it is told, with
-    /// all the channels that it had.
-    pub fn forget(&mut self, channel: &ChannelId) -> Option<(AccountId, BTreeSet<ChannelId>)> {
+    /// account, and what is known of its stations, if they never used anything. Which account that was,
+    /// and whether it has another channel.
+    pub fn forget(&mut self, channel: &ChannelId) -> Option<(AccountId, bool)> {
         let id = self.of_channel.remove(channel)?;
         let account = self.all.get_mut(&id)?;
         account.channels.remove(channel);
-        account.forgotten.insert(*channel);
         if !account.channels.is_empty() {
-            return None;
+            return Some((id, true));
         }
-        let gone = (id, account.forgotten.clone());
         let stations: Vec<_> = account.leases.stations().collect();
         let unused = |station: &Station| {
             self.usage.get(station).is_none_or(|usage| usage.billed() == Octets(0))
@@ -151,7 +146,7 @@ impl Accounts {
             || account.leases.limits() > Octets(0)
             || !stations.iter().all(unused)
         {
-            return Some(gone);
+            return Some((id, false));
         }
         self.all.remove(&id);
         self.shared.remove(&id);
@@ -161,7 +156,7 @@ impl Accounts {
                 self.usage.remove(&station);
             }
         }
-        Some(gone)
+        Some((id, false))
     }
 
     /// The payments on a channel bought so much.

@@ -100,12 +100,6 @@ pub enum Entry<E> {
         /// Cumulative.
         usage: Usage,
     },
-    /// Nothing of a channel's journal is needed any more: nothing came of it, nor of any other of its
-    /// account.
-    Forget {
-        /// Whose.
-        channel: ChannelId,
-    },
     /// Who belongs to whom, and which edge has it. Only a fleet's store keeps it.
     Fleet(FleetEntry),
 }
@@ -189,7 +183,7 @@ impl<M: Machine> Book<M> {
                 }
             }
             Entry::BlockGone { height } => self.tips.retain(|(at, _)| at < height),
-            Entry::Usage { .. } | Entry::Forget { .. } | Entry::Fleet(_) => {}
+            Entry::Usage { .. } | Entry::Fleet(_) => {}
         }
         Ok(())
     }

@@ -219,6 +219,8 @@ pub struct ProviderChannel {
     /// Tip when the first close was signed, or height of the block that it was in last.
     close_since: Option<u32>,
     nonces: BTreeSet<Nonce>,
+    /// Whether its journal tells of a station that left the account.
+    tells: bool,
 }
 
 /// The best payment, and the funding that it spends.
@@ -251,6 +253,7 @@ impl ProviderChannel {
             close: None,
             close_since: None,
             nonces: BTreeSet::new(),
+            tells: false,
         })
     }
 
@@ -275,7 +278,7 @@ impl ProviderChannel {
                 }
             }
             // Which account a station belongs to is not the channel's to know.
-            ProviderEvent::Left { .. } => {}
+            ProviderEvent::Left { .. } => self.tells = true,
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
                 self.turn_to(Some(funding.outpoint));
@@ -664,7 +667,7 @@ impl ProviderChannel {
     pub fn forgettable(&self) -> bool {
         let unpaid = self.best.is_none() && self.void.is_empty();
         let over = self.course.finished && self.course.funding.is_none();
-        over && unpaid && self.nonces.is_empty()
+        over && unpaid && self.nonces.is_empty() && !self.tells
     }
 
     /// Whether it counts against the caps on channels that cost their opener nothing.

@@ -18,7 +18,7 @@ use bitcoin::{Block, BlockHash};
 use super::{Action, Controller, Out, Refusal};
 use crate::{
     account::AccountId,
-    channel::{ChannelId, Entry, InvalidEvent, ProviderEvent},
+    channel::{ChannelId, Entry, InvalidEvent},
     fleet::{EdgeNumber, FleetEntry, Member, Taken},
     ledger::Usage,
     station::Station,
@@ -34,6 +34,11 @@ pub const STAY_MIN: Duration = Duration::from_secs(2);
 pub(super) struct Fleet {
     edge: EdgeNumber,
     keys: RangeInclusive<u32>,
+    /// What the store has yet to be told.
+    untold: Vec<FleetEntry>,
+    /// Channels that nothing came of. What later ones belong to follows from them, so that their
+    /// journals are kept as long as the account is.
+    forgotten: BTreeMap<AccountId, BTreeSet<ChannelId>>,
     /// Accounts on their way to other edges.
     leaving: BTreeMap<AccountId, EdgeNumber>,
     /// Accounts on their way here.
@@ -117,6 +122,8 @@ impl Controller {
         self.fleet = Some(Fleet {
             edge,
             keys,
+            untold: Vec::new(),
+            forgotten: BTreeMap::new(),
             leaving: BTreeMap::new(),
             arrivals: Vec::new(),
             arrived: BTreeMap::new(),
@@ -313,6 +320,7 @@ impl Controller {
         let Some(fleet) = &mut self.fleet else { return };
         let Some(to) = fleet.leaving.remove(&account) else { return };
         fleet.arrived.remove(&account);
+        fleet.forgotten.remove(&account);
         for (station, usage) in readings {
             self.accounts.read(station, usage);
         }
@@ -407,14 +415,17 @@ impl Controller {
             self.by_station.entry(station).or_default().extend(channels);
         }
         self.unfunded.extend(folded.unfunded);
+        let mut forgotten = folded.fleet.map(|fleet| fleet.forgotten).unwrap_or_default();
         for account in arrival.accounts {
             if self.accounts.a_channel_of(account).is_none() {
                 self.accounts.release(account);
-                out.record(Entry::Fleet(FleetEntry::AccountGone { account }));
+                let channels = forgotten.remove(&account).unwrap_or_default();
+                out.record(Entry::Fleet(FleetEntry::AccountGone { account, channels }));
                 continue;
             }
             if let Some(fleet) = &mut self.fleet {
                 fleet.arrived.insert(account, now);
+                fleet.forgotten.extend(forgotten.remove_entry(&account));
             }
             out.record(Entry::Fleet(FleetEntry::CaughtUp { account }));
             self.share(account, out);
@@ -432,8 +443,8 @@ fn from_other(controller: &Controller, station: Station, account: AccountId) -> 
 /// What the store is told of who belongs to whom.
 impl Controller {
     fn note(&mut self, entry: FleetEntry) {
-        if self.fleet.is_some() {
-            self.untold.push(Entry::Fleet(entry));
+        if let Some(fleet) = &mut self.fleet {
+            fleet.untold.push(entry);
         }
     }
 
@@ -452,20 +463,27 @@ impl Controller {
         }
     }
 
-    /// Puts what the store has to be told into the batch.
-    pub(super) fn tell(&mut self, out: &mut Out) {
-        for entry in self.untold.drain(..) {
-            if self.fleet.is_some() || !matches!(entry, Entry::Fleet(_)) {
-                out.record(entry);
-            }
+    /// A channel is forgotten: of which account, and whether that has another one.
+    pub(super) fn note_forgotten(&mut self, channel: ChannelId, of: Option<(AccountId, bool)>) {
+        let (Some(fleet), Some((account, others))) = (&mut self.fleet, of) else { return };
+        fleet.forgotten.entry(account).or_default().insert(channel);
+        if !others {
+            let channels = fleet.forgotten.remove(&account).unwrap_or_default();
+            self.note(FleetEntry::AccountGone { account, channels });
         }
     }
-}
 
-/// What the store is told of an account that is gone, with all its channels.
-pub(super) fn gone(
-    (account, channels): (AccountId, BTreeSet<ChannelId>),
-) -> impl Iterator<Item = Entry<ProviderEvent>> {
-    let forget = channels.into_iter().map(|channel| Entry::Forget { channel });
-    forget.chain([Entry::Fleet(FleetEntry::AccountGone { account })])
+    /// What was read back from the store is known there.
+    pub(super) fn forget_untold(&mut self) {
+        if let Some(fleet) = &mut self.fleet {
+            fleet.untold.clear();
+        }
+    }
+
+    /// Puts what the store has to be told into the batch.
+    pub(super) fn tell(&mut self, out: &mut Out) {
+        for entry in self.fleet.iter_mut().flat_map(|fleet| fleet.untold.drain(..)) {
+            out.record(Entry::Fleet(entry));
+        }
+    }
 }

@@ -300,8 +300,6 @@ pub struct Controller {
     /// How many fundings of a channel the network refused since the last block.
     fundings_refused: BTreeMap<ChannelId, usize>,
     next_key_index: u32,
-    /// What the store has yet to be told beside the journal.
-    untold: Vec<Entry<ProviderEvent>>,
     /// What an edge of a fleet keeps beside that.
     fleet: Option<fleet::Fleet>,
 }
@@ -328,7 +326,6 @@ impl Controller {
             presenting: BTreeSet::new(),
             fundings_refused: BTreeMap::new(),
             next_key_index: 0,
-            untold: Vec::new(),
             fleet: None,
         }
     }
@@ -342,16 +339,12 @@ impl Controller {
                     self.key_used(*key_index);
                 }
                 self.follow(channel, event)?;
-                // The store knows.
-                self.untold.clear();
+                self.forget_untold();
             }
             Entry::Usage { station, usage } => {
                 self.accounts.read(*station, *usage);
             }
-            Entry::Block { .. }
-            | Entry::BlockGone { .. }
-            | Entry::Forget { .. }
-            | Entry::Fleet(_) => {}
+            Entry::Block { .. } | Entry::BlockGone { .. } | Entry::Fleet(_) => {}
         }
         Ok(())
     }
@@ -621,7 +614,7 @@ impl Controller {
         if forgettable {
             self.book.forget(id);
             let gone = self.accounts.forget(id);
-            self.untold.extend(gone.into_iter().flat_map(fleet::gone));
+            self.note_forgotten(*id, gone);
         }
     }
 

@@ -80,6 +80,8 @@ pub enum FleetEntry {
     AccountGone {
         /// Which.
         account: AccountId,
+        /// Those that it had: nothing of their journals is needed any more.
+        channels: BTreeSet<ChannelId>,
     },
     /// The next key that this edge opens a channel with. Those before may be in journals that are at
     /// other edges, or forgotten.

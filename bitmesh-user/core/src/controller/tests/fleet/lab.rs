@@ -77,7 +77,6 @@ impl Ledger {
                     self.blocks[by].drain(..surplus);
                 }
                 Entry::BlockGone { height } => self.blocks[by].retain(|(at, _)| at < height),
-                Entry::Forget { channel } => self.events.retain(|(of, _)| of != channel),
                 Entry::Fleet(entry) => self.commit_fleet(by, entry),
             }
         }
@@ -93,8 +92,9 @@ impl Ledger {
                 let before = before.and_then(|account| self.accounts.get(&account));
                 assert!(before.is_none_or(|row| row.is_at(by)), "a member of another edge's");
             }
-            FleetEntry::AccountGone { account } => {
+            FleetEntry::AccountGone { account, channels } => {
                 self.accounts.remove(account);
+                self.events.retain(|(of, _)| !channels.contains(of));
                 self.members.retain(|_, of| of != account);
             }
             FleetEntry::KeyIndex { next } => self.next_key[by] = *next,
