@@ -231,6 +231,11 @@ impl Leases {
         Octets(self.0.get(&station).map_or(0, Holding::held))
     }
 
+    /// Whether no station may use anything more.
+    pub fn is_idle(&self) -> bool {
+        self.0.values().all(|holding| holding.held() == 0 && holding.reclaiming.is_none())
+    }
+
     /// Whether there is more than one station that could have a lease.
     pub fn several(&self) -> bool {
         self.0.values().filter(|holding| !holding.leaving || holding.held() > 0).nth(1).is_some()

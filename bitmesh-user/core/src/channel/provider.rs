@@ -62,6 +62,13 @@ pub enum ProviderEvent {
         /// Of what the subscriber signed.
         nonce: Nonce,
     },
+    /// A station of the channel's account goes over to another one, whose own events tell to which.
+    Left {
+        /// Which.
+        station: Station,
+        /// What it had used until then.
+        used: Usage,
+    },
     /// A signed funding was presented, and the network took it: payments on it count up to the
     /// terms' `unconfirmed_max`.
     FundingOffered {
@@ -216,6 +223,8 @@ pub struct ProviderChannel {
     /// Tip when the first close was signed, or height of the block that it was in last.
     close_since: Option<u32>,
     nonces: BTreeSet<Nonce>,
+    /// Whether its journal tells of a station that left the account.
+    tells: bool,
 }
 
 /// The best payment, and the funding that it spends.
@@ -248,6 +257,7 @@ impl ProviderChannel {
             close: None,
             close_since: None,
             nonces: BTreeSet::new(),
+            tells: false,
         })
     }
 
@@ -255,8 +265,12 @@ impl ProviderChannel {
     /// is claimed; here its order and bounds are.
     pub fn apply(&mut self, event: &ProviderEvent) -> Result<(), InvalidEvent> {
         // Credit outlives its channel, and so does the key's say in who may use it.
-        let of_stations =
-            matches!(event, ProviderEvent::Bound { .. } | ProviderEvent::Unbound { .. });
+        let of_stations = matches!(
+            event,
+            ProviderEvent::Bound { .. }
+                | ProviderEvent::Unbound { .. }
+                | ProviderEvent::Left { .. }
+        );
         if self.course.finished && !of_stations {
             return Err(InvalidEvent("an event after the end of a channel"));
         }
@@ -267,6 +281,8 @@ impl ProviderChannel {
                     return Err(InvalidEvent("a change of stations that was made before"));
                 }
             }
+            // Which account a station belongs to is not the channel's to know.
+            ProviderEvent::Left { .. } => self.tells = true,
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
                 self.turn_to(Some(funding.outpoint));
@@ -655,7 +671,7 @@ impl ProviderChannel {
     pub fn forgettable(&self) -> bool {
         let unpaid = self.best.is_none() && self.void.is_empty();
         let over = self.course.finished && self.course.funding.is_none();
-        over && unpaid && self.nonces.is_empty()
+        over && unpaid && self.nonces.is_empty() && !self.tells
     }
 
     /// Whether it counts against the caps on channels that cost their opener nothing.

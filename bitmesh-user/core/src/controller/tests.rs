@@ -15,6 +15,7 @@ use crate::{
 
 mod claim;
 mod close;
+mod fleet;
 mod funding;
 mod stations;
 
