@@ -4,6 +4,7 @@
 mod bench;
 mod channels;
 mod show;
+mod store;
 mod wallet;
 
 use std::{
@@ -98,6 +99,11 @@ enum Command {
             bitmesh wallet address --amount 50000\n  bitmesh wallet send bc1q... 20000"
     )]
     Wallet(Box<wallet::WalletArgs>),
+    /// The ledger: check it, copy it, put a copy back
+    #[command(after_help = "Examples:\n  bitmesh store check\n  \
+        bitmesh store backup /mnt/usb/ledger-monday\n  \
+        bitmesh store restore /mnt/usb/ledger-monday")]
+    Store(store::StoreArgs),
     /// What may be spent (subscriber); without --add or --set, shows it
     #[command(after_help = "Example:\n  bitmesh budget --add 5000")]
     Budget(BudgetArgs),
@@ -258,6 +264,7 @@ impl Command {
                 query.show::<Vec<AccountReport>>("/v1/stations", |s| show::stations(s)).await
             }
             Self::Wallet(args) => Box::pin(args.run()).await,
+            Self::Store(args) => Box::pin(args.run()).await,
             Self::Budget(args) => args.run().await,
             Self::Share(args) => args.run().await,
             Self::Close(args) => args.run().await,

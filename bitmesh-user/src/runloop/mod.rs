@@ -4,6 +4,7 @@
 //! time, has the store commit what was decided, and only then acts. It never decides about money
 //! itself.
 
+mod audit;
 mod buy;
 mod offline;
 mod sell;
@@ -35,6 +36,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
+pub use audit::{Audit, audit};
 pub use buy::buy;
 pub use offline::{Findings, Offline, Progress};
 pub use sell::{Ready, detach, prepare, sell};
@@ -98,6 +100,9 @@ impl Foundation {
     {
         let mut store = Store::open(&common.ledger(), role, common.network).await?;
         let mut entries = store.load::<E>().await?;
+        if let Some(from) = store.went_back().await? {
+            warn!("{}", went_back(role, &from));
+        }
         let changes = store.wallet_changes().await?;
         let source = open_source(common, &entries)?;
         let wallet = if changes.is_empty() {
@@ -208,6 +213,21 @@ impl Foundation {
     async fn close(self) -> Result<(), StoreError> {
         self.store.close().await
     }
+}
+
+/// What it means to go on from an older copy of the ledger.
+fn went_back(role: StoreRole, from: &str) -> String {
+    let means = match role {
+        StoreRole::Provider => {
+            "what was paid after that is not known until each subscriber sends its next sum, which \
+             takes its place; channels that were opened after it are lost"
+        }
+        StoreRole::Subscriber => {
+            "the provider may have been paid more after that than is known here; it keeps what it was \
+             paid. Close the channels (`bitmesh close --all`) to begin anew"
+        }
+    };
+    format!("the ledger goes on from {from}: {means}")
 }
 
 /// The only clock: seconds since 1970.

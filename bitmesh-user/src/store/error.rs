@@ -181,4 +181,15 @@ pub enum StoreError {
     /// The database's own tools do that.
     #[error("{0} is backed up by its own tools: pg_dump --format=custom --file=FILE DATABASE")]
     BackUpByItself(String),
+    /// A lone box's ledger is where an edge of a fleet wants to start.
+    #[error(
+        "{0} has the ledger of a lone box: its channels would be out of sight in a fleet. Let it sell \
+         without --store until they are closed and claimed, and start the edge with another --data-dir"
+    )]
+    Lone(PathBuf),
+    /// A lone edge was asked for what only a fleet has.
+    #[error(
+        "this ledger is one edge's alone; a fleet's is named by --store postgres://USER@HOST/DATABASE"
+    )]
+    NoFleet,
 }

@@ -190,7 +190,8 @@ pub(super) fn decode<E: DeserializeOwned>(row: &JournalRow, before: &Digest) -> 
     serde_json::from_str(&row.body).map_err(|error| error.to_string())
 }
 
-fn usage<E>(row: &UsageRow) -> Option<Entry<E>> {
+/// A station's usage; `None` where the key is none.
+pub(super) fn usage<E>(row: &UsageRow) -> Option<Entry<E>> {
     let [station, up @ .., _, _, _, _] = row.map(i64::cast_unsigned);
     let [_, _, _, _, _, down @ ..] = row.map(i64::cast_unsigned);
     let counts = |[octets, frames, refused_octets, refused_frames]: [u64; 4]| Counts {

@@ -9,6 +9,7 @@
 mod aside;
 mod engine;
 mod error;
+mod fleet;
 mod journal;
 mod known;
 mod layout1;
@@ -42,6 +43,7 @@ use self::{
 };
 pub use self::{
     error::StoreError,
+    fleet::{AccountCounts, Found},
     lock::check_unlocked,
     postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
     tidy::Tidied,
@@ -121,6 +123,9 @@ impl Store {
         let (mut witness, said) = Witness::open(&place.directory)?;
         let purpose = format!("{} on {network}", role.name());
         let mut engine: Box<dyn Engine> = match &place.fleet {
+            Some(_) if place.directory.join(sqlite::FILE).exists() => {
+                return Err(StoreError::Lone(place.directory.clone()));
+            }
             Some(fleet) => {
                 let known = said.map_or(0, |mark| mark.committed);
                 Box::new(PostgresEngine::open(fleet, &place.directory, &purpose, known).await?)

@@ -28,8 +28,6 @@ pub(super) const FILE: &str = "bitmesh.sqlite";
 const EDGE: i64 = 0;
 /// Rows that the engine's thread may be ahead of their reader.
 const ROWS_AHEAD: usize = 1_024;
-/// Pages of the write-ahead log after which they go into the file: of 4,096 octets each.
-const CHECKPOINT_PAGES: &str = "4000";
 /// How long another program's look into the file is waited for.
 const BUSY: Duration = Duration::from_secs(5);
 /// What the engine's own check tells at most.
@@ -87,11 +85,11 @@ impl SqliteEngine {
         let options = options(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
+            .synchronous(SqliteSynchronous::Full);
         let connection = SqliteConnection::connect_with(&options).await?;
         let place = path.display().to_string();
         let mut engine = Self { place, connection, looking: false };
+        engine.quick_check().await?;
         match layout(&mut engine.connection).await? {
             None => engine.make().await?,
             Some(schema::LAYOUT) => {}
@@ -124,6 +122,14 @@ impl SqliteEngine {
 
     fn newer(self, found: i64) -> StoreError {
         StoreError::Newer { place: self.place, found, known: schema::LAYOUT }
+    }
+
+    /// Digests say whether what is read is what was written; this says whether what is written next
+    /// could damage it.
+    async fn quick_check(&mut self) -> Result<(), StoreError> {
+        let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut self.connection).await?;
+        let found: String = row.try_get(0)?;
+        if found == "ok" { Ok(()) } else { Err(self.damaged(&found)) }
     }
 
     async fn make(&mut self) -> Result<(), StoreError> {

@@ -14,9 +14,9 @@ use super::{
 
 /// Rows of the journal that are never folded: the newest. To fold a payment costs more than to write it, and the
 /// longer it waits, the more of the same channel are folded with it.
-pub const ROWS_KEPT: u64 = 32_768;
-/// Rows that a step folds at most.
-pub const ROWS_PER_STEP: i64 = 2_048;
+const ROWS_KEPT: u64 = 32_768;
+/// Rows that a step folds at most: each can be of another channel, whose page is written anew.
+const ROWS_PER_STEP: i64 = 512;
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Store {
             && may_forget(&ChannelId::from_bytes(*channel))
     }
 
-    fn damaged(&self, what: String) -> StoreError {
+    pub(super) fn damaged(&self, what: String) -> StoreError {
         damaged(self.engine.as_ref(), what)
     }
 }

@@ -15,6 +15,7 @@ use super::*;
 use crate::{buyer::Buyer, ledger::Usage};
 
 mod close;
+mod compact;
 mod funding;
 
 fn sat(sat: u64) -> Amount {

@@ -18,7 +18,7 @@ use crate::{
     api::{ADMIN_SOCKET, AdminError, ApiError, Ask, Reply, WalletAsk, ask_admin, value},
     config::{Common, CommonArgs, default_data_dir},
     runloop::{Findings, Offline, Progress, unlock},
-    store::{Store, StoreRole},
+    store::{self, Store, StoreRole},
     wallet::{Sealed, Seed, SeedError, seed},
 };
 
@@ -47,6 +47,11 @@ pub(super) struct Home {
 }
 
 impl Place {
+    /// Where the ledger is that belongs to it.
+    pub(in crate::cli) async fn ledger(&self) -> Result<store::Place> {
+        Ok(store::Place::file(&self.home().await?.directory))
+    }
+
     /// Finds out which wallet is meant.
     pub(super) async fn home(&self) -> Result<Home> {
         let common = self.common.clone().with_file()?;

@@ -176,13 +176,16 @@ pub(super) fn is_passing(error: &StoreError) -> bool {
         StoreError::Sql(error) => match code(error) {
             Some(code) => {
                 let class = code.get(..2).unwrap_or_default();
-                matches!(class, "08" | "40" | "53" | "57" | "58") || code == "25006"
+                matches!(class, "08" | "40" | "53" | "57" | "58")
+                    || matches!(code.as_str(), "25006" | "55P03")
             }
             None => {
                 matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_))
             }
         },
-        StoreError::Unreachable { .. } | StoreError::ReadOnly { .. } => true,
+        StoreError::Unreachable { .. }
+        | StoreError::ReadOnly { .. }
+        | StoreError::Behind { .. } => true,
         _ => false,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bitmesh_core::{account::AccountId, channel::ChannelId, fleet::EdgeNumber};
 use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
 
 use super::{
@@ -42,7 +43,7 @@ pub(in crate::store) enum FleetChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EdgeRow {
     /// Its number.
-    pub number: i64,
+    pub number: EdgeNumber,
     /// Its name.
     pub name: String,
     /// Grows with each start, and when it is fenced.
@@ -57,9 +58,9 @@ pub struct EdgeRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Which.
-    pub account: Digest,
+    pub account: AccountId,
     /// Who wants it.
-    pub by: i64,
+    pub by: EdgeNumber,
 }
 
 /// What is told in return for a sign of life.
@@ -70,7 +71,7 @@ pub struct Beat {
     /// Accounts of ours that others want.
     pub wanted: Vec<Wanted>,
     /// Accounts that are ours, and that we have not caught up with.
-    pub arriving: Vec<Digest>,
+    pub arriving: Vec<AccountId>,
 }
 
 /// Accounts that came from other edges, and that saw the same blocks.
@@ -127,7 +128,6 @@ pub(super) async fn put(
         }
         FleetChange::CaughtUp { account } => {
             run(to, sqlx::query(sql::CAUGHT_UP).bind(&account[..]).bind(edge)).await?;
-            run(to, sqlx::query(sql::DELETE_STANDS)).await?;
         }
     }
     Ok(())
@@ -155,8 +155,18 @@ async fn stand(to: &mut PgConnection, tips: &[(i64, Digest)]) -> Result<Vec<u8>,
 
 impl PostgresEngine {
     /// Our number in the fleet.
-    pub(in crate::store) fn edge(&self) -> i64 {
-        self.standing.edge
+    pub(in crate::store) fn edge_number(&self) -> Result<EdgeNumber, StoreError> {
+        self.number(self.standing.edge)
+    }
+
+    /// An edge's number.
+    pub(in crate::store) fn number(&self, number: i64) -> Result<EdgeNumber, StoreError> {
+        let known = u16::try_from(number).ok().and_then(EdgeNumber::new);
+        known.ok_or_else(|| self.damaged("an edge of a number that there is not"))
+    }
+
+    fn account(&self, row: &PgRow, column: usize) -> Result<AccountId, StoreError> {
+        Ok(ChannelId::from_bytes(self.digest(row, column)?).into())
     }
 
     /// Whether another edge took over our accounts since our last start: what the kernel still has is
@@ -178,16 +188,17 @@ impl PostgresEngine {
         for row in self.rows(query.bind(TOLD_MAX)).await? {
             match row.try_get::<i64, _>(0)? {
                 0 => beat.edges.push(EdgeRow {
-                    number: row.try_get(1)?,
+                    number: self.number(row.try_get(1)?)?,
                     epoch: row.try_get(2)?,
                     beat: row.try_get(3)?,
                     hold_ms: row.try_get(4)?,
                     name: row.try_get(5)?,
                 }),
-                1 => {
-                    beat.wanted.push(Wanted { account: self.digest(&row, 6)?, by: row.try_get(1)? })
-                }
-                _ => beat.arriving.push(self.digest(&row, 6)?),
+                1 => beat.wanted.push(Wanted {
+                    account: self.account(&row, 6)?,
+                    by: self.number(row.try_get(1)?)?,
+                }),
+                _ => beat.arriving.push(self.account(&row, 6)?),
             }
         }
         if beat.edges.is_empty() { Err(self.fenced()) } else { Ok(beat) }
@@ -247,7 +258,12 @@ impl PostgresEngine {
             group.accounts.push(account);
             of.insert(account, tip);
             if group.tips.is_empty() {
-                group.tips = self.tips(row.try_get(3)?, row.try_get(4)?)?;
+                let (height, blocks): (Option<i64>, Option<Vec<u8>>) =
+                    (row.try_get(3)?, row.try_get(4)?);
+                let (Some(height), Some(blocks)) = (height, blocks) else {
+                    return Err(self.damaged("the blocks that an account saw are gone"));
+                };
+                group.tips = self.tips(height, &blocks)?;
             }
         }
         let keys: Vec<&[u8]> = of.keys().map(|account| &account[..]).collect();
@@ -323,7 +339,7 @@ impl PostgresEngine {
         let rows = self.rows(sqlx::query(sql::SELECT_EDGES)).await?;
         let edge = |row: &PgRow| {
             Ok(EdgeRow {
-                number: row.try_get(0)?,
+                number: self.number(row.try_get(0)?)?,
                 epoch: row.try_get(1)?,
                 beat: row.try_get(2)?,
                 hold_ms: row.try_get(3)?,

@@ -22,6 +22,8 @@ use crate::store::StoreError;
 
 /// Name of the file with the secrets.
 pub(in crate::store) const FILE: &str = "edge";
+/// Where a machine's name is, which no two have.
+const MACHINE: &str = "/etc/machine-id";
 /// Octets of a secret.
 const TOKEN_OCTETS: usize = 16;
 /// What is waited beyond another's hold before its name is taken.
@@ -34,6 +36,8 @@ const LOOK: Duration = Duration::from_millis(500);
 #[serde(deny_unknown_fields)]
 struct Secrets {
     name: String,
+    /// Of the machine that it was written on: a copy on another may be of an edge that lives.
+    machine: String,
     /// Newest first. The second is in force until the database has the first.
     tokens: Vec<String>,
 }
@@ -65,13 +69,15 @@ pub(super) async fn enter(
 ) -> Result<Entered, StoreError> {
     let path = directory.join(FILE);
     let known = read(&path)?;
-    let known = if known.name == name { known.tokens } else { Vec::new() };
+    let machine = machine();
+    let here = known.name == name && known.machine == machine;
+    let known = if here { known.tokens } else { Vec::new() };
     let mut token = [0; TOKEN_OCTETS];
     getrandom::fill(&mut token)
         .map_err(|error| StoreError::Io { path: path.clone(), source: io::Error::other(error) })?;
     let fresh = hex::encode(token);
     let tokens = [fresh.clone()].into_iter().chain(known.iter().cloned()).take(3).collect();
-    write(&path, &Secrets { name: name.to_owned(), tokens })?;
+    write(&path, &Secrets { name: name.to_owned(), machine: machine.clone(), tokens })?;
     let hold_ms = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
     let mut row = find(to, name).await?;
     if row.is_none() {
@@ -87,8 +93,9 @@ pub(super) async fn enter(
     }
     let query =
         sqlx::query(sql::ENTER).bind(&token[..]).bind(hold_ms).bind(row.number).bind(row.epoch);
+    let query = query.bind(row.beat);
     let entered = within(STATEMENT_TIMEOUT, query.fetch_optional(to)).await?.ok_or_else(taken)?;
-    write(&path, &Secrets { name: name.to_owned(), tokens: vec![fresh] })?;
+    write(&path, &Secrets { name: name.to_owned(), machine, tokens: vec![fresh] })?;
     Ok(Entered {
         number: row.number,
         epoch: entered.try_get(0)?,
@@ -140,6 +147,11 @@ async fn be_silent(to: &mut PgConnection, name: &str, then: &Known) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Names the machine; nothing, where it has no name.
+fn machine() -> String {
+    fs::read_to_string(MACHINE).unwrap_or_default().trim().to_owned()
 }
 
 fn read(path: &PathBuf) -> Result<Secrets, StoreError> {

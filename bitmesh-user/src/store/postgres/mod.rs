@@ -100,6 +100,11 @@ impl PostgresEngine {
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         };
+        // In vain where one of them is named meanwhile: the next start does it.
+        let cleanup = sqlx::query(sql::DELETE_STANDS).execute(&mut connection);
+        if let Err(error) = within(STATEMENT_TIMEOUT, cleanup).await {
+            tracing::debug!("old blocks stay: {error}");
+        }
         let standing =
             Standing { edge: entered.number, epoch: entered.epoch, committed: entered.committed };
         Ok(Self {

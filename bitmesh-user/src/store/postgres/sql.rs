@@ -4,22 +4,24 @@
 //! the highest that it has seen, so that no sequence of the server's is needed.
 
 /// Tables of the layout that this program writes ([`super::schema::LAYOUT`]), which is the first here.
-pub(super) const TABLES: [&str; 16] = [
+pub(super) const TABLES: [&str; 18] = [
     "CREATE TABLE layout (one BIGINT PRIMARY KEY, number BIGINT NOT NULL)",
     "CREATE TABLE fleet (one BIGINT PRIMARY KEY, purpose TEXT NOT NULL, seed TEXT NOT NULL)",
     "CREATE TABLE edges (number BIGINT PRIMARY KEY, name TEXT NOT NULL UNIQUE, \
         token BYTEA NOT NULL, epoch BIGINT NOT NULL, beat BIGINT NOT NULL, hold_ms BIGINT NOT NULL, \
         committed BIGINT NOT NULL, seq BIGINT NOT NULL, next_key BIGINT NOT NULL, \
         seized BIGINT NOT NULL)",
+    "CREATE TABLE stands (tip BYTEA PRIMARY KEY, height BIGINT NOT NULL, blocks BYTEA NOT NULL)",
     "CREATE TABLE accounts (account BYTEA PRIMARY KEY, edge BIGINT NOT NULL, wanted BIGINT, \
-        tip BYTEA, seq BIGINT NOT NULL)",
+        tip BYTEA REFERENCES stands (tip), seq BIGINT NOT NULL)",
+    "CREATE INDEX accounts_of_edge ON accounts (edge)",
+    "CREATE INDEX accounts_of_tip ON accounts (tip) WHERE tip IS NOT NULL",
     "CREATE INDEX accounts_wanted ON accounts (edge) WHERE wanted IS NOT NULL",
     "CREATE INDEX accounts_arriving ON accounts (edge) WHERE tip IS NOT NULL",
     "CREATE TABLE channel_members (channel BYTEA PRIMARY KEY, account BYTEA NOT NULL)",
     "CREATE INDEX channels_of_account ON channel_members (account)",
     "CREATE TABLE station_members (station BIGINT PRIMARY KEY, account BYTEA NOT NULL)",
     "CREATE INDEX stations_of_account ON station_members (account)",
-    "CREATE TABLE stands (tip BYTEA PRIMARY KEY, height BIGINT NOT NULL, blocks BYTEA NOT NULL)",
     "CREATE TABLE settings (edge BIGINT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, \
         PRIMARY KEY (edge, name))",
     "CREATE TABLE journal (channel BYTEA NOT NULL, n BIGINT NOT NULL, seq BIGINT NOT NULL, \
@@ -59,7 +61,7 @@ pub(super) const INSERT_EDGE: &str = "INSERT INTO edges \
     (number, name, token, epoch, beat, hold_ms, committed, seq, next_key, seized) \
     SELECT COALESCE(MAX(number), 0) + 1, $1, $2, 1, 0, $3, 0, 0, 0, 0 FROM edges";
 pub(super) const ENTER: &str = "UPDATE edges SET epoch = epoch + 1, beat = beat + 1, token = $1, \
-    hold_ms = $2, seized = 0 WHERE number = $3 AND epoch = $4 RETURNING epoch, committed, seq";
+    hold_ms = $2, seized = 0 WHERE number = $3 AND epoch = $4 AND beat = $5 RETURNING epoch, committed, seq";
 pub(super) const SELECT_STANDING: &str = "SELECT epoch, committed FROM edges WHERE number = $1";
 pub(super) const SELECT_STANDING_OF: &str = "SELECT epoch, committed FROM edges WHERE name = $1";
 /// A write of our own that waits for those before it, and for the standbys that have to have them.
@@ -76,16 +78,19 @@ pub(super) const COMMIT: &str = "WITH fence AS ( \
     UNNEST($5::BYTEA[], $6::BIGINT[], $7::BIGINT[], $8::TEXT[], $9::BYTEA[]) \
     AS e (channel, n, seq, body, digest)) \
     SELECT COUNT(*) FROM fence";
+/// Counters of a life only grow, and are read where the station's account is: what an edge says that
+/// lags, or does not know that it has moved, takes nothing back.
 pub(super) const UPSERT_USAGE: &str = "INSERT INTO usage (station, edge, up_octets, up_frames, \
     up_refused_octets, up_refused_frames, down_octets, down_frames, down_refused_octets, \
     down_refused_frames) SELECT u.s, $1, u.a, u.b, u.c, u.d, u.e, u.f, u.g, u.h FROM \
     UNNEST($2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], $6::BIGINT[], $7::BIGINT[], \
     $8::BIGINT[], $9::BIGINT[], $10::BIGINT[]) AS u (s, a, b, c, d, e, f, g, h) \
-    ON CONFLICT (station) DO UPDATE SET edge = excluded.edge, up_octets = excluded.up_octets, \
-    up_frames = excluded.up_frames, up_refused_octets = excluded.up_refused_octets, \
-    up_refused_frames = excluded.up_refused_frames, down_octets = excluded.down_octets, \
-    down_frames = excluded.down_frames, down_refused_octets = excluded.down_refused_octets, \
-    down_refused_frames = excluded.down_refused_frames";
+    WHERE NOT EXISTS (SELECT 1 FROM station_members m JOIN accounts o ON o.account = m.account \
+    WHERE m.station = u.s AND o.edge <> $1) ON CONFLICT (station) DO UPDATE SET edge = excluded.edge, up_octets = GREATEST(usage.up_octets, excluded.up_octets), \
+    up_frames = GREATEST(usage.up_frames, excluded.up_frames), up_refused_octets = GREATEST(usage.up_refused_octets, excluded.up_refused_octets), \
+    up_refused_frames = GREATEST(usage.up_refused_frames, excluded.up_refused_frames), down_octets = GREATEST(usage.down_octets, excluded.down_octets), \
+    down_frames = GREATEST(usage.down_frames, excluded.down_frames), down_refused_octets = GREATEST(usage.down_refused_octets, excluded.down_refused_octets), \
+    down_refused_frames = GREATEST(usage.down_refused_frames, excluded.down_refused_frames)";
 pub(super) const UPSERT_SETTING: &str = "INSERT INTO settings (edge, name, value) \
     VALUES ($1, $2, $3) ON CONFLICT (edge, name) DO UPDATE SET value = excluded.value";
 pub(super) const DELETE_SETTING: &str = "DELETE FROM settings WHERE edge = $1 AND name = $2";
@@ -129,8 +134,10 @@ pub(super) const CAUGHT_UP: &str =
     "UPDATE accounts SET tip = NULL WHERE account = $1 AND edge = $2";
 pub(super) const INSERT_STAND: &str = "INSERT INTO stands (tip, height, blocks) VALUES ($1, $2, $3) \
     ON CONFLICT (tip) DO NOTHING";
-pub(super) const DELETE_STANDS: &str = "DELETE FROM stands WHERE NOT EXISTS \
-    (SELECT 1 FROM accounts WHERE accounts.tip = stands.tip)";
+/// Long after anybody could come with them. One that is named all the same is kept by the reference.
+pub(super) const DELETE_STANDS: &str = "DELETE FROM stands \
+    WHERE height < (SELECT MAX(height) FROM stands) - 200 \
+    AND NOT EXISTS (SELECT 1 FROM accounts WHERE accounts.tip = stands.tip)";
 
 /// What is ours and follows our blocks.
 macro_rules! ours {
@@ -199,7 +206,8 @@ pub(super) const LOOK_UP_USAGE: &str = "SELECT station, up_octets, up_frames, \
 pub(super) const WANT: &str = "UPDATE accounts SET wanted = $2 WHERE account = ANY($1) \
     AND edge <> $2 AND wanted IS NULL AND EXISTS (SELECT 1 FROM edges WHERE number = $2 AND epoch = $3)";
 pub(super) const TAKE_ACCOUNTS: &str = "SELECT a.account, a.tip, a.seq, s.height, s.blocks \
-    FROM accounts a JOIN stands s ON s.tip = a.tip WHERE a.account = ANY($1) AND a.edge = $2";
+    FROM accounts a LEFT JOIN stands s ON s.tip = a.tip \
+    WHERE a.account = ANY($1) AND a.edge = $2 AND a.tip IS NOT NULL";
 pub(super) const TAKE_CHANNELS: &str = "SELECT t.channel, t.n, t.body, t.digest, t.seal, m.account \
     FROM channels t JOIN channel_members m ON m.channel = t.channel WHERE m.account = ANY($1)";
 pub(super) const TAKE_JOURNAL: &str = "SELECT t.seq, t.channel, t.n, t.body, t.digest, m.account \

@@ -1,5 +1,7 @@
 //! A commit: once, whatever becomes of the connection.
 
+use std::collections::HashSet;
+
 use sqlx::{
     Connection as _, PgConnection, Postgres, Row as _, postgres::PgArguments, query::Query,
 };
@@ -209,14 +211,18 @@ async fn put_new_channels(
     write: &Write,
     edge: i64,
 ) -> Result<(), StoreError> {
-    for event in write.journal.iter().filter(|event| event.n == 0) {
-        let told = write.fleet.iter().any(|change| {
-            matches!(change, FleetChange::Channel { channel, .. } if *channel == event.channel)
-        });
-        if !told {
-            let (channel, account) = (event.channel, event.channel);
-            fleet::put(to, &FleetChange::Channel { channel, account }, edge, 0).await?;
-        }
+    let told: HashSet<_> = write
+        .fleet
+        .iter()
+        .filter_map(|change| match change {
+            FleetChange::Channel { channel, .. } => Some(channel),
+            _ => None,
+        })
+        .collect();
+    let new = write.journal.iter().filter(|event| event.n == 0 && !told.contains(&event.channel));
+    for event in new {
+        let (channel, account) = (event.channel, event.channel);
+        fleet::put(to, &FleetChange::Channel { channel, account }, edge, 0).await?;
     }
     Ok(())
 }

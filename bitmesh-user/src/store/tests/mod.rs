@@ -1,5 +1,7 @@
 //! One suite for every engine: `suite!(name, fresh)` runs it on the ledgers that `fresh` makes.
 
+mod damage;
+mod layout1;
 mod postgres;
 mod sqlite;
 

@@ -141,7 +141,7 @@ async fn edges_that_start_at_once_make_the_tables_once_and_get_numbers_of_their_
     let mut numbers = Vec::new();
     for store in stores {
         let mut store = store.unwrap();
-        numbers.push(store.engine.fleet().unwrap().edge());
+        numbers.push(store.edge().unwrap().get());
         store.close().await.unwrap();
     }
     numbers.sort_unstable();
