@@ -203,8 +203,11 @@ mod tests {
         let mut channel = ProviderChannel::open(&opened).unwrap();
         let funding = Funding { outpoint: outpoint(&params()), height: 101 };
         channel.apply(&ProviderEvent::Funded(funding)).unwrap();
-        let paid =
-            ProviderEvent::Paid { paid: Amount::from_sat(sum), signature: pay(&params(), sum) };
+        let paid = ProviderEvent::Paid {
+            paid: Amount::from_sat(sum),
+            signature: pay(&params(), sum),
+            earlier: 0,
+        };
         channel.apply(&paid).unwrap();
         if closing {
             channel.apply(&ProviderEvent::CloseRequested { payout_script: None }).unwrap();

@@ -159,7 +159,7 @@ impl Buyer {
         signature: Signature,
         out: &mut Out,
     ) {
-        let event = SubscriberEvent::PaymentSigned { paid, signature };
+        let event = SubscriberEvent::PaymentSigned { paid, signature, earlier: 0 };
         self.book.record(channel, event, out);
         out.act(Action::Pay(channel, paid, signature));
     }
@@ -266,6 +266,11 @@ impl Buyer {
 
     fn is_live(&self, channel: &ChannelId) -> bool {
         self.book.get(channel).is_some_and(|known| !known.finished())
+    }
+
+    /// Whether a channel's journal may be forgotten, if its key index is not needed to know the next.
+    pub fn may_forget(&self, channel: &ChannelId) -> bool {
+        self.book.get(channel).is_none_or(SubscriberChannel::forgettable)
     }
 
     /// Index of the wallet key that the next channel uses.

@@ -106,7 +106,7 @@ impl Bench {
     fn verify(&self) -> Result<()> {
         let mut channel = self.provider.clone();
         for (paid, _, signature) in &self.payments {
-            let event = channel.pay(&self.secp, *paid, signature, HEIGHT)?;
+            let event = channel.pay(&self.secp, *paid, signature, None, HEIGHT)?;
             channel.apply(&event.context("a payment that changes nothing")?)?;
         }
         ensure!(channel.commitments() == u64::from(PAYMENTS), "payments were not applied");
@@ -125,7 +125,11 @@ impl Bench {
         for (paid, ..) in &self.payments {
             let message = channel.payment(*paid, HEIGHT)?;
             let signature = self.secp.sign_ecdsa(&message, &key);
-            channel.apply(&SubscriberEvent::PaymentSigned { paid: *paid, signature })?;
+            channel.apply(&SubscriberEvent::PaymentSigned {
+                paid: *paid,
+                signature,
+                earlier: 0,
+            })?;
         }
         ensure!(channel.commitments() == u64::from(PAYMENTS), "payments were not signed");
         Ok(())

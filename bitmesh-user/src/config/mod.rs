@@ -15,7 +15,10 @@ use figment::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::guard::{self, Cookies};
+use crate::{
+    guard::{self, Cookies},
+    store::Place,
+};
 
 pub use self::{
     buy::{BuyArgs, BuyConfig},
@@ -150,6 +153,13 @@ pub struct Common {
     pub source_reason: &'static str,
     /// Where the seed's passphrase is, if that was named.
     pub passphrase_file: Option<PathBuf>,
+}
+
+impl Common {
+    /// Where the ledger is.
+    pub fn ledger(&self) -> Place {
+        Place::file(&self.data_dir)
+    }
 }
 
 impl CommonArgs {

@@ -20,7 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -28,7 +28,7 @@ use axum::http::StatusCode;
 use bitcoin::{FeeRate, Network, Transaction, secp256k1::Secp256k1};
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, Book, Entry, Machine},
+    channel::{Batch, Book, ChannelId, Compact, Entry, Machine},
     offer::SignedOffer,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -58,6 +58,8 @@ use crate::{
 const CHAIN_INTERVAL: Duration = Duration::from_millis(500);
 /// Blocks in which a claim or a funding should confirm.
 const FEE_TARGET_BLOCKS: u16 = 6;
+/// Changes of what is watched after which all of it is taken anew.
+const WATCHED_ANEW_CHANGES: u64 = 4_096;
 /// How often a broadcast is tried while the source does not answer.
 const BROADCAST_TRIES: u32 = 20;
 /// Pause between them.
@@ -65,6 +67,11 @@ const BROADCAST_PAUSE: Duration = Duration::from_secs(3);
 /// Blocks below the tip from which a new wallet follows the chain: a reorganisation of the newest
 /// ones must not leave it without a block to go on from.
 const BIRTHDAY_DEPTH_BLOCKS: u32 = 10;
+
+/// Time after which no further step of folding the ledger is begun; payments wait meanwhile.
+const TIDY_TIME: Duration = Duration::from_millis(10);
+/// Changes of the wallet that are kept one by one.
+const WALLET_CHANGES_MAX: usize = 64;
 
 /// What both roles stand on: the disk, the keys and the chain.
 struct Foundation {
@@ -76,6 +83,8 @@ struct Foundation {
     watched: Watched,
     /// The book's channels that are watched.
     channels_watched: u64,
+    /// The same, when all of them were taken anew.
+    watched_anew: u64,
     /// Height of the source's tip, as it said last.
     source_height: Arc<AtomicU32>,
     block_seen_at: Option<u64>,
@@ -83,12 +92,15 @@ struct Foundation {
 
 impl Foundation {
     /// Opens, or makes, the data directory's seed, store and wallet, and reads the journal.
-    async fn open<E: Serialize + DeserializeOwned>(
+    async fn open<E>(
         common: &Common,
         role: StoreRole,
         seed: &mut Seed,
-    ) -> Result<(Self, Vec<Entry<E>>)> {
-        let mut store = Store::open(&common.data_dir, role, common.network).await?;
+    ) -> Result<(Self, Vec<Entry<E>>)>
+    where
+        E: Serialize + DeserializeOwned + Compact + Send + 'static,
+    {
+        let mut store = Store::open(&common.ledger(), role, common.network).await?;
         let mut entries = store.load::<E>().await?;
         let changes = store.wallet_changes().await?;
         let source = open_source(common, &entries)?;
@@ -112,6 +124,9 @@ impl Foundation {
             if seed.birthday().is_none() {
                 return Err(SeedError::Missing(seed::path(&common.data_dir)).into());
             }
+            if changes.len() > WALLET_CHANGES_MAX {
+                store.set_wallet(Wallet::merge(&changes)?).await?;
+            }
             Wallet::load(seed.words(), common.network, &changes)?
         };
         let watched = Watched::default();
@@ -125,6 +140,7 @@ impl Foundation {
             source,
             watched,
             channels_watched: 0,
+            watched_anew: 0,
             source_height: Arc::default(),
             block_seen_at: None,
         };
@@ -154,7 +170,18 @@ impl Foundation {
 
     fn watch<M: Machine>(&mut self, book: &Book<M>) {
         self.channels_watched = book.script_changes();
+        self.watched_anew = self.channels_watched;
         self.watched.set(self.wallet.scripts().chain(book.scripts()));
+    }
+
+    /// Adds the scripts of channels that are new in a batch. Those of channels that were forgotten
+    /// stay until all are taken anew: they cost a look at a block now and then.
+    fn watch_more<M: Machine, A>(&self, out: &Batch<M::Event, A>, book: &Book<M>) {
+        let scripts = out.entries().iter().filter_map(|entry| match entry {
+            Entry::Channel { channel, .. } => book.get(channel).map(M::funding_script),
+            _ => None,
+        });
+        self.watched.add(scripts);
     }
 
     /// Shows the wallet what happened on chain; stored with the next commit.
@@ -178,10 +205,24 @@ impl Foundation {
         if wallet.is_some() {
             self.watched.add(self.wallet.scripts());
         }
-        if book.script_changes() != self.channels_watched {
+        let changes = book.script_changes();
+        if changes >= self.watched_anew + WATCHED_ANEW_CHANGES {
             self.watch(book);
+        } else if changes != self.channels_watched {
+            self.channels_watched = changes;
+            self.watch_more(&out, book);
         }
         Ok(out.release(&durable))
+    }
+
+    /// Folds old rows of the ledger, for as long as nobody notices.
+    async fn tidy<E>(&mut self, may_forget: impl Fn(&ChannelId) -> bool) -> Result<(), StoreError>
+    where
+        E: Serialize + DeserializeOwned + Compact,
+    {
+        let start = Instant::now();
+        while self.store.tidy::<E>(&may_forget).await?.more && start.elapsed() < TIDY_TIME {}
+        Ok(())
     }
 
     async fn close(self) -> Result<(), StoreError> {

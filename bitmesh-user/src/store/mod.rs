@@ -1,90 +1,69 @@
-//! The only SQL: channels' journals, the chain's newest blocks, usage, the wallet's changes.
+//! The ledger: channels' journals, the chain's newest blocks, usage, the wallet's changes. The only
+//! SQL.
 //!
-//! A batch is written in one transaction and synced before its proof is given out. Rows of the
-//! journal are chained by hash, so that a changed or missing row is seen at the next start. The
-//! store knows nothing of what the entries mean.
+//! A batch is written in one transaction and synced before its proof is given out. Each channel's
+//! journal is chained by hash, and a sum over everything is kept along with each commit, so that
+//! what was changed, is missing or came back is seen at the next start. The store knows nothing of
+//! what the entries mean. What an engine does is behind [`engine::Engine`].
 
+mod aside;
+mod engine;
+mod error;
+mod journal;
+mod known;
+mod layout1;
+mod load;
+mod lock;
 mod schema;
+mod sqlite;
+mod tidy;
+mod upkeep;
+mod witness;
 
 use std::{
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
     path::{Path, PathBuf},
 };
 
-use bitcoin::{
-    BlockHash, Network,
-    hashes::{Hash, HashEngine, sha256},
-};
-use bitmesh_common::StationKey;
+use bitcoin::Network;
 use bitmesh_core::{
     bitcoin,
-    channel::{Durable, Entry, TIPS_KEPT},
-    ledger::{Counts, Usage},
-    station::Station,
-    units::Octets,
+    channel::{Compact, Durable, Entry},
 };
-use rustix::{
-    fs::{Mode, OFlags},
-    io::Errno,
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use self::{
+    engine::{Engine, Write},
+    known::{Changes, Known},
+    sqlite::SqliteEngine,
+    witness::Witness,
 };
-use serde::{Serialize, de::DeserializeOwned};
-use sqlx::{
-    Connection, Row, SqliteConnection,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous},
+pub use self::{
+    error::StoreError,
+    lock::check_unlocked,
+    tidy::Tidied,
+    upkeep::{Facts, Look, Restore, Restored, accept},
 };
 
-/// Name of the database in the data directory.
-const FILE: &str = "bitmesh.sqlite";
-/// Name of the lock file in the data directory.
-const LOCK: &str = "lock";
+/// What it is called where people read it.
+pub const ENGINE: &str = "SQLite";
 
-/// Name of the setting that says what the directory is for.
+/// Name of the setting that says what the ledger is for.
 const PURPOSE: &str = "purpose";
+/// Name of the setting that says that it goes on from an older copy, which the next start tells.
+const WENT_BACK: &str = "went-back";
 
 /// What is in a data directory of this.
-pub const FILES: [&str; 5] =
-    [FILE, LOCK, "bitmesh.sqlite-wal", "bitmesh.sqlite-shm", "bitmesh.sqlite-journal"];
+pub const FILES: [&str; 5] = [
+    sqlite::FILE,
+    lock::FILE,
+    "bitmesh.sqlite-wal",
+    "bitmesh.sqlite-shm",
+    "bitmesh.sqlite-journal",
+];
 
-/// What can go wrong with the data on disk.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Not readable, not writable, full, or another file system trouble.
-    #[error("{path}: {source}; check that the directory is writable and the disk has space", path = path.display())]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// Another daemon has the directory.
-    #[error("{} is in use by another bitmesh; stop that one, or choose another --data-dir", .0.display())]
-    Locked(PathBuf),
-    /// The engine refused.
-    #[error("the database: {0}; nothing was acknowledged since; check the disk, then start again")]
-    Sql(#[from] sqlx::Error),
-    /// The schema is newer than this program, or was changed.
-    #[error("the database's schema: {0}; was it written by a newer bitmesh? use that one")]
-    Schema(#[from] sqlx::migrate::MigrateError),
-    /// What is there doesn't add up.
-    #[error("{} is damaged: {what}; restore the data directory from a backup", path.display())]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// What was found.
-        what: String,
-    },
-    /// Written for something else.
-    #[error("this data directory is for {found}, not for {wanted}; choose another --data-dir")]
-    Foreign {
-        /// What is there.
-        found: String,
-        /// What was asked for.
-        wanted: String,
-    },
-}
-
-/// Which end of channels a data directory is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+/// Which end of channels a ledger is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StoreRole {
     /// `bitmesh sell`.
@@ -102,57 +81,60 @@ impl StoreRole {
     }
 }
 
-/// An open data directory, locked for as long as this lives.
+/// Where a ledger is.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The data directory. Whoever uses the ledger from here locks it.
+    pub directory: PathBuf,
+}
+
+impl Place {
+    /// A file in a data directory.
+    pub fn file(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+}
+
+/// An open ledger, its directory locked for as long as this lives.
 #[derive(Debug)]
 pub struct Store {
-    path: PathBuf,
-    connection: SqliteConnection,
-    link: sha256::Hash,
-    _lock: std::fs::File,
+    engine: Box<dyn Engine>,
+    known: Known,
+    /// Whether [`Self::load`] has read what is there.
+    loaded: bool,
+    witness: Witness,
+    _lock: File,
 }
 
 impl Store {
-    /// Opens the store of `role` on `network` in `directory`, which must exist; makes one when
-    /// there is none.
+    /// Opens the ledger of `role` on `network` at a place whose directory must exist; makes one
+    /// when there is none. To be followed by [`Self::load`].
     pub async fn open(
-        directory: &Path,
+        place: &Place,
         role: StoreRole,
         network: Network,
     ) -> Result<Self, StoreError> {
-        let lock = lock(directory)?;
-        let path = directory.join(FILE);
-        let options = SqliteConnectOptions::new()
-            .filename(&path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full);
-        let mut connection = SqliteConnection::connect_with(&options).await?;
-        let found: String =
-            sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut connection).await?.try_get(0)?;
-        if found != "ok" {
-            return Err(StoreError::Damaged { path, what: found });
+        let lock = lock::lock(&place.directory)?;
+        let mut engine: Box<dyn Engine> =
+            Box::new(SqliteEngine::open(&place.directory.join(sqlite::FILE), true).await?);
+        let mark = engine.mark().await?;
+        let (mut witness, said) = Witness::open(&place.directory)?;
+        if let Some(said) = said.filter(|said| !witness::agrees(&mark, said)) {
+            let (found, last) = (mark.committed, said.committed);
+            return Err(StoreError::RolledBack { place: engine.place().to_owned(), found, last });
         }
-        schema::migrator().run_direct(None, &mut connection, false).await?;
-        let link = sha256::Hash::all_zeros();
-        let mut store = Self { path, connection, link, _lock: lock };
+        witness.note(&mark);
+        let settings = engine.settings().await?.into_iter().collect();
+        let known = Known { mark, settings, ..Known::default() };
+        let loaded = mark.committed == 0;
+        let mut store = Self { engine, known, loaded, witness, _lock: lock };
         store.belongs_to(role, network).await?;
         Ok(store)
     }
 
     /// What a directory is for, if a daemon or a command has used it. Nothing is locked.
     pub async fn role_of(directory: &Path) -> Result<Option<StoreRole>, StoreError> {
-        let path = directory.join(FILE);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let options = SqliteConnectOptions::new().filename(path);
-        let mut connection = SqliteConnection::connect_with(&options).await?;
-        let row = sqlx::query(schema::SELECT_SETTING)
-            .bind(PURPOSE)
-            .fetch_optional(&mut connection)
-            .await?;
-        let purpose: Option<String> = row.map(|row| row.try_get(0)).transpose()?;
-        connection.close().await?;
+        let purpose = sqlite::setting_of(directory, PURPOSE).await?;
         let roles = [StoreRole::Provider, StoreRole::Subscriber];
         let of = |purpose: String| roles.into_iter().find(|role| purpose.starts_with(role.name()));
         Ok(purpose.and_then(of))
@@ -160,206 +142,94 @@ impl Store {
 
     async fn belongs_to(&mut self, role: StoreRole, network: Network) -> Result<(), StoreError> {
         let wanted = format!("{} on {network}", role.name());
-        let found = self.setting(PURPOSE).await?;
-        match found {
+        match self.known.settings.get(PURPOSE) {
             None => self.set(PURPOSE, &wanted).await,
-            Some(found) if found == wanted => Ok(()),
-            Some(found) => Err(StoreError::Foreign { found, wanted }),
+            Some(found) if *found == wanted => Ok(()),
+            Some(found) => Err(StoreError::Foreign { found: found.clone(), wanted }),
         }
     }
 
     /// Everything that was committed, in order: channels' events, then blocks, then usage.
-    pub async fn load<E: DeserializeOwned>(&mut self) -> Result<Vec<Entry<E>>, StoreError> {
-        let mut entries = Vec::new();
-        let mut link = sha256::Hash::all_zeros();
-        let rows = sqlx::query(schema::SELECT_EVENTS).fetch_all(&mut self.connection).await?;
-        for row in rows {
-            let (channel, body): (String, String) = (row.try_get(1)?, row.try_get(2)?);
-            link = chain(link, &channel, &body);
-            let stored: Vec<u8> = row.try_get(3)?;
-            if stored != link.to_byte_array() {
-                let seq: i64 = row.try_get(0)?;
-                return Err(self.damaged(format!("row {seq} of the journal was changed")));
-            }
-            let event =
-                serde_json::from_str(&body).map_err(|error| self.damaged(error.to_string()))?;
-            let channel = channel.parse().map_err(|_| self.damaged("a channel's id".into()))?;
-            entries.push(Entry::Channel { channel, event });
-        }
-        self.link = link;
-        for row in sqlx::query(schema::SELECT_BLOCKS).fetch_all(&mut self.connection).await? {
-            let hash: Vec<u8> = row.try_get(1)?;
-            let hash = BlockHash::from_slice(&hash);
-            let hash = hash.map_err(|_| self.damaged("a block's hash".into()))?;
-            entries.push(Entry::Block { height: self.u32(row.try_get(0)?)?, hash });
-        }
-        for row in sqlx::query(schema::SELECT_USAGE).fetch_all(&mut self.connection).await? {
-            entries.push(self.usage(&row)?);
-        }
+    pub async fn load<E>(&mut self) -> Result<Vec<Entry<E>>, StoreError>
+    where
+        E: DeserializeOwned + Compact + Send + 'static,
+    {
+        let entries = load::load(self.engine.as_mut(), &mut self.known).await?;
+        self.loaded = true;
         Ok(entries)
-    }
-
-    fn usage<E>(&self, row: &SqliteRow) -> Result<Entry<E>, StoreError> {
-        let at = |column| row.try_get::<i64, _>(column).map(i64::cast_unsigned);
-        let station = StationKey::from_raw(at(0)?).map(Station::from);
-        let station = station.ok_or_else(|| self.damaged("a station".into()))?;
-        let counts = |first| -> Result<Counts, sqlx::Error> {
-            Ok(Counts {
-                octets: Octets(at(first)?),
-                frames: at(first + 1)?,
-                refused_octets: Octets(at(first + 2)?),
-                refused_frames: at(first + 3)?,
-            })
-        };
-        let usage = Usage { up: counts(1)?, down: counts(5)? };
-        Ok(Entry::Usage { station, usage })
     }
 
     /// Writes entries, and what the wallet has to remember, all or nothing, and syncs them.
     ///
-    /// After an error nothing is known to be durable: start again from [`Store::load`].
-    pub async fn commit<E: Serialize>(
+    /// After an error nothing is known to be durable: start again from [`Store::open`].
+    ///
+    /// # Panics
+    /// When what is there was not loaded.
+    pub async fn commit<E: Serialize + Compact>(
         &mut self,
         entries: &[Entry<E>],
         wallet: Option<&str>,
     ) -> Result<Durable, StoreError> {
-        if entries.is_empty() && wallet.is_none() {
-            return Ok(Durable::committed());
+        assert!(self.loaded, "a ledger is loaded before it is written");
+        if !entries.is_empty() || wallet.is_some() {
+            let (write, changes) = self.known.batch(entries, wallet)?;
+            self.write(&write, changes).await?;
         }
-        let mut link = self.link;
-        let mut transaction = self.connection.begin().await?;
-        for entry in entries {
-            match entry {
-                Entry::Channel { channel, event } => {
-                    let channel = channel.to_string();
-                    let body = serde_json::to_string(event)
-                        .map_err(|error| StoreError::Sql(sqlx::Error::Encode(error.into())))?;
-                    link = chain(link, &channel, &body);
-                    sqlx::query(schema::INSERT_EVENT)
-                        .bind(channel)
-                        .bind(body)
-                        .bind(link.to_byte_array().to_vec())
-                        .execute(&mut *transaction)
-                        .await?;
-                }
-                Entry::Block { height, hash } => {
-                    let forgotten = i64::from(*height) - i64::from(TIPS_KEPT);
-                    sqlx::query(schema::INSERT_BLOCK)
-                        .bind(i64::from(*height))
-                        .bind(hash.to_byte_array().to_vec())
-                        .execute(&mut *transaction)
-                        .await?;
-                    sqlx::query(schema::FORGET_BLOCKS)
-                        .bind(forgotten)
-                        .execute(&mut *transaction)
-                        .await?;
-                }
-                Entry::BlockGone { height } => {
-                    sqlx::query(schema::DELETE_BLOCKS)
-                        .bind(i64::from(*height))
-                        .execute(&mut *transaction)
-                        .await?;
-                }
-                Entry::Usage { station, usage } => {
-                    let mut query =
-                        sqlx::query(schema::UPSERT_USAGE).bind(station.key().raw().cast_signed());
-                    for counts in [usage.up, usage.down] {
-                        query = query
-                            .bind(counts.octets.0.cast_signed())
-                            .bind(counts.frames.cast_signed())
-                            .bind(counts.refused_octets.0.cast_signed())
-                            .bind(counts.refused_frames.cast_signed());
-                    }
-                    query.execute(&mut *transaction).await?;
-                }
-            }
-        }
-        if let Some(change) = wallet {
-            sqlx::query(schema::INSERT_WALLET).bind(change).execute(&mut *transaction).await?;
-        }
-        transaction.commit().await?;
-        self.link = link;
         Ok(Durable::committed())
+    }
+
+    async fn write(&mut self, write: &Write, changes: Changes) -> Result<(), StoreError> {
+        self.engine.write(write).await?;
+        self.known.accept(changes);
+        self.witness.note(&self.known.mark);
+        Ok(())
+    }
+
+    /// Whether it goes on from an older copy since it was opened last: from when that is, in words.
+    /// Told once.
+    pub async fn went_back(&mut self) -> Result<Option<String>, StoreError> {
+        let said = self.known.settings.get(WENT_BACK).cloned();
+        if said.is_some() {
+            let (write, changes) = self.known.setting(WENT_BACK, None);
+            self.write(&write, changes).await?;
+        }
+        Ok(said)
     }
 
     /// The wallet's changes, oldest first.
     pub async fn wallet_changes(&mut self) -> Result<Vec<String>, StoreError> {
-        let rows = sqlx::query(schema::SELECT_WALLET).fetch_all(&mut self.connection).await?;
-        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        Ok(self.engine.wallet().await?.into_iter().map(|(_, body)| body).collect())
+    }
+
+    /// Puts one change of the wallet, which says the same, in the place of all.
+    ///
+    /// # Panics
+    /// When what is there was not loaded.
+    pub async fn set_wallet(&mut self, change: String) -> Result<(), StoreError> {
+        assert!(self.loaded, "a ledger is loaded before it is written");
+        let (write, changes) = self.known.whole_wallet(change);
+        self.write(&write, changes).await
     }
 
     /// A setting that outlives the daemon.
+    #[expect(clippy::unused_async, reason = "where settings are kept is the engine's to choose")]
     pub async fn setting(&mut self, name: &str) -> Result<Option<String>, StoreError> {
-        let row = sqlx::query(schema::SELECT_SETTING)
-            .bind(name)
-            .fetch_optional(&mut self.connection)
-            .await?;
-        Ok(row.map(|row| row.try_get(0)).transpose()?)
+        Ok(self.known.settings.get(name).cloned())
     }
 
     /// Sets a setting, durably.
     pub async fn set(&mut self, name: &str, value: &str) -> Result<(), StoreError> {
-        sqlx::query(schema::UPSERT_SETTING)
-            .bind(name)
-            .bind(value)
-            .execute(&mut self.connection)
-            .await?;
+        let (write, changes) = self.known.setting(name, Some(value));
+        self.write(&write, changes).await
+    }
+
+    /// Closes cleanly: of SQLite one file is left, without a write-ahead log beside it.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.engine.close().await?;
+        // Without it a start after a power cut knows less, no more.
+        let _ = self.witness.sync();
         Ok(())
     }
-
-    /// Closes cleanly: one file is left, without a write-ahead log beside it.
-    pub async fn close(self) -> Result<(), StoreError> {
-        Ok(self.connection.close().await?)
-    }
-
-    fn u32(&self, value: i64) -> Result<u32, StoreError> {
-        u32::try_from(value).map_err(|_| self.damaged(format!("a height of {value}")))
-    }
-
-    fn damaged(&self, what: String) -> StoreError {
-        StoreError::Damaged { path: self.path.clone(), what }
-    }
-}
-
-/// Whether a daemon could take a directory: to be asked before anything in it is changed.
-pub fn check_unlocked(directory: &Path) -> Result<(), StoreError> {
-    let path = directory.join(LOCK);
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
-        Ok(file) => std::fs::File::from(file),
-        Err(Errno::NOENT) => return Ok(()),
-        Err(source) => return Err(StoreError::Io { path, source: source.into() }),
-    };
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::Locked(directory.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(StoreError::Io { path, source }),
-    }
-}
-
-/// One daemon a directory: two would sign from one journal.
-fn lock(directory: &Path) -> Result<std::fs::File, StoreError> {
-    let path = directory.join(LOCK);
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|source| StoreError::Io { path: path.clone(), source })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::Locked(directory.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(StoreError::Io { path, source }),
-    }
-}
-
-fn chain(previous: sha256::Hash, channel: &str, body: &str) -> sha256::Hash {
-    let mut engine = sha256::Hash::engine();
-    engine.input(previous.as_ref());
-    engine.input(channel.as_bytes());
-    engine.input(body.as_bytes());
-    sha256::Hash::from_engine(engine)
 }
 
 #[cfg(test)]

@@ -126,15 +126,16 @@ impl Wallet {
         Ok(Self { keys, inner })
     }
 
+    /// Changes, oldest first, as one.
+    pub fn merge(changes: &[String]) -> Result<String, WalletError> {
+        let damaged = |error: serde_json::Error| WalletError::Damaged(error.to_string());
+        serde_json::to_string(&merged(changes)?).map_err(damaged)
+    }
+
     /// The wallet that stored these changes, oldest first.
     pub fn load(words: &Words, network: Network, changes: &[String]) -> Result<Self, WalletError> {
         let damaged = |what: String| WalletError::Damaged(what);
-        let mut stored = ChangeSet::default();
-        for change in changes {
-            let change: ChangeSet =
-                serde_json::from_str(change).map_err(|error| damaged(error.to_string()))?;
-            stored.merge(change);
-        }
+        let stored = merged(changes)?;
         let keys = Keys::new(words, network);
         let loaded = bdk_wallet::Wallet::load()
             .check_network(network)
@@ -227,4 +228,14 @@ impl Wallet {
     pub fn sign_node(&self, message: Message) -> schnorr::Signature {
         self.keys.secp().sign_schnorr_no_aux_rand(&message, &self.keys.node())
     }
+}
+
+fn merged(changes: &[String]) -> Result<ChangeSet, WalletError> {
+    let mut all = ChangeSet::default();
+    for change in changes {
+        let change: ChangeSet = serde_json::from_str(change)
+            .map_err(|error| WalletError::Damaged(error.to_string()))?;
+        all.merge(change);
+    }
+    Ok(all)
 }

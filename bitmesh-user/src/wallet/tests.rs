@@ -117,7 +117,12 @@ fn what_was_stored_is_the_same_wallet() {
     let mut again = Wallet::load(&words(), Network::Regtest, &changes).unwrap();
     assert_eq!(again.balance(), wallet.balance());
     assert_eq!(again.balance().confirmed, Amount::from_sat(70_000));
-    assert_eq!(again.next_address(), wallet.next_address());
+    let merged = [Wallet::merge(&changes).unwrap()];
+    let mut merged = Wallet::load(&words(), Network::Regtest, &merged).unwrap();
+    assert_eq!(merged.balance(), wallet.balance());
+    let next = wallet.next_address();
+    assert_eq!(again.next_address(), next);
+    assert_eq!(merged.next_address(), next);
 }
 
 #[test]

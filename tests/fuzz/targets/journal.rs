@@ -150,6 +150,7 @@ fn provider_event(u: &mut Unstructured, params: &ChannelParams) -> Result<Option
         7 | 8 => ProviderEvent::Paid {
             paid: Amount::from_sat(number(u)?),
             signature: fixtures().signature,
+            earlier: number(u)?,
         },
         9 => ProviderEvent::CloseRequested {
             payout_script: u.arbitrary::<bool>()?.then(|| params.remainder_script.clone()),
@@ -194,6 +195,7 @@ fn subscriber_event(
         6 | 7 => SubscriberEvent::PaymentSigned {
             paid: Amount::from_sat(number(u)?),
             signature: fixtures().signature,
+            earlier: number(u)?,
         },
         8 => SubscriberEvent::Disputed {
             reported_octets: Octets(number(u)?),

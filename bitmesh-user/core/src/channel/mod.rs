@@ -9,9 +9,11 @@
 mod binding;
 mod book;
 mod close;
+mod compact;
 mod course;
 mod fees;
 mod params;
+mod payment;
 mod provider;
 mod recovery;
 mod spend;
@@ -30,6 +32,7 @@ pub use binding::{
 };
 pub use book::{Batch, Book, Durable, Entry, Machine, TIPS_KEPT};
 pub use close::{CLOSE_WAIT_BLOCKS, Close, CloseError, CloseRecord, claim_pays_off};
+pub use compact::Compact;
 pub use course::ChannelStatus;
 pub use fees::{
     CLAIM_URGENT_BLOCKS, CLAIM_WINDOW_BLOCKS, FEE_SHARE_AT_OPENING, FeeEstimates,
@@ -38,9 +41,10 @@ pub use fees::{
 };
 pub use params::{ChannelId, ChannelParams, IdParseError, ParamsError};
 pub(crate) use params::{hex_id, tagged_hash};
+pub use payment::{PaymentCheck, PaymentError, VerifiedPayment};
 pub use provider::{
-    ClaimRecord, FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, PaymentError,
-    ProviderChannel, ProviderEvent,
+    ClaimRecord, FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, ProviderChannel,
+    ProviderEvent,
 };
 pub use recovery::{RECOVERY_OCTETS, Recovery};
 pub use spend::{

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, CLOSE_WAIT_BLOCKS, ChannelParams, ChannelStatus, Close,
     CloseError, CloseRecord, FUNDING_WINDOW_BLOCKS, Funding, InvalidEvent, Spent, claim_pays_off,
+    compact::is_zero,
     course::{Course, Gone},
     payment_sighash,
 };
@@ -84,6 +85,9 @@ pub enum SubscriberEvent {
         paid: Amount,
         /// Over it.
         signature: Signature,
+        /// Payments right before it that this one stands for, too.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        earlier: u64,
     },
     /// The provider bills what was not counted here; nothing more is signed.
     Disputed {
@@ -221,7 +225,7 @@ impl SubscriberChannel {
                 self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
             }
             SubscriberEvent::Unfunded => self.course.undo(Gone::Funding)?,
-            SubscriberEvent::PaymentSigned { paid, signature } => {
+            SubscriberEvent::PaymentSigned { paid, signature, earlier } => {
                 if *paid <= self.paid() || *paid > self.course.params.payable() {
                     return Err(InvalidEvent("a payment out of order or bounds"));
                 }
@@ -231,7 +235,7 @@ impl SubscriberChannel {
                 let outpoint = self.outpoint();
                 let outpoint = outpoint.ok_or(InvalidEvent("a payment without a funding"))?;
                 self.best.insert(outpoint, (*paid, *signature));
-                self.commitments += 1;
+                self.commitments = self.commitments.saturating_add(1).saturating_add(*earlier);
             }
             SubscriberEvent::Disputed { reported_octets, counted_octets } => {
                 self.disputed = Some((*reported_octets, *counted_octets));
@@ -396,6 +400,11 @@ impl SubscriberChannel {
             Gone::Funding => SubscriberEvent::Unfunded,
             Gone::Spend => SubscriberEvent::Unspent,
         })
+    }
+
+    /// Whether blocks alone can bring the end, as it stands.
+    pub fn may_finish(&self) -> bool {
+        self.course.may_finish()
     }
 
     /// The end, when the tip has come far enough for it.
@@ -576,6 +585,12 @@ impl SubscriberChannel {
     /// Whether nothing can happen any more.
     pub fn finished(&self) -> bool {
         self.course.finished
+    }
+
+    /// Whether nothing is left that anybody could want to know of it: it is over, and no funding
+    /// was ever signed or found.
+    pub fn forgettable(&self) -> bool {
+        self.course.finished && self.fundings.is_empty() && !self.restored
     }
 }
 

@@ -36,16 +36,18 @@ pub(super) use self::{
 };
 use super::{Foundation, now, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
-    api::{Ask, ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
+    api::{Ask, ClientError, Envelope, Front, MAILBOX_REQUESTS, Provider, serve_admin},
     chain::ChainEvent,
     config::BuyConfig,
     dataplane::Observer,
     gateway::Gateway,
-    store::StoreRole,
+    store::{ENGINE, StoreRole},
 };
 
 /// How often the own count is read and payments are decided.
 const COUNT_INTERVAL: Duration = Duration::from_millis(10);
+/// How often the ledger is folded.
+const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before a request that failed is made again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How often the provider's view is fetched while nothing is paid.
@@ -155,7 +157,8 @@ impl Session {
         let (internal, internals) = mpsc::channel(16);
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_admin(&config.common.data_dir, requests)?);
+        let front = Front::new(requests, ENGINE, super::now());
+        tasks.spawn(serve_admin(&config.common.data_dir, front)?);
         let unacknowledged = active
             .and_then(|id| buyer.book().get(&id))
             .is_some_and(|channel| channel.best().is_some());
@@ -200,6 +203,7 @@ impl Session {
         let mut chain = self.foundation.follow(self.buyer.book());
         let mut count = interval(COUNT_INTERVAL);
         count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tidy = interval(TIDY_INTERVAL);
         let mut stop = stop_signal()?;
         let resumed = self.buyer.resume();
         self.settle(resumed).await?;
@@ -216,6 +220,10 @@ impl Session {
                 }
                 Some(internal) = self.internals.recv() => self.internal(internal, &mut out).await?,
                 _ = count.tick() => self.drive(&mut out),
+                _ = tidy.tick() => {
+                    let over = |id: &ChannelId| self.buyer.may_forget(id);
+                    self.foundation.tidy::<SubscriberEvent>(over).await?;
+                }
                 () = &mut stop => return Ok(()),
             }
             self.settle(out).await?;
@@ -230,7 +238,7 @@ impl Session {
     ) -> Result<()> {
         if let Ask::OfWallet(ask) = &envelope.ask {
             let channels: Vec<_> = self.buyer.channels().collect();
-            let answering = self.foundation.of_wallet(ask, &channels);
+            let answering = self.foundation.of_wallet(ask, || channels);
             self.settle(out).await?;
             self.tasks.spawn(async move {
                 let _ = envelope.reply.send(answering.await);

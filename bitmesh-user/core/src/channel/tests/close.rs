@@ -204,6 +204,7 @@ mod subscriber {
         events.extend(payments.iter().map(|sum| SubscriberEvent::PaymentSigned {
             paid: sat(*sum),
             signature: pay(&super::params(), *sum),
+            earlier: 0,
         }));
         for event in &events {
             channel.apply(event).unwrap();
@@ -257,7 +258,7 @@ mod subscriber {
         assert_eq!(channel.proposed_close().unwrap().paid, sat(400));
         assert_eq!(channel.payment(sat(500), TIP), Err(PayError::Closed));
         let signature = pay(&params(), 500);
-        let payment = SubscriberEvent::PaymentSigned { paid: sat(500), signature };
+        let payment = SubscriberEvent::PaymentSigned { paid: sat(500), signature, earlier: 0 };
         assert!(channel.clone().apply(&payment).is_err());
     }
 

@@ -36,7 +36,7 @@ fn follow(mut channel: SubscriberChannel, events: &[SubscriberEvent]) -> Subscri
 }
 
 fn pay_on(sum: u64) -> SubscriberEvent {
-    SubscriberEvent::PaymentSigned { paid: sat(sum), signature: pay(&params(), sum) }
+    SubscriberEvent::PaymentSigned { paid: sat(sum), signature: pay(&params(), sum), earlier: 0 }
 }
 
 fn with_credit(sum: u64) -> ChannelParams {

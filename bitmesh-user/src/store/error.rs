@@ -1,0 +1,107 @@
+//! What can go wrong with the ledger, and what to do then.
+
+use std::path::PathBuf;
+
+/// What can go wrong with the ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Not readable, not writable, full, or another file system trouble.
+    #[error("{path}: {source}; check that the directory is writable and the disk has space", path = path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Another daemon has the directory.
+    #[error("{} is in use by another bitmesh; stop that one, or choose another --data-dir", .0.display())]
+    Locked(PathBuf),
+    /// The engine refused.
+    #[error("the database: {0}; nothing was acknowledged since; check the disk, then start again")]
+    Sql(#[from] sqlx::Error),
+    /// Something can't be written down.
+    #[error("an entry can't be written down: {0}; please report this, with the log")]
+    Encode(serde_json::Error),
+    /// The layout is newer than this program.
+    #[error(
+        "{place} has layout {found}, and this bitmesh knows layouts up to {known}: start the newer \
+         bitmesh that wrote it, or bring back a backup from before with `bitmesh store restore`"
+    )]
+    Newer {
+        /// Which database.
+        place: String,
+        /// Its layout.
+        found: i64,
+        /// The newest known here.
+        known: i64,
+    },
+    /// The layout is older than this program writes, and is not changed now.
+    #[error(
+        "{place} has layout {found}; the next start of `bitmesh` brings it forward and checks it then"
+    )]
+    OldLayout {
+        /// Which database.
+        place: String,
+        /// Its layout.
+        found: i64,
+    },
+    /// What is there doesn't add up.
+    #[error(
+        "{place} is damaged: {what}; `bitmesh store check` tells more, `bitmesh store restore` brings \
+         back a backup"
+    )]
+    Damaged {
+        /// Which database.
+        place: String,
+        /// What was found.
+        what: String,
+    },
+    /// An old copy was put in the place of the ledger.
+    #[error(
+        "{place} is older than what was written last: it has commit {found}, and commit {last} was \
+         made. Payments since then are not in it, and stations would get for them what they had \
+         already. Put the newest one back: `bitmesh store restore FILE`. If it is lost: `bitmesh store \
+         accept` goes on from what is there"
+    )]
+    RolledBack {
+        /// Which database.
+        place: String,
+        /// Its last commit.
+        found: i64,
+        /// The last that was made.
+        last: i64,
+    },
+    /// A file that is to be made is there.
+    #[error("{} is there already; name another file, or remove it first", .0.display())]
+    Present(PathBuf),
+    /// No ledger.
+    #[error("there is no ledger in {}: name another place with --role or --data-dir", .0.display())]
+    Missing(PathBuf),
+    /// A backup that is older than what is there.
+    #[error(
+        "{} has commit {found}, and the ledger that is there is whole and has commit {present}: what \
+         came between would be forgotten; --older restores it all the same", file.display()
+    )]
+    Older {
+        /// The backup.
+        file: PathBuf,
+        /// Its last commit.
+        found: i64,
+        /// That of the ledger that is there.
+        present: i64,
+    },
+    /// Somebody else writes this ledger, or took over what is written here: nothing may be granted.
+    #[error(
+        "{0} was written by another bitmesh meanwhile; nothing more is granted from here. Make sure \
+         that only one daemon uses it, then start again"
+    )]
+    Fenced(String),
+    /// Written for something else.
+    #[error("this data directory is for {found}, not for {wanted}; choose another --data-dir")]
+    Foreign {
+        /// What is there.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+}

@@ -1,0 +1,296 @@
+//! Looks at ledgers, copies them, and puts copies back.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use bitcoin::Network;
+use bitmesh_core::{
+    bitcoin,
+    channel::{Compact, Entry},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    PURPOSE, Place, StoreError, StoreRole, WENT_BACK, aside,
+    engine::{Engine, Mark},
+    known::Known,
+    load, lock, schema,
+    sqlite::{self, SqliteEngine},
+    witness::{self, Witness},
+};
+
+/// Name of a copy in the data directory before it takes the place of the ledger.
+const RESTORING: &str = "bitmesh.sqlite.restoring";
+/// What SQLite keeps beside a file.
+const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// A ledger as it was at one moment. Nothing of it is changed, and a daemon may go on writing.
+#[derive(Debug)]
+pub struct Look {
+    engine: Box<dyn Engine>,
+    directory: Option<PathBuf>,
+}
+
+/// What is known of a ledger without what its events mean.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Facts {
+    /// Where it is.
+    pub ledger: String,
+    /// Its layout.
+    pub layout: i64,
+    /// How many times something was written.
+    pub commits: i64,
+    /// What the witness beside it saw last, if there is one.
+    pub witness: Option<i64>,
+    /// Whether it is at least as new as that.
+    pub newest: bool,
+    /// Rows of the journal that are not folded.
+    pub journal_rows: u64,
+    /// Channels in it.
+    pub channels: usize,
+    /// Changes of the wallet.
+    pub wallet_changes: i64,
+}
+
+impl Look {
+    /// Looks at the ledger at a place.
+    pub async fn open(place: &Place) -> Result<Self, StoreError> {
+        let path = place.directory.join(sqlite::FILE);
+        if !path.exists() {
+            return Err(StoreError::Missing(place.directory.clone()));
+        }
+        let engine = Box::new(SqliteEngine::look(&path).await?);
+        Ok(Self { engine, directory: Some(place.directory.clone()) })
+    }
+
+    /// Looks at a copy.
+    pub async fn file(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { engine: Box::new(SqliteEngine::look(path).await?), directory: None })
+    }
+
+    /// What it is for.
+    pub async fn purpose(&mut self) -> Result<(StoreRole, Network), StoreError> {
+        let settings = self.engine.settings().await?;
+        let purpose = settings.into_iter().find(|(name, _)| name == PURPOSE);
+        let purpose = purpose.and_then(|(_, purpose)| parse_purpose(&purpose));
+        let what = "it does not say what it is for";
+        purpose.ok_or_else(|| load::damaged(self.engine.as_ref(), what.into()))
+    }
+
+    /// Everything in it, with every digest checked.
+    pub async fn entries<E>(&mut self) -> Result<(Vec<Entry<E>>, Facts), StoreError>
+    where
+        E: DeserializeOwned + Compact + Send + 'static,
+    {
+        let mut known = Known::default();
+        let entries = load::load(self.engine.as_mut(), &mut known).await?;
+        let seen = self.directory.as_deref().and_then(witness::said);
+        let facts = Facts {
+            ledger: self.engine.place().to_owned(),
+            layout: schema::LAYOUT,
+            commits: known.mark.committed,
+            witness: seen.map(|seen| seen.committed),
+            newest: seen.is_none_or(|seen| witness::agrees(&known.mark, &seen)),
+            journal_rows: known.journal_rows,
+            channels: known.tails.len(),
+            wallet_changes: known.wallet.0,
+        };
+        Ok((entries, facts))
+    }
+
+    /// What the engine's own check of every page finds: nothing, if all is well.
+    pub async fn integrity(&mut self) -> Result<Vec<String>, StoreError> {
+        self.engine.integrity().await
+    }
+
+    /// Writes a copy into a new file.
+    pub async fn back_up(&mut self, to: &Path) -> Result<(), StoreError> {
+        if to.exists() {
+            return Err(StoreError::Present(to.to_owned()));
+        }
+        self.engine.back_up(to).await
+    }
+
+    /// Lets it go.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.engine.close().await
+    }
+}
+
+fn parse_purpose(purpose: &str) -> Option<(StoreRole, Network)> {
+    let (role, network) = purpose.split_once(" on ")?;
+    let roles = [StoreRole::Provider, StoreRole::Subscriber];
+    let role = roles.into_iter().find(|known| known.name() == role)?;
+    Some((role, network.parse().ok()?))
+}
+
+/// Goes on from the ledger that is there, although its witness saw a newer one. The next start tells
+/// so. The number of its last commit.
+pub async fn accept(place: &Place) -> Result<i64, StoreError> {
+    let _lock = lock::lock(&place.directory)?;
+    if !place.directory.join(sqlite::FILE).exists() {
+        return Err(StoreError::Missing(place.directory.clone()));
+    }
+    let mut engine = SqliteEngine::open(&place.directory.join(sqlite::FILE), true).await?;
+    let mark = went_back(&mut engine, "what was there when it was accepted").await?;
+    Box::new(engine).close().await?;
+    note(&place.directory, &mark)?;
+    Ok(mark.committed)
+}
+
+/// A copy that was found whole, in the data directory, and can take the place of the ledger.
+#[derive(Debug)]
+pub struct Restore {
+    directory: PathBuf,
+    temporary: PathBuf,
+    mark: Mark,
+    _lock: fs::File,
+}
+
+/// What was put back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Restored {
+    /// Its last commit.
+    pub commits: i64,
+    /// Where the ledger is that was there before.
+    pub aside: Option<PathBuf>,
+}
+
+impl Restore {
+    /// Copies a backup into the data directory of a daemon that does not run, brings it to the
+    /// present layout, and checks it. Unless `older`, it has to be as new as a ledger there that is whole.
+    pub async fn prepare(place: &Place, file: &Path, older: bool) -> Result<Self, StoreError> {
+        let directory = place.directory.clone();
+        let lock = lock::lock(&directory)?;
+        if !file.exists() {
+            let source = io::Error::from(io::ErrorKind::NotFound);
+            return Err(StoreError::Io { path: file.to_owned(), source });
+        }
+        let temporary = directory.join(RESTORING);
+        remove_all(&temporary)?;
+        let mut copy = SqliteEngine::look_at_any(file).await?;
+        copy.back_up(&temporary).await?;
+        Box::new(copy).close().await?;
+        let mut restore = Self { directory, temporary, mark: Mark::default(), _lock: lock };
+        let checked = restore.check(file, older).await;
+        if checked.is_err() {
+            remove_all(&restore.temporary)?;
+        }
+        checked.map(|()| restore)
+    }
+
+    async fn check(&mut self, file: &Path, older: bool) -> Result<(), StoreError> {
+        let mut engine = SqliteEngine::open(&self.temporary, false).await?;
+        let mut known = Known::default();
+        load::load::<Anything>(&mut engine, &mut known).await?;
+        let purpose = known.settings.get(PURPOSE).cloned().unwrap_or_default();
+        if let Some((present, mark)) = self.present().await {
+            if present != purpose {
+                return Err(StoreError::Foreign { found: purpose, wanted: present });
+            }
+            let (found, present) = (known.mark.committed, mark.committed);
+            if found < present && !older {
+                return Err(StoreError::Older { file: file.to_owned(), found, present });
+            }
+        }
+        let what = format!("commit {} in {}", known.mark.committed, file.display());
+        self.mark = went_back(&mut engine, &what).await?;
+        Box::new(engine).close().await
+    }
+
+    /// What the ledger that is there is for, and its last commit, if it is whole.
+    async fn present(&self) -> Option<(String, Mark)> {
+        let path = self.directory.join(sqlite::FILE);
+        if !path.exists() {
+            return None;
+        }
+        let mut engine = SqliteEngine::look(&path).await.ok()?;
+        let mut known = Known::default();
+        load::load::<Anything>(&mut engine, &mut known).await.ok()?;
+        let _ = Box::new(engine).close().await;
+        Some((known.settings.get(PURPOSE)?.clone(), known.mark))
+    }
+
+    /// The copy, to be looked at.
+    pub fn copy(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Puts it in the place of the ledger, which is kept aside.
+    pub fn put(self) -> Result<Restored, StoreError> {
+        let path = self.directory.join(sqlite::FILE);
+        let io = |source| StoreError::Io { path: path.clone(), source };
+        let mut aside = None;
+        if path.exists() {
+            let old = aside::vacant(&path, "before-restore");
+            for suffix in BESIDE.into_iter().chain([""]) {
+                match fs::rename(with(&path, suffix), with(&old, suffix)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    done => done.map_err(io)?,
+                }
+            }
+            aside = Some(old);
+        }
+        fs::rename(&self.temporary, &path).map_err(io)?;
+        fs::File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(io)?;
+        note(&self.directory, &self.mark)?;
+        Ok(Restored { commits: self.mark.committed, aside })
+    }
+
+    /// Gives it up.
+    pub fn give_up(self) -> Result<(), StoreError> {
+        remove_all(&self.temporary)
+    }
+}
+
+/// Writes down for the next start that it goes on from an older copy.
+async fn went_back(engine: &mut SqliteEngine, what: &str) -> Result<Mark, StoreError> {
+    let settings = engine.settings().await?.into_iter().collect();
+    let known = Known { mark: engine.mark().await?, settings, ..Known::default() };
+    let (write, _) = known.setting(WENT_BACK, Some(what));
+    engine.write(&write).await?;
+    Ok(write.mark)
+}
+
+fn note(directory: &Path, mark: &Mark) -> Result<(), StoreError> {
+    let (mut witness, _) = Witness::open(directory)?;
+    witness.note(mark);
+    let path = directory.join(witness::FILE);
+    witness.sync().map_err(|source| StoreError::Io { path, source })
+}
+
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn remove_all(path: &Path) -> Result<(), StoreError> {
+    for suffix in BESIDE.into_iter().chain([""]) {
+        let path = with(path, suffix);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(StoreError::Io { path, source }),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Any event: what it means is not asked.
+#[derive(Deserialize)]
+struct Anything(
+    #[expect(dead_code, reason = "it is read to see that it can be")] serde_json::Value,
+);
+
+impl Compact for Anything {
+    fn absorb(&mut self, next: Self) -> Option<Self> {
+        Some(next)
+    }
+
+    fn key_index(&self) -> Option<u32> {
+        None
+    }
+}
