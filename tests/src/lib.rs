@@ -15,6 +15,7 @@ pub mod liar;
 pub mod napi;
 pub mod netns;
 mod offload;
+pub mod postgres;
 pub mod raw;
 pub mod regtest;
 pub mod sabotage;
