@@ -90,6 +90,18 @@ impl Namespace {
         })
     }
 
+    /// Starts a thread that is in the namespace, and so are those that it starts.
+    pub fn thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<thread::JoinHandle<Result<T>>> {
+        let handle = self.handle.try_clone()?;
+        Ok(thread::spawn(move || {
+            enter(handle.as_fd())?;
+            work()
+        }))
+    }
+
     /// Runs async work on a thread that is in the namespace.
     pub fn block_on<T: Send>(&self, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
         self.run(|| {

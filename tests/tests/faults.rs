@@ -19,9 +19,10 @@ use bitmesh_tests::{
     daemon::eventually,
     topology::{EDGE_OWN, INTERNET_V4, Topology, UPLINK},
     traffic::{Direction, Server, Transfer, transfer},
-    world::{Trade, World},
+    world::{Trade, World, ask},
 };
-use bitmesh_user::runloop::status::Phase;
+use bitmesh_user::{api::StoreState, runloop::status::Phase};
+use reqwest::Method;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const COINS: Amount = Amount::from_sat(200_000);
@@ -121,12 +122,18 @@ fn p14_on_a_full_disk_nothing_is_acknowledged_and_all_goes_on_when_there_is_spac
     disk.fill()?;
     let running = Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 24, 200)?;
     eventually("a store that fails", Duration::from_secs(30), || {
-        Ok(world.provider.log().contains("trying again from what is on the disk").then_some(()))
+        Ok((world.provider_status()?.store.state == StoreState::Failed).then_some(()))
     })?;
+    let told = world.provider_status()?.store;
+    assert!(told.error.is_some_and(|error| error.contains("disk")), "no reason, or no advice");
+    let (status, told) = ask(&topology, &Method::GET, "/v1/offer", None)?;
+    assert_eq!((status.as_u16(), told["error"].as_str()), (503, Some("store")));
     std::thread::sleep(Duration::from_secs(2));
     disk.free()?;
     running.finish(Duration::from_mins(1)).with_context(|| world.logs())?;
     ledgers_agree(&topology, &world)?;
+    let told = world.provider_status()?.store;
+    assert_eq!((told.state, told.failures), (StoreState::Working, 1));
     world.provider.kill();
     Ok(())
 }

@@ -13,13 +13,18 @@ use crate::{
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     cargo xtask bench --quick\n  \
-    cargo xtask bench --only drops,forward\n\n\
-    Nothing else should run meanwhile. Parts: frames, table, drops, forward, throughput.")]
+    cargo xtask bench drops forward\n  \
+    cargo xtask bench payments       into target/bench/payments.json\n\n\
+    Nothing else should run meanwhile. Parts: frames, table, payments (with stations), drops, \
+    forward, throughput.")]
 pub struct BenchArgs {
+    /// Only these parts
+    #[arg(value_name = "PART")]
+    parts: Vec<String>,
     /// Fewer and shorter rounds: under three minutes
     #[arg(long)]
     quick: bool,
-    /// Only these parts
+    /// The same, as a list
     #[arg(long, value_name = "PART", value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -32,6 +37,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     ebpf::build()?;
     let mut build = cargo();
     build.args(["build", "--release", "--package", "bitmesh-tests", "--bin", "bitmesh-bench"]);
+    // The daemon that payments are made to, as it is shipped.
+    build.args(["--package", "bitmesh-user", "--bin", "bitmesh"]);
     shell::run(&mut build)?;
     let target = root().join("target");
     let mut command = as_root(target.join("release/bitmesh-bench"))?;
@@ -40,8 +47,13 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if args.quick {
         command.arg("--quick");
     }
-    if !args.only.is_empty() {
-        command.args(["--only", &args.only.join(",")]);
+    let mut only = [args.parts.as_slice(), &args.only].concat();
+    if only.iter().any(|part| part == "payments") {
+        only.push("stations".to_owned());
+    }
+    only.dedup();
+    if !only.is_empty() {
+        command.args(["--only", &only.join(",")]);
     }
     shell::run(&mut command)
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     channel::{ChannelId, InvalidEvent, STATIONS_PER_ACCOUNT_MAX},
+    few::Few,
     leasing::{Change, Leases},
     ledger::Usage,
     station::Station,
@@ -59,6 +60,17 @@ pub struct Seat {
     pub bound: bool,
 }
 
+/// How large an account is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Whose use counts.
+    pub stations: u64,
+    /// Of them, those that are paid for.
+    pub members: u64,
+    /// Bought and not used.
+    pub credit: Octets,
+}
+
 /// The kernel honours more than the ledger knows of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ahead {
@@ -80,7 +92,7 @@ struct Bought {
 
 #[derive(Clone, Debug, Default)]
 struct Account {
-    channels: BTreeMap<ChannelId, Bought>,
+    channels: Few<ChannelId, Bought>,
     /// Used by stations that belong to other accounts now.
     gone: Octets,
     leases: Leases,
@@ -110,8 +122,11 @@ pub struct Accounts {
     seats: BTreeMap<Station, Seat>,
     usage: BTreeMap<Station, Usage>,
     of_channel: BTreeMap<ChannelId, AccountId>,
-    /// Accounts whose credit may have to be shared out anew.
+    /// Accounts of several stations.
     shared: BTreeSet<AccountId>,
+    /// Those of them whose stations used something lately, or that changed: their credit may have to
+    /// be shared out anew.
+    active: BTreeSet<AccountId>,
 }
 
 impl Accounts {
@@ -150,6 +165,7 @@ impl Accounts {
         }
         self.all.remove(&id);
         self.shared.remove(&id);
+        self.active.remove(&id);
         for station in stations {
             self.seats.remove(&station);
             if self.usage(station) == Usage::default() {
@@ -163,8 +179,12 @@ impl Accounts {
     pub fn set_bought(&mut self, channel: ChannelId, bought: Octets) {
         let account = self.of_channel.get(&channel).and_then(|id| self.all.get_mut(id));
         if let Some(account) = account {
-            let of = account.channels.entry(channel).or_default();
-            *of = Bought { now: bought, most: of.most.max(bought) };
+            let before = account.channels.get(&channel).copied().unwrap_or_default();
+            let now = Bought { now: bought, most: before.most.max(bought) };
+            account.channels.insert(channel, now);
+        }
+        if let Some(account) = self.of_channel(&channel) {
+            self.rouse(account);
         }
     }
 
@@ -212,6 +232,7 @@ impl Accounts {
         if let Some(account) = self.all.get_mut(&id) {
             account.gone = account.gone.saturating_add(account.leases.remove(station));
         }
+        self.rouse(id);
         Ok(())
     }
 
@@ -222,6 +243,7 @@ impl Accounts {
         self.seats.extend(other.seats);
         self.of_channel.extend(other.of_channel);
         self.shared.extend(other.shared);
+        self.active.extend(other.active);
         // Of those that have left these accounts others know.
         let own = other.usage.into_iter().filter(|(station, _)| seated.contains(station));
         for (station, usage) in own {
@@ -238,7 +260,8 @@ impl Accounts {
     pub(crate) fn release(&mut self, id: AccountId) -> (Vec<ChannelId>, Vec<(Station, Usage)>) {
         let Some(account) = self.all.remove(&id) else { return Default::default() };
         self.shared.remove(&id);
-        let channels: Vec<_> = account.channels.into_keys().collect();
+        self.active.remove(&id);
+        let channels: Vec<_> = account.channels.keys().copied().collect();
         for channel in &channels {
             self.of_channel.remove(channel);
         }
@@ -261,6 +284,7 @@ impl Accounts {
         leases.join(station, used.billed(), now.billed(), now.refused());
         if leases.several() {
             self.shared.insert(account);
+            self.active.insert(account);
         }
     }
 
@@ -270,8 +294,11 @@ impl Accounts {
         let newest = known.max(usage);
         let news = newest != *known;
         *known = newest;
-        if let (true, Some(leases)) = (news, self.leases_of(station)) {
-            leases.read(station, newest.billed(), newest.refused());
+        if news && let Some(Seat { account, .. }) = self.seat(station) {
+            if let Some(known) = self.all.get_mut(&account) {
+                known.leases.read(station, newest.billed(), newest.refused());
+            }
+            self.rouse(account);
         }
         news
     }
@@ -286,10 +313,17 @@ impl Accounts {
     /// All counters were just read: decides what changes for accounts of several stations.
     pub fn balance(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
-        for id in self.shared.clone() {
+        for id in std::mem::take(&mut self.active) {
+            let before = changes.len();
             changes.extend(self.share(id));
+            let still = changes.len() > before;
             match self.all.get_mut(&id) {
-                Some(account) if account.leases.several() => account.leases.forget(),
+                Some(account) if account.leases.several() => {
+                    account.leases.forget();
+                    if still || !account.leases.at_rest() {
+                        self.active.insert(id);
+                    }
+                }
                 _ => {
                     self.shared.remove(&id);
                 }
@@ -358,9 +392,28 @@ impl Accounts {
         Ok(())
     }
 
+    /// An account of several stations is to be looked at.
+    fn rouse(&mut self, account: AccountId) {
+        if self.shared.contains(&account) {
+            self.active.insert(account);
+        }
+    }
+
     fn leases_of(&mut self, station: Station) -> Option<&mut Leases> {
         let account = self.seats.get(&station)?.account;
+        // What is asked for is changed.
+        self.rouse(account);
         self.all.get_mut(&account).map(|account| &mut account.leases)
+    }
+
+    /// How large every account is.
+    pub fn sizes(&self) -> impl Iterator<Item = Size> + '_ {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.all.values().map(move |account| Size {
+            stations: count(account.leases.stations().count()),
+            members: count(account.leases.members()),
+            credit: account.total().saturating_sub(account.leases.used()),
+        })
     }
 
     /// Every account's name.

@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    few::Few,
     station::Station,
     units::{Octets, Share},
 };
@@ -56,7 +57,7 @@ pub enum Change {
 
 /// The leases of one account.
 #[derive(Clone, Debug, Default)]
-pub struct Leases(BTreeMap<Station, Holding>);
+pub struct Leases(Few<Station, Holding>);
 
 /// What is known of one station, in octets of its life.
 #[derive(Clone, Copy, Debug)]
@@ -199,6 +200,11 @@ impl Leases {
         }
     }
 
+    /// Whether nothing was used or refused so lately that it still counts.
+    pub fn at_rest(&self) -> bool {
+        self.0.values().all(|holding| holding.demand() == 0 && holding.reclaiming.is_none())
+    }
+
     /// Octets that the stations used of the account's.
     pub fn used(&self) -> Octets {
         let used = self.0.values().map(|holding| holding.used.saturating_sub(holding.base));
@@ -250,7 +256,7 @@ impl Leases {
         let of = |station: &Station| targets.get(station).copied().unwrap_or(0);
         let starves = spoken_for > total.0
             || self.0.iter().any(|(station, holding)| holding.starves(of(station)));
-        for (station, holding) in &mut self.0 {
+        for (station, holding) in self.0.iter_mut() {
             let target = of(station);
             let wanted = starves || !holding.takes_part();
             if wanted && holding.held() > target && holding.reclaiming.is_none() {

@@ -10,6 +10,7 @@ pub mod alarm;
 pub mod buyer;
 pub mod channel;
 pub mod controller;
+mod few;
 pub mod fleet;
 mod hexadecimal;
 pub mod leasing;

@@ -4,11 +4,12 @@
 use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use axum::{
-    Json, Router,
+    Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path as UrlPath, State, rejection::BytesRejection},
     routing::{get, post},
@@ -16,10 +17,10 @@ use axum::{
 use bitmesh_core::wire::{BODY_MAX_OCTETS, ErrorBody};
 use reqwest::Method;
 use serde_json::Value;
-use tokio::{net::UnixListener, sync::mpsc};
+use tokio::net::UnixListener;
 
 use super::{
-    ApiError, Ask, Envelope, ask,
+    Ask, Front, Reply,
     public::{channel_id, json},
 };
 use crate::http;
@@ -29,14 +30,14 @@ pub const ADMIN_SOCKET: &str = "admin.sock";
 /// Time that a daemon has to answer.
 const DEADLINE: Duration = Duration::from_secs(15);
 
-type Mailbox = State<mpsc::Sender<Envelope>>;
-type Answer = Result<Json<Value>, ApiError>;
+type Shared = State<Arc<Front>>;
+type Answer = Reply;
 
 /// Answers the operator until the task is dropped. The data directory must be locked by the caller:
 /// a socket that is there is a dead daemon's.
 pub fn serve_admin(
     directory: &Path,
-    mailbox: mpsc::Sender<Envelope>,
+    front: Arc<Front>,
 ) -> std::io::Result<impl Future<Output = ()> + use<>> {
     let path = directory.join(ADMIN_SOCKET);
     match std::fs::remove_file(&path) {
@@ -55,46 +56,46 @@ pub fn serve_admin(
         .route("/v1/budget", post(budget))
         .route("/v1/share", post(share))
         .layer(DefaultBodyLimit::max(BODY_MAX_OCTETS))
-        .with_state(mailbox);
+        .with_state(front);
     Ok(async move {
         let _ = axum::serve(listener, router).await;
     })
 }
 
-async fn status(State(mailbox): Mailbox) -> Answer {
-    ask(&mailbox, Ask::Status).await
+async fn status(State(front): Shared) -> Answer {
+    front.ask(Ask::Status).await
 }
 
-async fn channels(State(mailbox): Mailbox) -> Answer {
-    ask(&mailbox, Ask::Channels).await
+async fn channels(State(front): Shared) -> Answer {
+    front.ask(Ask::Channels).await
 }
 
-async fn stations(State(mailbox): Mailbox) -> Answer {
-    ask(&mailbox, Ask::Stations).await
+async fn stations(State(front): Shared) -> Answer {
+    front.ask(Ask::Stations).await
 }
 
-async fn wallet(State(mailbox): Mailbox) -> Answer {
-    ask(&mailbox, Ask::Wallet).await
+async fn wallet(State(front): Shared) -> Answer {
+    front.ask(Ask::Wallet).await
 }
 
-async fn of_wallet(State(mailbox): Mailbox, body: Result<Bytes, BytesRejection>) -> Answer {
-    ask(&mailbox, Ask::OfWallet(json(body)?)).await
+async fn of_wallet(State(front): Shared, body: Result<Bytes, BytesRejection>) -> Answer {
+    front.ask(Ask::OfWallet(json(body)?)).await
 }
 
-async fn refunds(State(mailbox): Mailbox) -> Answer {
-    ask(&mailbox, Ask::Refunds).await
+async fn refunds(State(front): Shared) -> Answer {
+    front.ask(Ask::Refunds).await
 }
 
-async fn close(State(mailbox): Mailbox, UrlPath(id): UrlPath<String>) -> Answer {
-    ask(&mailbox, Ask::CloseOwn(channel_id(&id)?)).await
+async fn close(State(front): Shared, UrlPath(id): UrlPath<String>) -> Answer {
+    front.ask(Ask::CloseOwn(channel_id(&id)?)).await
 }
 
-async fn budget(State(mailbox): Mailbox, body: Result<Bytes, BytesRejection>) -> Answer {
-    ask(&mailbox, Ask::Budget(json(body)?)).await
+async fn budget(State(front): Shared, body: Result<Bytes, BytesRejection>) -> Answer {
+    front.ask(Ask::Budget(json(body)?)).await
 }
 
-async fn share(State(mailbox): Mailbox, body: Result<Bytes, BytesRejection>) -> Answer {
-    ask(&mailbox, Ask::Share(json(body)?)).await
+async fn share(State(front): Shared, body: Result<Bytes, BytesRejection>) -> Answer {
+    front.ask(Ask::Share(json(body)?)).await
 }
 
 /// Why a command got no answer from a daemon.

@@ -5,13 +5,17 @@
 //! descriptor of the kernel's or the store.
 
 mod admin;
+mod checks;
 mod client;
+mod front;
 mod public;
 mod server;
 mod wallet;
 
 pub use admin::{ADMIN_SOCKET, AdminError, ask_admin, serve_admin};
+pub use checks::{Checks, Verdict};
 pub use client::{ClientError, Provider};
+pub use front::{Front, SLOW_STORE, StoreState, StoreStatus, Writing};
 pub use public::router;
 pub use server::{ServeError, listen_on, serve_lan};
 pub use wallet::{
@@ -23,20 +27,27 @@ use std::net::IpAddr;
 
 use axum::{
     Json,
-    http::StatusCode,
+    body::Bytes,
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
     response::{IntoResponse, Response},
 };
 use bitcoin::Amount;
 use bitmesh_core::{
     bitcoin,
-    channel::ChannelId,
+    channel::{ChannelId, VerifiedPayment},
     controller::Refusal,
     station::Station,
-    wire::{CloseRequest, ErrorBody, FundingRequest, OpenRequest, PaymentRequest, StationsRequest},
+    wire::{
+        CloseRequest, ErrorBody, FundingRequest, OpenRequest, PaymentReply, PaymentRequest,
+        StationsRequest,
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 /// Requests that wait for the runloop; more are answered 503.
 pub const MAILBOX_REQUESTS: usize = 1_024;
@@ -59,8 +70,8 @@ pub enum Ask {
     Open(Station, Origin, OpenRequest),
     /// How a channel stands.
     Channel(ChannelId),
-    /// A payment, and who sends it, where the neighbour table knows.
-    Pay(ChannelId, PaymentRequest, Option<Station>),
+    /// A payment.
+    Pay(Pay),
     /// A station presents a change of which stations a channel's account pays for.
     ChangeStations(ChannelId, Station, StationsRequest),
     /// The subscriber presents its funding.
@@ -87,6 +98,30 @@ pub enum Ask {
     Budget(BudgetChange),
     /// The operator's, of a subscriber: let another station use this account's credit, or no more.
     Share(ShareChange),
+}
+
+/// A payment on its way to the loop.
+#[derive(Clone, Debug)]
+pub struct Pay {
+    /// On which channel.
+    pub channel: ChannelId,
+    /// How much, signed.
+    pub payment: PaymentRequest,
+    /// Who sends it, where the neighbour table knows.
+    pub station: Option<Station>,
+    /// What is known of the signature.
+    pub proof: Proof,
+}
+
+/// What is known of a payment's signature before the loop looks at it.
+#[derive(Clone, Debug)]
+pub enum Proof {
+    /// Nothing yet.
+    None,
+    /// It is right.
+    Verified(VerifiedPayment),
+    /// The channel changed while it was looked at: the loop is to verify it itself.
+    Missed,
 }
 
 /// What the operator of a subscriber changes of who may use its credit.
@@ -142,7 +177,43 @@ pub struct Envelope {
 }
 
 /// An answer's body, or why there is none.
-pub type Reply = Result<Value, ApiError>;
+pub type Reply = Result<Body, ApiError>;
+
+/// What is answered: text already, or, where there are thousands a second, what becomes text on the
+/// thread that sends it.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// JSON.
+    Text(Bytes),
+    /// To a payment.
+    Paid(Box<PaymentReply>),
+}
+
+impl Body {
+    /// Serializes what always can be.
+    pub fn of(body: impl Serialize) -> Self {
+        Self::Text(serde_json::to_vec(&body).unwrap_or_else(|_| b"null".to_vec()).into())
+    }
+
+    fn text(self) -> Bytes {
+        match self {
+            Self::Text(text) => text,
+            Self::Paid(paid) => serde_json::to_vec(&paid).unwrap_or_default().into(),
+        }
+    }
+
+    /// The same, to look into.
+    pub fn value(self) -> Value {
+        serde_json::from_slice(&self.text()).unwrap_or(Value::Null)
+    }
+}
+
+impl IntoResponse for Body {
+    fn into_response(self) -> Response {
+        let json = HeaderValue::from_static("application/json");
+        ([(CONTENT_TYPE, json)], self.text()).into_response()
+    }
+}
 
 /// An answer that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,48 +222,56 @@ pub struct ApiError {
     pub status: StatusCode,
     /// Of the HTTP answer.
     pub body: ErrorBody,
+    /// Seconds after which it makes sense to try again, where that is known.
+    pub retry_after: Option<u16>,
 }
 
 impl ApiError {
     /// A refusal with a code for programs, a sentence and what to try.
     pub fn new(status: StatusCode, code: &str, message: impl Into<String>, advice: &str) -> Self {
         let body = ErrorBody { error: code.into(), message: message.into(), r#try: advice.into() };
-        Self { status, body }
+        Self { status, body, retry_after: None }
     }
 
-    fn busy() -> Self {
+    /// The same, with when to try again.
+    #[must_use]
+    pub fn after(self, seconds: u16) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
+    /// More is asked than can be answered.
+    pub fn busy() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "busy",
             "this edge has more requests than it can answer, or is starting",
             "try again in a second",
         )
+        .after(1)
     }
 }
 
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let status = StatusCode::from_u16(refusal.status());
-        Self { status: status.unwrap_or(StatusCode::BAD_REQUEST), body: refusal.body() }
+        let status = status.unwrap_or(StatusCode::BAD_REQUEST);
+        Self { status, body: refusal.body(), retry_after: None }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(self.body)).into_response()
+        let mut response = (self.status, Json(self.body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 
 /// Serializes what always can be.
 pub fn value(body: impl Serialize) -> Value {
     serde_json::to_value(body).unwrap_or(Value::Null)
-}
-
-/// Puts a request into the mailbox and waits for the answer; never waits for room.
-async fn ask(mailbox: &mpsc::Sender<Envelope>, ask: Ask) -> Result<Json<Value>, ApiError> {
-    let (reply, answer) = oneshot::channel();
-    mailbox.try_send(Envelope { ask, reply }).map_err(|_| ApiError::busy())?;
-    answer.await.map_err(|_| ApiError::busy())?.map(Json)
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! What stations reach before and after they pay.
 
+use std::sync::Arc;
+
 use axum::{
-    Extension, Json, Router,
+    Extension, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
     http::{HeaderMap, Method, StatusCode, Uri, header::CONTENT_TYPE},
@@ -14,21 +16,19 @@ use bitmesh_core::{
     wire::BODY_MAX_OCTETS,
 };
 use serde::de::DeserializeOwned;
-use serde_json::Value;
-use tokio::sync::mpsc;
 
-use super::{ApiError, Ask, Envelope, Origin, ask};
+use super::{ApiError, Ask, Front, Origin, Reply};
 
 /// Who is at the other end of a connection: the station as the neighbour table has it, and where it
 /// asks from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) Option<Station>, pub(super) Origin);
 
-type Mailbox = State<mpsc::Sender<Envelope>>;
-type Answer = Result<Json<Value>, ApiError>;
+type Shared = State<Arc<Front>>;
+type Answer = Reply;
 
 /// The routes for stations.
-pub fn router(mailbox: mpsc::Sender<Envelope>) -> Router {
+pub fn router(front: Arc<Front>) -> Router {
     Router::new()
         .route("/v1/offer", get(offer))
         .route("/v1/account", get(account))
@@ -41,7 +41,7 @@ pub fn router(mailbox: mpsc::Sender<Envelope>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(BODY_MAX_OCTETS))
-        .with_state(mailbox)
+        .with_state(front)
 }
 
 /// Whether a path changes who belongs to an account.
@@ -49,16 +49,16 @@ pub(super) fn is_binding(path: &str) -> bool {
     path.starts_with("/v1/channels/") && path.ends_with("/stations")
 }
 
-async fn offer(State(mailbox): Mailbox) -> Answer {
-    ask(&mailbox, Ask::Offer).await
+async fn offer(State(front): Shared) -> Answer {
+    front.ask(Ask::Offer).await
 }
 
-async fn account(State(mailbox): Mailbox, Extension(peer): Extension<Peer>) -> Answer {
-    ask(&mailbox, Ask::Account(station(peer)?)).await
+async fn account(State(front): Shared, Extension(peer): Extension<Peer>) -> Answer {
+    front.ask(Ask::Account(station(peer)?)).await
 }
 
 async fn open(
-    State(mailbox): Mailbox,
+    State(front): Shared,
     Extension(peer): Extension<Peer>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
@@ -66,32 +66,32 @@ async fn open(
     let body = body.map_err(|error| unread(&error))?;
     let versioned: Versioned = parse(&body)?;
     versioned.check().map_err(Refusal::Version)?;
-    ask(&mailbox, Ask::Open(station, peer.1, parse(&body)?)).await
+    front.ask(Ask::Open(station, peer.1, parse(&body)?)).await
 }
 
-async fn channel(State(mailbox): Mailbox, Path(id): Path<String>) -> Answer {
-    ask(&mailbox, Ask::Channel(channel_id(&id)?)).await
+async fn channel(State(front): Shared, Path(id): Path<String>) -> Answer {
+    front.ask(Ask::Channel(channel_id(&id)?)).await
 }
 
 async fn fund(
-    State(mailbox): Mailbox,
+    State(front): Shared,
     Path(id): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    ask(&mailbox, Ask::Fund(channel_id(&id)?, json(body)?)).await
+    front.ask(Ask::Fund(channel_id(&id)?, json(body)?)).await
 }
 
 async fn pay(
-    State(mailbox): Mailbox,
+    State(front): Shared,
     Path(id): Path<String>,
     Extension(Peer(station, _)): Extension<Peer>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    ask(&mailbox, Ask::Pay(channel_id(&id)?, json(body)?, station)).await
+    front.pay(channel_id(&id)?, json(body)?, station).await
 }
 
 async fn stations(
-    State(mailbox): Mailbox,
+    State(front): Shared,
     Path(id): Path<String>,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
@@ -99,15 +99,15 @@ async fn stations(
 ) -> Answer {
     let station = station(peer)?;
     only_json(&headers)?;
-    ask(&mailbox, Ask::ChangeStations(channel_id(&id)?, station, json(body)?)).await
+    front.ask(Ask::ChangeStations(channel_id(&id)?, station, json(body)?)).await
 }
 
 async fn close(
-    State(mailbox): Mailbox,
+    State(front): Shared,
     Path(id): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    ask(&mailbox, Ask::Close(channel_id(&id)?, json(body)?)).await
+    front.ask(Ask::Close(channel_id(&id)?, json(body)?)).await
 }
 
 async fn not_found(uri: Uri) -> ApiError {

@@ -1,6 +1,7 @@
 //! What comes back for what no good client sends; the rules behind are tested in the core.
 
 use axum::{body::Body, http::Request};
+use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 
 use super::{public::Peer, *};
@@ -10,13 +11,14 @@ const ID: &str = "01010101010101010101010101010101010101010101010101010101010101
 /// Sends a request of a station to the routes with nobody at the other end of the mailbox.
 async fn send(method: &str, path: &str, body: Body, station: bool) -> (StatusCode, ErrorBody) {
     let (mailbox, _kept) = mpsc::channel(1);
+    let front = Front::new(mailbox.clone(), "none", 0);
     mailbox.try_send(Envelope { ask: Ask::Offer, reply: oneshot::channel().0 }).unwrap();
     let mut request = Request::builder().method(method).uri(path).body(body).unwrap();
     let station = station.then(|| "02:00:00:00:00:01".parse().unwrap());
     request
         .extensions_mut()
         .insert(Peer(station, Origin { interface: 3, address: [10, 0, 0, 2].into() }));
-    let answer = router(mailbox).oneshot(request).await.unwrap();
+    let answer = router(front).oneshot(request).await.unwrap();
     let status = answer.status();
     let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
     (status, serde_json::from_slice(&body).unwrap())

@@ -39,6 +39,8 @@ pub enum Target {
     RatioAtLeast(f64),
     /// Ours, in the measure's unit.
     AtMost(f64),
+    /// The same.
+    AtLeast(f64),
 }
 
 impl Target {
@@ -48,6 +50,7 @@ impl Target {
             Self::RatioAtMost(most) => (ratio? <= most, ratio? / most - 1.0),
             Self::RatioAtLeast(least) => (ratio? >= least, 1.0 - ratio? / least),
             Self::AtMost(most) => (ours <= most, ours / most - 1.0),
+            Self::AtLeast(least) => (ours >= least, 1.0 - ours / least),
         })
     }
 }
@@ -56,7 +59,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::RatioAtMost(most) | Self::AtMost(most) => write!(f, "<= {most}"),
-            Self::RatioAtLeast(least) => write!(f, ">= {least}"),
+            Self::RatioAtLeast(least) | Self::AtLeast(least) => write!(f, ">= {least}"),
         }
     }
 }

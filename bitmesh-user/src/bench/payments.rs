@@ -106,7 +106,7 @@ impl Bench {
     fn verify(&self) -> Result<()> {
         let mut channel = self.provider.clone();
         for (paid, _, signature) in &self.payments {
-            let event = channel.pay(&self.secp, *paid, signature, HEIGHT)?;
+            let event = channel.pay(&self.secp, *paid, signature, None, HEIGHT)?;
             channel.apply(&event.context("a payment that changes nothing")?)?;
         }
         ensure!(channel.commitments() == u64::from(PAYMENTS), "payments were not applied");

@@ -1,6 +1,9 @@
 //! Tables and sentences for a terminal.
 
-use std::fmt::{Display, Write as _};
+use std::{
+    fmt::{Display, Write as _},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use bitcoin::{Amount, Network};
 use bitmesh_core::{
@@ -16,7 +19,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::json;
 
 use crate::{
-    api::{RefundExport, ShareCode},
+    api::{RefundExport, ShareCode, StoreState, StoreStatus},
     bench::grouped,
     runloop::status::{ChainStatus, GuardStatus, ProviderStatus, Status, SubscriberStatus},
     terminal::table,
@@ -277,6 +280,7 @@ fn provider(status: &ProviderStatus) -> String {
                 sat(status.wallet.pending_sat)
             ),
         ),
+        ("ledger", store(&status.store)),
     ]);
     let mut hooks = table(&["port", "direction", "program", "why"]);
     for hook in &status.hooks {
@@ -309,6 +313,28 @@ fn provider(status: &ProviderStatus) -> String {
         let _ = write!(text, "\n! {} was seen on port {}{address}", moved.station, moved.port);
     }
     text
+}
+
+/// Whether payments can be written down.
+fn store(status: &StoreStatus) -> String {
+    let why = status.error.as_deref().unwrap_or("no reason known");
+    let since = ago(status.since);
+    match status.state {
+        StoreState::Working => {
+            format!("{}, slowest commit {} ms", status.engine, grouped(status.slowest_commit_ms))
+        }
+        StoreState::Slow => format!("{}: SLOW: {why}", status.engine),
+        StoreState::Failed => format!(
+            "{}: FAILED {since}: {why}; no payments are taken, credit stays good",
+            status.engine
+        ),
+    }
+}
+
+/// How long ago it was.
+fn ago(seconds: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    format!("{} s ago", grouped(now.saturating_sub(seconds)))
 }
 
 /// What had to be put right on the ports.

@@ -60,6 +60,8 @@ use crate::{
 const CHAIN_INTERVAL: Duration = Duration::from_millis(500);
 /// Blocks in which a claim or a funding should confirm.
 const FEE_TARGET_BLOCKS: u16 = 6;
+/// Changes of what is watched after which all of it is taken anew.
+const WATCHED_ANEW_CHANGES: u64 = 4_096;
 /// How often a broadcast is tried while the source does not answer.
 const BROADCAST_TRIES: u32 = 20;
 /// Pause between them.
@@ -83,6 +85,8 @@ struct Foundation {
     watched: Watched,
     /// The book's channels that are watched.
     channels_watched: u64,
+    /// The same, when all of them were taken anew.
+    watched_anew: u64,
     /// Height of the source's tip, as it said last.
     source_height: Arc<AtomicU32>,
     block_seen_at: Option<u64>,
@@ -141,6 +145,7 @@ impl Foundation {
             source,
             watched,
             channels_watched: 0,
+            watched_anew: 0,
             source_height: Arc::default(),
             block_seen_at: None,
         };
@@ -170,7 +175,18 @@ impl Foundation {
 
     fn watch<M: Machine>(&mut self, book: &Book<M>) {
         self.channels_watched = book.script_changes();
+        self.watched_anew = self.channels_watched;
         self.watched.set(self.wallet.scripts().chain(book.scripts()));
+    }
+
+    /// Adds the scripts of channels that are new in a batch. Those of channels that were forgotten
+    /// stay until all are taken anew: they cost a look at a block now and then.
+    fn watch_more<M: Machine, A>(&self, out: &Batch<M::Event, A>, book: &Book<M>) {
+        let scripts = out.entries().iter().filter_map(|entry| match entry {
+            Entry::Channel { channel, .. } => book.get(channel).map(M::funding_script),
+            _ => None,
+        });
+        self.watched.add(scripts);
     }
 
     /// Shows the wallet what happened on chain; stored with the next commit.
@@ -194,8 +210,12 @@ impl Foundation {
         if wallet.is_some() {
             self.watched.add(self.wallet.scripts());
         }
-        if book.script_changes() != self.channels_watched {
+        let changes = book.script_changes();
+        if changes >= self.watched_anew + WATCHED_ANEW_CHANGES {
             self.watch(book);
+        } else if changes != self.channels_watched {
+            self.channels_watched = changes;
+            self.watch_more(&out, book);
         }
         Ok(out.release(&durable))
     }

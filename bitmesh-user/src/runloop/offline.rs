@@ -12,7 +12,7 @@ use bitmesh_core::{
 
 use super::{Foundation, buy, fee_rate, no_refunds, source::first_tip};
 use crate::{
-    api::{ApiError, Ask, Reply, value},
+    api::{ApiError, Ask, Body, Reply},
     chain::{Broadcast, ChainEvent},
     config::Common,
     store::StoreRole,
@@ -165,15 +165,16 @@ impl Offline {
         let channels = self.reports();
         let answering = match ask {
             Ask::Wallet => {
-                let status = self.foundation.wallet_status(&channels);
-                Box::pin(std::future::ready(Ok(value(status))))
+                let inside = self.foundation.in_channels(&channels);
+                let status = self.foundation.wallet_status(inside);
+                Box::pin(std::future::ready(Ok(Body::of(status))))
             }
-            Ask::OfWallet(ask) => self.foundation.of_wallet(ask, &channels),
+            Ask::OfWallet(ask) => self.foundation.of_wallet(ask, || channels),
             Ask::Refunds => match &self.channels {
                 Channels::Provider(_) => return Err(no_refunds()),
                 Channels::Subscriber(buyer) => {
                     let refunds = buy::export_refunds(&mut self.foundation.wallet, buyer);
-                    Box::pin(std::future::ready(Ok(value(refunds))))
+                    Box::pin(std::future::ready(Ok(Body::of(refunds))))
                 }
             },
             _ => return Err(super::wrong_role("that takes a daemon")),

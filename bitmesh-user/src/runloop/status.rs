@@ -16,6 +16,8 @@ use bitmesh_core::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::api::StoreStatus;
+
 /// A daemon's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "kebab-case")]
@@ -159,6 +161,9 @@ pub struct ProviderStatus {
     pub billed_octets: Octets,
     /// The wallet.
     pub wallet: WalletStatus,
+    /// Whether payments can be written down.
+    #[serde(default)]
+    pub store: StoreStatus,
 }
 
 /// How far a subscriber is.

@@ -13,8 +13,8 @@ use bitmesh_core::{
 use super::{Foundation, broadcast, now, status::WalletStatus};
 use crate::{
     api::{
-        AddressReport, ApiError, FEE_RATE_MAX_SAT_PER_VB, FeeRateReport, HISTORY_MAX, PastKind,
-        PastReport, Reply, SendOrder, SendReport, SendState, WalletAsk, value,
+        AddressReport, ApiError, Body, FEE_RATE_MAX_SAT_PER_VB, FeeRateReport, HISTORY_MAX,
+        PastKind, PastReport, Reply, SendOrder, SendReport, SendState, WalletAsk,
     },
     chain::Broadcast,
     store::StoreRole,
@@ -30,12 +30,9 @@ fn at_once(reply: Reply) -> Answering {
 }
 
 impl Foundation {
-    /// Balance and an address.
-    pub(super) fn wallet_status(&mut self, channels: &[ChannelReport]) -> WalletStatus {
+    /// Balance, an address, and what is inside channels.
+    pub(super) fn wallet_status(&mut self, inside: Amount) -> WalletStatus {
         let balance = self.wallet.balance();
-        let unfunded = channels.iter().any(|channel| channel.status == ChannelStatus::Unfunded);
-        let waiting = if unfunded { self.wallet.unconfirmed() } else { Vec::new() };
-        let inside = channels.iter().map(|channel| self.inside(channel, &waiting)).sum::<Amount>();
         WalletStatus {
             confirmed_sat: balance.confirmed.to_sat(),
             pending_sat: balance.pending.to_sat(),
@@ -43,6 +40,13 @@ impl Foundation {
             fingerprint: self.wallet.fingerprint().to_string(),
             address: self.wallet.unused_address().to_string(),
         }
+    }
+
+    /// What of channels' money is this end's.
+    pub(super) fn in_channels(&self, channels: &[ChannelReport]) -> Amount {
+        let unfunded = channels.iter().any(|channel| channel.status == ChannelStatus::Unfunded);
+        let waiting = if unfunded { self.wallet.unconfirmed() } else { Vec::new() };
+        channels.iter().map(|channel| self.inside(channel, &waiting)).sum()
     }
 
     /// What of a channel's money is this end's, fundings that wait for a block included.
@@ -58,25 +62,29 @@ impl Foundation {
     }
 
     /// What the operator wants.
-    pub(super) fn of_wallet(&mut self, ask: &WalletAsk, channels: &[ChannelReport]) -> Answering {
+    pub(super) fn of_wallet(
+        &mut self,
+        ask: &WalletAsk,
+        channels: impl FnOnce() -> Vec<ChannelReport>,
+    ) -> Answering {
         match ask {
             WalletAsk::Address { new } => {
                 let address =
                     if *new { self.wallet.next_address() } else { self.wallet.unused_address() };
-                at_once(Ok(value(AddressReport { address: address.to_string() })))
+                at_once(Ok(Body::of(AddressReport { address: address.to_string() })))
             }
             WalletAsk::History { limit } => {
                 let limit = (*limit).min(HISTORY_MAX) as usize;
-                let labels = Labels::new(channels, self.role);
+                let labels = Labels::new(&channels(), self.role);
                 let past = self.wallet.history().into_iter().take(limit);
-                at_once(Ok(value(past.map(|past| labels.report(&past)).collect::<Vec<_>>())))
+                at_once(Ok(Body::of(past.map(|past| labels.report(&past)).collect::<Vec<_>>())))
             }
             WalletAsk::FeeRate { blocks } => {
                 let (source, blocks) = (self.source.clone(), *blocks);
                 Box::pin(async move {
                     let rate = source.fee_rate(blocks).await;
                     let rate = rate.unwrap_or(FeeRate::BROADCAST_MIN).max(FeeRate::BROADCAST_MIN);
-                    Ok(value(FeeRateReport { fee_sat_per_kwu: rate }))
+                    Ok(Body::of(FeeRateReport { fee_sat_per_kwu: rate }))
                 })
             }
             WalletAsk::Send(order) => self.send(order),
@@ -89,7 +97,7 @@ impl Foundation {
             Err(error) => return at_once(Err(refused(&error))),
         };
         if order.preview {
-            return at_once(Ok(value(report)));
+            return at_once(Ok(Body::of(report)));
         }
         let source = self.source.clone();
         Box::pin(async move {
@@ -100,7 +108,7 @@ impl Foundation {
                     SendState::Waiting { reason }
                 }
             };
-            Ok(value(SendReport { state, ..report }))
+            Ok(Body::of(SendReport { state, ..report }))
         })
     }
 

@@ -50,6 +50,9 @@ pub use self::{
     upkeep::{Facts, Look, Restore, Restored, accept},
 };
 
+/// What it is called where people read it.
+pub const ENGINE: &str = "SQLite";
+
 /// Name of the setting that says what the ledger is for.
 const PURPOSE: &str = "purpose";
 /// Name of the setting that says that it goes on from an older copy, which the next start tells.

@@ -294,6 +294,8 @@ impl Seller {
                 self.kernel.set(station, limit, usage);
                 done.reclaimed.push(station);
             }
+            // The simulation has one edge.
+            Action::TakeOff { .. } => {}
             Action::Reply(request, answer) => self.reply(request, answer, context)?,
             Action::Claim(planned) => {
                 let sabotaged = context.plan.sabotage == Some(Sabotage::NeverBump);
@@ -400,7 +402,7 @@ impl Seller {
             }
             Ask::Pay(channel, payment) => {
                 self.low_credit(from, context)?;
-                Input::Pay { request, channel, payment, station: Some(peer) }
+                Input::Pay { request, channel, payment, verified: None, station: Some(peer) }
             }
             Ask::Fund(channel, tx) => Input::Fund { request, channel, tx },
             Ask::Close(channel, close) => {

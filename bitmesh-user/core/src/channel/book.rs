@@ -1,6 +1,6 @@
 //! The channels of one end, followed through the chain together; the same for both roles.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bitcoin::{BlockHash, OutPoint, ScriptBuf, Transaction};
 
@@ -33,6 +33,8 @@ pub trait Machine: Sized {
     fn block_gone(&self, height: u32) -> Option<Self::Event>;
     /// The end, when the tip has come far enough.
     fn finish(&self, tip: u32) -> Option<Self::Event>;
+    /// Whether blocks alone can bring the end, as it stands.
+    fn may_finish(&self) -> bool;
 }
 
 macro_rules! machine {
@@ -65,6 +67,9 @@ macro_rules! machine {
             }
             fn finish(&self, tip: u32) -> Option<$event> {
                 self.finish(tip)
+            }
+            fn may_finish(&self) -> bool {
+                self.may_finish()
             }
         }
     };
@@ -152,9 +157,11 @@ impl<E, A> Batch<E, A> {
 /// All channels of one end, with the scripts and outpoints to watch for.
 #[derive(Debug)]
 pub struct Book<M> {
-    channels: BTreeMap<ChannelId, M>,
-    scripts: HashMap<ScriptBuf, ChannelId>,
+    /// Behind pointers: nodes of a tree are not full.
+    channels: BTreeMap<ChannelId, Box<M>>,
     outpoints: HashMap<OutPoint, ChannelId>,
+    /// Those that blocks alone can end.
+    ending: BTreeSet<ChannelId>,
     script_changes: u64,
     tips: VecDeque<(u32, BlockHash)>,
 }
@@ -163,8 +170,8 @@ impl<M> Default for Book<M> {
     fn default() -> Self {
         Self {
             channels: BTreeMap::new(),
-            scripts: HashMap::new(),
             outpoints: HashMap::new(),
+            ending: BTreeSet::new(),
             script_changes: 0,
             tips: VecDeque::new(),
         }
@@ -198,12 +205,17 @@ impl<M: Machine> Book<M> {
             if channel.params().id() != id {
                 return Err(InvalidEvent("a channel under another's name"));
             }
-            self.scripts.insert(channel.funding_script().clone(), id);
             self.script_changes += 1;
-            self.channels.insert(id, channel);
+            self.channels.insert(id, Box::new(channel));
             None
         };
-        let after = self.channels.get(&id).and_then(M::funding);
+        let channel = self.get(&id);
+        if channel.is_some_and(M::may_finish) {
+            self.ending.insert(id);
+        } else {
+            self.ending.remove(&id);
+        }
+        let after = self.get(&id).and_then(M::funding);
         if before != after {
             before.map(|funding| self.outpoints.remove(&funding.outpoint));
             after.map(|funding| self.outpoints.insert(funding.outpoint, id));
@@ -214,8 +226,8 @@ impl<M: Machine> Book<M> {
     /// Lets a channel go: one that nothing came of, or one that another edge has from now on.
     pub(crate) fn forget(&mut self, id: &ChannelId) {
         if let Some(channel) = self.channels.remove(id) {
-            self.scripts.remove(channel.funding_script());
             channel.funding().map(|funding| self.outpoints.remove(&funding.outpoint));
+            self.ending.remove(id);
             self.script_changes += 1;
         }
     }
@@ -223,7 +235,7 @@ impl<M: Machine> Book<M> {
     /// Takes in the channels of another book, which has seen the same blocks.
     pub(crate) fn absorb(&mut self, other: Self) {
         self.channels.extend(other.channels);
-        self.scripts.extend(other.scripts);
+        self.ending.extend(other.ending);
         self.outpoints.extend(other.outpoints);
         self.script_changes += 1;
     }
@@ -258,11 +270,9 @@ impl<M: Machine> Book<M> {
         for tx in transactions {
             self.connect_tx(height, tx, batch);
         }
-        let ends: Vec<_> = self
-            .channels
-            .iter()
-            .filter_map(|(id, channel)| Some((*id, channel.finish(height)?)))
-            .collect();
+        let ending = self.ending.iter();
+        let ends: Vec<_> =
+            ending.filter_map(|id| Some((*id, self.channels.get(id)?.finish(height)?))).collect();
         for (id, event) in ends {
             self.record(id, event, batch);
         }
@@ -278,7 +288,11 @@ impl<M: Machine> Book<M> {
             }
         }
         for (vout, output) in (0u32..).zip(&tx.output) {
-            let Some(id) = self.scripts.get(&output.script_pubkey).copied() else { continue };
+            if !output.script_pubkey.is_p2wsh() {
+                continue;
+            }
+            // A channel's name is a hash of its script.
+            let id = ChannelId::of_script(&output.script_pubkey);
             let outpoint = OutPoint::new(tx.compute_txid(), vout);
             let event = self
                 .channels
@@ -317,7 +331,7 @@ impl<M: Machine> Book<M> {
     /// The script of every channel's funding, which is all that a block can concern a channel by:
     /// of what pays to it, and of what spends from it.
     pub fn scripts(&self) -> impl ExactSizeIterator<Item = &ScriptBuf> {
-        self.scripts.keys()
+        self.channels.values().map(|channel| channel.funding_script())
     }
 
     /// Another number whenever [`Self::scripts`] are others.
@@ -327,16 +341,16 @@ impl<M: Machine> Book<M> {
 
     /// One channel.
     pub fn get(&self, id: &ChannelId) -> Option<&M> {
-        self.channels.get(id)
+        self.channels.get(id).map(Box::as_ref)
     }
 
     /// The channel that an outpoint funds.
     pub(crate) fn at(&self, outpoint: &OutPoint) -> Option<&M> {
-        self.channels.get(self.outpoints.get(outpoint)?)
+        self.get(self.outpoints.get(outpoint)?)
     }
 
     /// Every channel, by id.
     pub fn iter(&self) -> impl Iterator<Item = (&ChannelId, &M)> {
-        self.channels.iter()
+        self.channels.iter().map(|(id, channel)| (id, channel.as_ref()))
     }
 }

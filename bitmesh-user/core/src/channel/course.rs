@@ -1,6 +1,8 @@
 //! What a channel's course on chain is, the same at both ends: funded, spent, final, or undone by a
 //! reorganisation.
 
+use std::sync::Arc;
+
 use bitcoin::{OutPoint, ScriptBuf, Transaction};
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +53,8 @@ pub(super) enum Gone {
 /// The part of a channel's state that follows from terms, blocks and the wish to close.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Course {
-    pub(super) params: ChannelParams,
+    /// Shared with what is verified on other threads.
+    pub(super) params: Arc<ChannelParams>,
     pub(super) script: ScriptBuf,
     pub(super) funding: Option<Funding>,
     pub(super) close_requested: bool,
@@ -64,7 +67,7 @@ impl Course {
     pub(super) fn new(params: &ChannelParams) -> Result<Self, InvalidEvent> {
         params.validate().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
         Ok(Self {
-            params: params.clone(),
+            params: Arc::new(params.clone()),
             script: params.funding_script(),
             funding: None,
             close_requested: false,
@@ -126,6 +129,11 @@ impl Course {
     /// Whether the spend is too deep for any reorganisation that is survived.
     pub(super) fn settled(&self, tip: u32) -> bool {
         self.spent.is_some_and(|spent| depth(spent.height, tip) >= FINAL_DEPTH_BLOCKS)
+    }
+
+    /// Whether blocks alone can end it.
+    pub(super) fn may_finish(&self) -> bool {
+        !self.finished && (self.spent.is_some() || self.funding.is_none())
     }
 
     pub(super) fn outpoint(&self) -> Option<OutPoint> {

@@ -13,6 +13,7 @@ mod compact;
 mod course;
 mod fees;
 mod params;
+mod payment;
 mod provider;
 mod recovery;
 mod spend;
@@ -40,9 +41,10 @@ pub use fees::{
 };
 pub use params::{ChannelId, ChannelParams, IdParseError, ParamsError};
 pub(crate) use params::{hex_id, tagged_hash};
+pub use payment::{PaymentCheck, PaymentError, VerifiedPayment};
 pub use provider::{
-    ClaimRecord, FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, PaymentError,
-    ProviderChannel, ProviderEvent,
+    ClaimRecord, FUNDING_WINDOW_BLOCKS, FUNDINGS_OFFERED_MAX, FundingError, ProviderChannel,
+    ProviderEvent,
 };
 pub use recovery::{RECOVERY_OCTETS, Recovery};
 pub use spend::{

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use bitcoin::{
-    Amount, Network, PublicKey, ScriptBuf,
+    Amount, Network, PublicKey, Script, ScriptBuf,
     hashes::{Hash, HashEngine, sha256},
     locktime::absolute,
     opcodes::all::{OP_CHECKSIG, OP_CHECKSIGVERIFY, OP_CLTV, OP_ENDIF, OP_IFDUP, OP_NOTIF},
@@ -190,7 +190,11 @@ impl ChannelParams {
 pub struct ChannelId([u8; 32]);
 
 impl ChannelId {
-    fn of_script(script: &ScriptBuf) -> Self {
+    /// Before or at every other.
+    pub(crate) const FIRST: Self = Self([0; 32]);
+
+    /// Of the channel that a funding script is of, if there is one.
+    pub(crate) fn of_script(script: &Script) -> Self {
         Self(tagged_hash("bitmesh/channel", &[script.as_bytes()]))
     }
 

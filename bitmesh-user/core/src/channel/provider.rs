@@ -10,11 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Close,
-    CloseError, CloseRecord, Funding, InvalidEvent, Nonce, Spent, close_digest,
+    CloseError, CloseRecord, Funding, InvalidEvent, Nonce, PaymentError, Spent, close_digest,
     compact::is_zero,
     course::{Course, Gone},
     subscriber::funding_outpoint,
-    verify_payment,
 };
 use crate::{
     ledger::Usage,
@@ -134,53 +133,6 @@ impl ClaimRecord {
     }
 }
 
-/// Why a payment was refused. Nothing changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PaymentError {
-    /// No funding in a block yet.
-    #[error("the funding is not in a block yet: wait for it, then pay again")]
-    Unfunded,
-    /// Too few confirmations.
-    #[error("the funding has {have} of {need} confirmations: wait, then pay again")]
-    Unconfirmed {
-        /// Blocks, its own included.
-        have: u32,
-        /// What the terms ask for.
-        need: u32,
-    },
-    /// More than counts before the funding is confirmed.
-    #[error(
-        "{payable} count before the funding is confirmed: wait for it, or pay no more than that"
-    )]
-    TooEarly {
-        /// The terms' `unconfirmed_max`.
-        payable: Amount,
-    },
-    /// All channels together have as much credit before confirmation as the provider gives.
-    #[error("this provider gives no more credit before confirmation at present: wait for a block")]
-    TooMuchUnconfirmed,
-    /// Closing, claimed or expired.
-    #[error("the channel takes no more payments: open a new one")]
-    Closed,
-    /// Less than was paid before.
-    #[error("{best} has been paid already, and a payment states the sum: pay more than that")]
-    Stale {
-        /// The best payment.
-        best: Amount,
-    },
-    /// More than the channel holds.
-    #[error("the channel can pay {payable} in all: open a new one")]
-    TooLarge {
-        /// Capacity less the reserve.
-        payable: Amount,
-    },
-    /// Not a low-S signature of the subscriber's key over this commitment.
-    #[error(
-        "the signature is not the subscriber's over this payment: SINGLE|ANYONECANPAY, version 3, lock time 0, low S"
-    )]
-    Signature,
-}
-
 /// Why a funding that was presented is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FundingError {
@@ -204,7 +156,7 @@ pub enum FundingError {
 /// The fold of a channel's journal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProviderChannel {
-    course: Course,
+    pub(super) course: Course,
     key_index: u32,
     station: Station,
     opened_height: u32,
@@ -212,14 +164,14 @@ pub struct ProviderChannel {
     /// Best commitments on fundings that don't count at present.
     void: BTreeMap<OutPoint, Commitment>,
     /// The newest funding that was presented and taken, and how many there were.
-    offered: Option<Transaction>,
+    offered: Option<Box<Transaction>>,
     offers: usize,
     /// Most that was paid on a funding that counts no more.
     revoked: Amount,
     commitments: u64,
-    claim: Option<ClaimRecord>,
+    claim: Option<Box<ClaimRecord>>,
     payout_script: Option<ScriptBuf>,
-    close: Option<CloseRecord>,
+    close: Option<Box<CloseRecord>>,
     /// Tip when the first close was signed, or height of the block that it was in last.
     close_since: Option<u32>,
     nonces: BTreeSet<Nonce>,
@@ -286,8 +238,8 @@ impl ProviderChannel {
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
                 self.turn_to(Some(funding.outpoint));
-                let confirmed = |tx: &Transaction| tx.compute_txid() == funding.outpoint.txid;
-                self.offered = self.offered.take().filter(confirmed);
+                let txid = funding.outpoint.txid;
+                self.offered = self.offered.take().filter(|tx| tx.compute_txid() == txid);
                 self.claim = self.claim.take().filter(|claim| claim.spends(&funding.outpoint));
                 self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
                 self.close_since = self.close_since.filter(|_| self.close.is_some());
@@ -295,7 +247,7 @@ impl ProviderChannel {
             ProviderEvent::FundingOffered { tx } => {
                 let outpoint = self.fundable_by(tx);
                 let outpoint = outpoint.ok_or(InvalidEvent("a funding that can't be one"))?;
-                self.offered = Some(tx.clone());
+                self.offered = Some(Box::new(tx.clone()));
                 self.offers += 1;
                 self.turn_to(Some(outpoint));
             }
@@ -334,56 +286,19 @@ impl ProviderChannel {
                 }
                 self.course.close_requested = true;
                 self.close_since = self.close_since.or(Some(close.height));
-                self.close = Some(close.clone());
+                self.close = Some(Box::new(close.clone()));
             }
             ProviderEvent::ClaimSigned(claim) => {
                 if self.best.is_none() {
                     return Err(InvalidEvent("a claim of nothing"));
                 }
-                self.claim = Some(claim.clone());
+                self.claim = Some(Box::new(claim.clone()));
             }
             ProviderEvent::Spent(spent) => self.course.spend(*spent)?,
             ProviderEvent::Unspent => self.undo(Gone::Spend)?,
             ProviderEvent::Finished => self.course.finished = true,
         }
         Ok(())
-    }
-
-    /// Judges a payment of `paid` in all at the tip's height; `None` when it is the best one
-    /// again, which changes nothing.
-    pub fn pay<C: Verification>(
-        &self,
-        secp: &Secp256k1<C>,
-        paid: Amount,
-        signature: &Signature,
-        tip: u32,
-    ) -> Result<Option<ProviderEvent>, PaymentError> {
-        let status = self.status(tip);
-        let basis = self.basis(tip).filter(|(_, payable)| *payable > Amount::ZERO);
-        let (outpoint, payable) = match (status, basis) {
-            (_, Some(basis)) => basis,
-            (ChannelStatus::Unfunded, None) => return Err(PaymentError::Unfunded),
-            (ChannelStatus::Confirming { have, need }, None) => {
-                return Err(PaymentError::Unconfirmed { have, need });
-            }
-            (_, None) => return Err(PaymentError::Closed),
-        };
-        if paid < self.paid() {
-            return Err(PaymentError::Stale { best: self.paid() });
-        }
-        if paid > payable {
-            return Err(match status {
-                ChannelStatus::Open => PaymentError::TooLarge { payable },
-                _ => PaymentError::TooEarly { payable },
-            });
-        }
-        if !verify_payment(secp, &self.course.params, outpoint, paid, signature) {
-            return Err(PaymentError::Signature);
-        }
-        if paid == self.paid() {
-            return Ok(None);
-        }
-        Ok(Some(ProviderEvent::Paid { paid, signature: *signature, earlier: 0 }))
     }
 
     /// A close that a reorganisation took out of its block is waited for anew: it costs the provider
@@ -404,24 +319,6 @@ impl ProviderChannel {
             self.void.insert(best.outpoint, best);
         }
         self.best = outpoint.and_then(|outpoint| self.void.remove(&outpoint));
-    }
-
-    /// What payments spend at this height, and most that they may come to.
-    fn basis(&self, tip: u32) -> Option<(OutPoint, Amount)> {
-        let params = &self.course.params;
-        match self.status(tip) {
-            ChannelStatus::Open => Some((self.course.outpoint()?, params.payable())),
-            ChannelStatus::Confirming { .. } => {
-                Some((self.course.outpoint()?, params.unconfirmed_max))
-            }
-            ChannelStatus::Unfunded => Some((self.offered()?, params.unconfirmed_max)),
-            _ => None,
-        }
-    }
-
-    /// Most that payments may come to at this height.
-    pub fn payable(&self, tip: u32) -> Amount {
-        self.basis(tip).map_or(Amount::ZERO, |(_, payable)| payable)
     }
 
     /// Whether the funding has the blocks on it that the terms ask for.
@@ -469,7 +366,7 @@ impl ProviderChannel {
 
     /// The funding that was presented and taken, while no block holds one: to be asked for again.
     pub fn offered_tx(&self) -> Option<&Transaction> {
-        self.offered.as_ref().filter(|_| self.course.awaits_funding())
+        self.offered.as_deref().filter(|_| self.course.awaits_funding())
     }
 
     /// Its output.
@@ -558,6 +455,11 @@ impl ProviderChannel {
         })
     }
 
+    /// Whether blocks alone can bring the end, as it stands.
+    pub fn may_finish(&self) -> bool {
+        self.course.may_finish()
+    }
+
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<ProviderEvent> {
         // A commitment is worth something as long as its funding could still confirm.
@@ -573,7 +475,7 @@ impl ProviderChannel {
     /// [`CLAIM_BUMP_BLOCKS`].
     pub fn claim_due(&self, tip: u32) -> Option<ClaimInput> {
         let waits = |claim: &ClaimRecord| tip < claim.height.saturating_add(CLAIM_BUMP_BLOCKS);
-        let waiting = self.claim.as_ref().is_some_and(waits);
+        let waiting = self.claim.as_deref().is_some_and(waits);
         if waiting { None } else { self.claimable(tip) }
     }
 
@@ -586,7 +488,7 @@ impl ProviderChannel {
             return None;
         }
         let signature = best.signature;
-        let params = self.course.params.clone();
+        let params = (*self.course.params).clone();
         Some(ClaimInput { params, funding, paid: best.paid, signature })
     }
 
@@ -643,7 +545,7 @@ impl ProviderChannel {
 
     /// The newest claim, confirmed or not.
     pub fn claim(&self) -> Option<&ClaimRecord> {
-        self.claim.as_ref()
+        self.claim.as_deref()
     }
 
     /// Where a close pays the provider, once that was said.
@@ -653,7 +555,7 @@ impl ProviderChannel {
 
     /// The newest close that both signed, confirmed or not.
     pub fn closed_by_both(&self) -> Option<&CloseRecord> {
-        self.close.as_ref()
+        self.close.as_deref()
     }
 
     /// The confirmed spend.

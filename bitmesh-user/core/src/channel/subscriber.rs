@@ -402,6 +402,11 @@ impl SubscriberChannel {
         })
     }
 
+    /// Whether blocks alone can bring the end, as it stands.
+    pub fn may_finish(&self) -> bool {
+        self.course.may_finish()
+    }
+
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<SubscriberEvent> {
         let stale = tip > self.agreed_height.saturating_add(AGREED_WINDOW_BLOCKS);

@@ -55,7 +55,7 @@ fn paid(sum: u64) -> ProviderEvent {
 
 fn judge(channel: &ProviderChannel, sum: u64, tip: u32) -> Result<bool, PaymentError> {
     let signature = pay(&params(), sum.min(params().payable().to_sat()));
-    channel.pay(&secp(), sat(sum), &signature, tip).map(|event| event.is_some())
+    channel.pay(&secp(), sat(sum), &signature, None, tip).map(|event| event.is_some())
 }
 
 #[test]
@@ -118,10 +118,10 @@ fn p8_only_the_agreed_signature_is_taken() {
         ("a flipped bit", Signature::from_compact(&flipped).unwrap()),
         ("zero", Signature::from_compact(&[0; 64]).unwrap()),
     ] {
-        let judged = funded().pay(&secp(), sat(5), &signature, 110);
+        let judged = funded().pay(&secp(), sat(5), &signature, None, 110);
         assert_eq!(judged, Err(PaymentError::Signature), "{what}");
     }
-    assert!(funded().pay(&secp(), sat(5), &good, 110).unwrap().is_some());
+    assert!(funded().pay(&secp(), sat(5), &good, None, 110).unwrap().is_some());
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn p8_every_other_sighash_flag_is_refused() {
         let script = params.witness_script();
         let hash = cache.p2wsh_signature_hash(0, &script, params.capacity, kind).unwrap();
         let signature = sign(SUBSCRIBER, Message::from(hash));
-        funded().pay(&secp(), sat(5), &signature, 110)
+        funded().pay(&secp(), sat(5), &signature, None, 110)
     };
     let agreed = Kind::SinglePlusAnyoneCanPay;
     assert!(judged(&tx(3, 0), agreed).is_ok());
@@ -346,7 +346,7 @@ mod subscriber {
     fn signs_what_the_provider_takes() {
         let message = funded().payment(sat(5), 110).unwrap();
         let signature = sign(SUBSCRIBER, message);
-        assert!(super::funded().pay(&secp(), sat(5), &signature, 110).unwrap().is_some());
+        assert!(super::funded().pay(&secp(), sat(5), &signature, None, 110).unwrap().is_some());
     }
 
     #[test]
@@ -465,7 +465,7 @@ proptest! {
             let before = channel.paid();
             let payable = params().payable();
             let signature = pay(&params(), sum.min(payable.to_sat()));
-            match channel.pay(&secp(), sat(sum), &signature, 110) {
+            match channel.pay(&secp(), sat(sum), &signature, None, 110) {
                 Ok(Some(event)) => {
                     channel.apply(&event).unwrap();
                     prop_assert!(sum > best && sat(sum) <= payable);

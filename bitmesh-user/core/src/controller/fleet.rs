@@ -92,6 +92,7 @@ impl Arrival {
         let mut undone = Out::default();
         self.folded.book.disconnect(height, &mut undone);
         self.folded.follow_new(0, &mut undone);
+        self.folded.doubt();
         pass_on(&undone, out);
         true
     }
@@ -340,13 +341,9 @@ impl Controller {
     fn let_leave(&mut self, id: &ChannelId) {
         let Some(channel) = self.book.get(id) else { return };
         let station = channel.station();
-        if let Some(own) = self.by_station.get_mut(&station) {
-            own.remove(id);
-            if own.is_empty() {
-                self.by_station.remove(&station);
-            }
-        }
+        self.by_station.remove(&(station, *id));
         self.unfunded.remove(id);
+        self.unsure.remove(id);
         self.fundings_refused.remove(id);
         self.book.forget(id);
     }
@@ -411,10 +408,9 @@ impl Controller {
         let folded = *arrival.folded;
         self.book.absorb(folded.book);
         self.accounts.absorb(folded.accounts);
-        for (station, channels) in folded.by_station {
-            self.by_station.entry(station).or_default().extend(channels);
-        }
+        self.by_station.extend(folded.by_station);
         self.unfunded.extend(folded.unfunded);
+        self.unsure.extend(folded.unsure);
         let mut forgotten = folded.fleet.map(|fleet| fleet.forgotten).unwrap_or_default();
         for account in arrival.accounts {
             if self.accounts.a_channel_of(account).is_none() {

@@ -142,12 +142,32 @@ impl Controller {
         if known.is_confirmed(tip) {
             return Ok(());
         }
-        let others = self.book.iter().filter(|(id, _)| *id != channel);
-        let others: Amount = others.map(|(_, other)| other.at_risk(tip)).sum();
+        let others = self.unsure.iter().filter(|id| *id != channel);
+        let others = others.filter_map(|id| self.book.get(id));
+        let others: Amount = others.map(|other| other.at_risk(tip)).sum();
         let each = self.offer().map_or(Amount::ZERO, |offer| offer.offer.terms.unconfirmed_max);
         let most = each.checked_mul(UNCONFIRMED_CHANNELS_MAX).unwrap_or(Amount::MAX_MONEY);
         let sum = others.checked_add(paid).unwrap_or(Amount::MAX_MONEY);
         if sum > most { Err(PaymentError::TooMuchUnconfirmed) } else { Ok(()) }
+    }
+
+    /// Whether nothing of a channel is at risk; blocks and payments not made yet aside, that stays so.
+    pub(super) fn is_sure(&self, channel: &ChannelId) -> bool {
+        let tip = self.book.tip();
+        self.book.get(channel).is_none_or(|channel| channel.at_risk(tip) == Amount::ZERO)
+    }
+
+    /// A block came: some fundings have their confirmations now.
+    pub(super) fn forget_sure(&mut self) {
+        let mut unsure = std::mem::take(&mut self.unsure);
+        unsure.retain(|id| !self.is_sure(id));
+        self.unsure = unsure;
+    }
+
+    /// A block went: every funding may lack confirmations again.
+    pub(super) fn doubt(&mut self) {
+        let all = self.book.iter().map(|(id, _)| *id);
+        self.unsure = all.filter(|id| !self.is_sure(id)).collect();
     }
 
     fn share_of(&mut self, channel: &ChannelId, out: &mut Out) {

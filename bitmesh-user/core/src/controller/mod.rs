@@ -12,6 +12,7 @@ mod report;
 mod stations;
 #[cfg(test)]
 mod tests;
+mod totals;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,12 +32,13 @@ pub use fleet::{Missing, Place, STAY_MIN};
 pub use funding::{FUNDINGS_REFUSED_MAX, PRESENTED_AT_ONCE_MAX, Taken, UNCONFIRMED_CHANNELS_MAX};
 pub use report::Refusal;
 pub use stations::StationsAsk;
+pub use totals::Totals;
 
 use crate::{
     account::{AccountId, Accounts, Ahead},
     channel::{
-        Batch, Book, ChannelId, ChannelParams, Entry, FeeEstimates, InvalidEvent, PaymentError,
-        ProviderChannel, ProviderEvent, Versioned, check_economic,
+        Batch, Book, ChannelId, ChannelParams, Entry, FeeEstimates, InvalidEvent, PaymentCheck,
+        PaymentError, ProviderChannel, ProviderEvent, VerifiedPayment, Versioned, check_economic,
     },
     fleet::EdgeNumber,
     ledger::Usage,
@@ -83,6 +85,8 @@ pub enum Input {
         channel: ChannelId,
         /// How much, signed.
         payment: PaymentRequest,
+        /// Proof of the signature, where it was verified before ([`Controller::payment_check`]).
+        verified: Option<VerifiedPayment>,
         /// Who sent it, if that is known: the answer is told as it sees its account.
         station: Option<Station>,
     },
@@ -283,9 +287,11 @@ pub struct Controller {
     book: Book<ProviderChannel>,
     accounts: Accounts,
     /// Channels that are not over, by who opened them.
-    by_station: BTreeMap<Station, BTreeSet<ChannelId>>,
+    by_station: BTreeSet<(Station, ChannelId)>,
     /// Channels that wait for their funding.
     unfunded: BTreeSet<ChannelId>,
+    /// Channels that may have credit which no confirmation backs, and others.
+    unsure: BTreeSet<ChannelId>,
     unwritten: BTreeSet<Station>,
     ungranted: BTreeSet<Station>,
     /// Stations on their way to another account, once what they hold is reclaimed.
@@ -314,8 +320,9 @@ impl Controller {
             payout: ScriptBuf::new(),
             book: Book::default(),
             accounts: Accounts::default(),
-            by_station: BTreeMap::new(),
+            by_station: BTreeSet::new(),
             unfunded: BTreeSet::new(),
+            unsure: BTreeSet::new(),
             unwritten: BTreeSet::new(),
             ungranted: BTreeSet::new(),
             moves: BTreeMap::new(),
@@ -374,8 +381,8 @@ impl Controller {
                 let answer = self.open(station, &open, provider_key, now, out);
                 out.act(Action::Reply(request, answer));
             }
-            Input::Pay { request, channel, payment, station } => {
-                let answer = self.pay(&channel, &payment, station, out);
+            Input::Pay { request, channel, payment, verified, station } => {
+                let answer = self.pay(&channel, &payment, verified.as_ref(), station, out);
                 out.act(Action::Reply(request, answer));
             }
             Input::Close { request, channel, close, own } => {
@@ -398,11 +405,15 @@ impl Controller {
                 self.book.connect(height, block.block_hash(), &block.txdata, out);
                 self.follow_chain(from, out);
                 self.fundings_refused.clear();
+                self.forget_sure();
                 self.closes_due(out);
                 self.broadcast_claims(out);
                 self.check_offered(out);
             }
-            Input::BlockDisconnected { height } => self.book.disconnect(height, out),
+            Input::BlockDisconnected { height } => {
+                self.book.disconnect(height, out);
+                self.doubt();
+            }
             Input::Stations(ask) => self.change_stations(ask, out),
             Input::Chain { synced } => self.synced = synced,
             Input::Usage(readings) => self.take_usage(readings, out),
@@ -504,21 +515,29 @@ impl Controller {
     }
 
     fn check_caps(&self, station: Station) -> Result<(), Refusal> {
-        let own = self.by_station.get(&station);
-        let unfunded = own.into_iter().flatten().filter(|id| self.unfunded.contains(id)).count();
+        let own: Vec<_> = self.channels_of(station).collect();
+        let unfunded = own.iter().filter(|id| self.unfunded.contains(id)).count();
         if unfunded >= UNFUNDED_PER_STATION_MAX || self.unfunded.len() >= UNFUNDED_MAX {
             return Err(Refusal::TooManyUnfunded);
         }
-        if own.map_or(0, BTreeSet::len) >= CHANNELS_PER_STATION_MAX {
+        if own.len() >= CHANNELS_PER_STATION_MAX {
             return Err(Refusal::TooManyChannels);
         }
         Ok(())
+    }
+
+    /// Channels that a station opened and that are not over.
+    fn channels_of(&self, station: Station) -> impl Iterator<Item = ChannelId> {
+        let from = (station, ChannelId::FIRST);
+        let own = self.by_station.range(from..).take_while(move |(of, _)| *of == station);
+        own.map(|(_, channel)| *channel)
     }
 
     fn pay(
         &mut self,
         id: &ChannelId,
         payment: &PaymentRequest,
+        verified: Option<&VerifiedPayment>,
         station: Option<Station>,
         out: &mut Out,
     ) -> Result<Answer, Refusal> {
@@ -526,7 +545,8 @@ impl Controller {
         let station = station.unwrap_or(channel.station());
         let account = self.accounts.of_channel(id).ok_or(Refusal::UnknownChannel)?;
         self.check_stays(Some(account))?;
-        let judged = channel.pay(&self.secp, payment.paid, &payment.signature, self.book.tip());
+        let (paid, signature, tip) = (payment.paid, &payment.signature, self.book.tip());
+        let judged = channel.pay(&self.secp, paid, signature, verified, tip);
         if let Some(event) = judged.map_err(|error| self.refused_payment(id, error))? {
             self.check_unconfirmed(id, payment.paid)
                 .map_err(|error| self.refused_payment(id, error))?;
@@ -536,6 +556,14 @@ impl Controller {
         let paid = self.book.get(id).map_or(Amount::ZERO, ProviderChannel::paid);
         let account = self.account_of(account, station);
         Ok(Answer::Payment(Box::new(PaymentReply { paid, account })))
+    }
+
+    /// What a payment of this sum is to be verified against before it is put in ([`Input::Pay`]), on
+    /// any thread; `None` for one that is refused without looking at its signature.
+    pub fn payment_check(&self, id: &ChannelId, paid: Amount) -> Option<PaymentCheck> {
+        let (channel, tip) = (self.book.get(id)?, self.book.tip());
+        channel.judge_sum(paid, tip).ok()?;
+        channel.payment_check(tip)
     }
 
     fn refused_payment(&self, id: &ChannelId, error: PaymentError) -> Refusal {
@@ -575,7 +603,7 @@ impl Controller {
     fn follow(&mut self, id: &ChannelId, event: &ProviderEvent) -> Result<(), InvalidEvent> {
         match event {
             ProviderEvent::Opened { station, used, .. } => {
-                self.by_station.entry(*station).or_default().insert(*id);
+                self.by_station.insert((*station, *id));
                 self.accounts.open(*id, *station, *used);
                 self.note_opened(*id, *station);
             }
@@ -595,6 +623,9 @@ impl Controller {
         } else {
             self.unfunded.remove(id);
         }
+        if !self.is_sure(id) {
+            self.unsure.insert(*id);
+        }
         let bought = self.book.get(id).map_or(Octets(0), ProviderChannel::bought);
         self.accounts.set_bought(*id, bought);
         Ok(())
@@ -605,12 +636,7 @@ impl Controller {
     fn let_go(&mut self, id: &ChannelId) {
         let Some(channel) = self.book.get(id) else { return };
         let (station, forgettable) = (channel.station(), channel.forgettable());
-        if let Some(own) = self.by_station.get_mut(&station) {
-            own.remove(id);
-            if own.is_empty() {
-                self.by_station.remove(&station);
-            }
-        }
+        self.by_station.remove(&(station, *id));
         if forgettable {
             self.book.forget(id);
             let gone = self.accounts.forget(id);
@@ -655,7 +681,8 @@ impl Controller {
     /// Whether nothing here knows of a channel: its journal may be forgotten, too, if its key index
     /// is not needed to know the next.
     pub fn is_forgotten(&self, channel: &ChannelId) -> bool {
-        self.book.get(channel).is_none()
+        self.arriving() == 0
+            && self.book.get(channel).is_none()
             && self.accounts.of_channel(channel).is_none()
             && !self.accounts.is_named_after(channel)
     }

@@ -17,6 +17,7 @@ mod claim;
 mod close;
 mod fleet;
 mod funding;
+mod payment;
 mod stations;
 
 const NOW: u64 = 15_000;
@@ -106,7 +107,7 @@ impl Provider {
         let signature = testing::pay(&channel.params, sum);
         let payment = PaymentRequest { paid: Amount::from_sat(sum), signature };
         let (request, channel) = (RequestId(2), channel.channel);
-        self.put(Input::Pay { request, channel, payment, station: None })
+        self.put(Input::Pay { request, channel, payment, verified: None, station: None })
     }
 }
 
@@ -244,7 +245,7 @@ fn a4_channels_that_nothing_came_of_are_forgotten_and_others_are_not() {
     let before = provider.controller.book.script_changes();
     assert_eq!(provider.controller.book.scripts().len(), 3);
     provider.mine(102 + FUNDING_WINDOW_BLOCKS, vec![]);
-    let own = BTreeMap::from([(station(1), BTreeSet::from([paid.channel]))]);
+    let own = BTreeSet::from([(station(1), paid.channel)]);
     let left = (vec![paid.channel], 1, BTreeSet::new(), own, vec![station(1)]);
     assert_eq!(all(&provider.controller), left);
     assert_ne!(provider.controller.book.script_changes(), before);
@@ -324,7 +325,7 @@ fn a_station_pays_through_two_channels_and_has_the_sum() {
     let message = crate::channel::payment_sighash(&second.params, outpoint, paid).unwrap();
     let payment = PaymentRequest { paid, signature: sign(5, message) };
     let (request, channel) = (RequestId(4), second.channel);
-    provider.put(Input::Pay { request, channel, payment, station: None });
+    provider.put(Input::Pay { request, channel, payment, verified: None, station: None });
     assert_eq!(provider.controller.account(station(1)).bought_octets, Octets(5 << 20));
     let schedule = &first.params.schedule;
     assert_eq!(schedule.octets_for(Msat(5_000)), Some(Octets(5 << 20)));

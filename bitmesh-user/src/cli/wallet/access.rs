@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::RoleArg;
 use crate::{
-    api::{ADMIN_SOCKET, AdminError, ApiError, Ask, Reply, WalletAsk, ask_admin, value},
+    api::{ADMIN_SOCKET, AdminError, ApiError, Ask, Body, Reply, WalletAsk, ask_admin, value},
     config::{Common, CommonArgs, default_data_dir},
     runloop::{Findings, Offline, Progress, unlock},
     store::{self, Store, StoreRole},
@@ -220,7 +220,7 @@ impl Access {
 
 fn told(reply: Reply) -> Result<Value> {
     // The same as a daemon's refusal is told.
-    reply.map_err(|ApiError { body, .. }| AdminError::Refused(body).into())
+    reply.map(Body::value).map_err(|ApiError { body, .. }| AdminError::Refused(body).into())
 }
 
 /// What an answer holds.

@@ -18,7 +18,7 @@ use super::{
     },
     BUDGET, Intent, Session, export_refunds, is_usable,
 };
-use crate::api::{ApiError, Ask, Reply, value};
+use crate::api::{ApiError, Ask, Body, Reply};
 
 impl Session {
     pub(super) async fn answer(
@@ -27,13 +27,14 @@ impl Session {
         out: &mut Batch<SubscriberEvent, Action>,
     ) -> Reply {
         match ask {
-            Ask::Status => Ok(value(Status::Subscriber(Box::new(self.status())))),
-            Ask::Channels => Ok(value(self.buyer.channels().collect::<Vec<_>>())),
+            Ask::Status => Ok(Body::of(Status::Subscriber(Box::new(self.status())))),
+            Ask::Channels => Ok(Body::of(self.buyer.channels().collect::<Vec<_>>())),
             Ask::Wallet => {
                 let channels: Vec<_> = self.buyer.channels().collect();
-                Ok(value(self.foundation.wallet_status(&channels)))
+                let inside = self.foundation.in_channels(&channels);
+                Ok(Body::of(self.foundation.wallet_status(inside)))
             }
-            Ask::Refunds => Ok(value(export_refunds(&mut self.foundation.wallet, &self.buyer))),
+            Ask::Refunds => Ok(Body::of(export_refunds(&mut self.foundation.wallet, &self.buyer))),
             Ask::Stations => Err(wrong_role("a subscriber has no stations: it is one")),
             Ask::Budget(change) => {
                 let budget = change.apply(self.budget).ok_or_else(|| {
@@ -54,7 +55,7 @@ impl Session {
                     )
                 })?;
                 self.budget = budget;
-                Ok(value(Status::Subscriber(Box::new(self.status()))))
+                Ok(Body::of(Status::Subscriber(Box::new(self.status()))))
             }
             Ask::Share(change) => self.share(*change).await,
             Ask::CloseOwn(id) => self.close_own(*id, out),
@@ -75,7 +76,7 @@ impl Session {
         self.not_before = Instant::now();
         self.aside.hold(id, Duration::ZERO);
         let report = self.buyer.channels().find(|report| report.channel == id);
-        Ok(value(report))
+        Ok(Body::of(report))
     }
 
     pub(super) fn say(&mut self, phase: Phase, message: impl Into<String>) {
@@ -88,6 +89,7 @@ impl Session {
     }
 
     pub(super) fn status(&mut self) -> SubscriberStatus {
+        let inside = self.foundation.in_channels(&self.buyer.channels().collect::<Vec<_>>());
         let tip = self.buyer.book().tip();
         let payer = self.payer.as_ref();
         SubscriberStatus {
@@ -107,7 +109,7 @@ impl Session {
             counted_octets: self.counted,
             tick_octets: payer.map(Payer::tick).unwrap_or_default(),
             round_trip_ms: u64::try_from(self.round_trip.as_millis()).unwrap_or(u64::MAX),
-            wallet: self.foundation.wallet_status(&self.buyer.channels().collect::<Vec<_>>()),
+            wallet: self.foundation.wallet_status(inside),
         }
     }
 }

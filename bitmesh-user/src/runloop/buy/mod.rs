@@ -36,12 +36,12 @@ pub(super) use self::{
 };
 use super::{Foundation, now, provider_url, status::Phase, stop_signal, unlock};
 use crate::{
-    api::{Ask, ClientError, Envelope, MAILBOX_REQUESTS, Provider, serve_admin},
+    api::{Ask, ClientError, Envelope, Front, MAILBOX_REQUESTS, Provider, serve_admin},
     chain::ChainEvent,
     config::BuyConfig,
     dataplane::Observer,
     gateway::Gateway,
-    store::StoreRole,
+    store::{ENGINE, StoreRole},
 };
 
 /// How often the own count is read and payments are decided.
@@ -157,7 +157,8 @@ impl Session {
         let (internal, internals) = mpsc::channel(16);
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_admin(&config.common.data_dir, requests)?);
+        let front = Front::new(requests, ENGINE, super::now());
+        tasks.spawn(serve_admin(&config.common.data_dir, front)?);
         let unacknowledged = active
             .and_then(|id| buyer.book().get(&id))
             .is_some_and(|channel| channel.best().is_some());
@@ -237,7 +238,7 @@ impl Session {
     ) -> Result<()> {
         if let Ask::OfWallet(ask) = &envelope.ask {
             let channels: Vec<_> = self.buyer.channels().collect();
-            let answering = self.foundation.of_wallet(ask, &channels);
+            let answering = self.foundation.of_wallet(ask, || channels);
             self.settle(out).await?;
             self.tasks.spawn(async move {
                 let _ = envelope.reply.send(answering.await);

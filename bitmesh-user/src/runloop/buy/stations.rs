@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{super::now, Internal, Session, pay::host_of};
 use crate::{
-    api::{ApiError, Provider, Reply, ShareChange, ShareCode, value},
+    api::{ApiError, Body, Provider, Reply, ShareChange, ShareCode},
     store::Store,
     wallet::Role,
 };
@@ -153,7 +153,7 @@ impl Session {
         match signed {
             Ok(body) => {
                 let url = format!("{}/v1/channels/{id}/stations", self.provider.url());
-                Ok(value(ShareCode { url, body }))
+                Ok(Body::of(ShareCode { url, body }))
             }
             Err(error) => failed("not-signed", format!("{error:#}"), "try again"),
         }

@@ -17,7 +17,7 @@ use super::{
     edge::{make_room, usage_of},
 };
 use crate::{
-    api::{ApiError, Origin, value},
+    api::{ApiError, Body, Origin},
     dataplane::{self, DataplaneError, StationKey, StationUsage},
 };
 
@@ -28,6 +28,8 @@ pub(super) struct Done {
     refused: BTreeSet<Station>,
     /// Stations whose limits were lowered.
     reclaimed: Vec<Station>,
+    /// Accounts whose stations are off the table, with what these have used.
+    taken_off: Vec<Input>,
     /// Claims, to be made durable before they are broadcast.
     signed: Vec<Input>,
 }
@@ -37,8 +39,8 @@ impl Session<'_> {
     /// lowered with what was used until then, of all that share the credit.
     pub(super) fn tell_done(&mut self, done: Done) -> Batch<ProviderEvent, Action> {
         let mut out = Batch::default();
-        for signed in done.signed {
-            self.controller.handle(signed, &mut out);
+        for input in done.signed.into_iter().chain(done.taken_off) {
+            self.controller.handle(input, &mut out);
         }
         let stations = done.reclaimed;
         if !stations.is_empty() {
@@ -74,15 +76,22 @@ impl Session<'_> {
                     debug_assert!(none.entries().is_empty(), "a failed grant stores nothing");
                 }
             }
+            Action::TakeOff { account, stations } => {
+                let readings = stations.into_iter().filter_map(|station| {
+                    Some((station, usage_of(&self.dataplane.remove(station.key())?)))
+                });
+                let readings = readings.collect();
+                done.taken_off.push(Input::TakenOff { account, readings });
+            }
             Action::Reply(request, answer) => {
                 let Some(reply) = self.pending.remove(&request) else { return };
                 let answer = match answer {
                     Ok(Answer::Payment(paid)) if done.refused.contains(&paid.account.station) => {
                         Err(Refusal::TableFull.into())
                     }
-                    Ok(Answer::Payment(paid)) => Ok(value(paid)),
-                    Ok(Answer::Channel(report)) => Ok(value(report)),
-                    Ok(Answer::Account(report)) => Ok(value(report)),
+                    Ok(Answer::Payment(paid)) => Ok(Body::Paid(paid)),
+                    Ok(Answer::Channel(report)) => Ok(Body::of(report)),
+                    Ok(Answer::Account(report)) => Ok(Body::of(report)),
                     Err(refusal) => Err(ApiError::from(refusal)),
                 };
                 // Who asked may have gone; what was stored stays.
@@ -125,8 +134,11 @@ impl Session<'_> {
     pub(super) fn opens(&mut self, key: StationKey, from: Origin) {
         // Where stations are behind a bridge, it answers them for all its ports.
         let ports = self.guarding.ports();
-        let is_port =
-            self.lan.iter().any(|lan| lan.index == from.interface && ports.contains(&lan.name));
+        let is_port = self
+            .desk
+            .lan
+            .iter()
+            .any(|lan| lan.index == from.interface && ports.contains(&lan.name));
         self.told.opens(key, is_port.then_some(from.interface), from.address);
         if self.dataplane.usage(key).is_some() {
             let terms = self.config.terms_of(self.told.port(key), self.told.ipv4(key));
@@ -167,9 +179,13 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn read_usage(&mut self, out: &mut Batch<ProviderEvent, Action>) {
+    /// Reads all counters; whether any changed.
+    pub(super) fn read_usage(&mut self, out: &mut Batch<ProviderEvent, Action>) -> bool {
         let changed = self.dataplane.changed().into_iter();
-        let readings = changed.map(|(key, used)| (Station::from(key), usage_of(&used))).collect();
+        let readings: Vec<_> =
+            changed.map(|(key, used)| (Station::from(key), usage_of(&used))).collect();
+        let busy = !readings.is_empty();
         self.controller.handle(Input::Usage(readings), out);
+        busy
     }
 }

@@ -1,35 +1,34 @@
 //! What stations and the operator ask, and are told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use bitmesh_core::{channel::ChannelStatus, units::Octets, wire::ChannelReport};
 use tracing::warn;
 
 use super::{
     super::{
         no_refunds, starting,
-        status::{HookStatus, ProviderStatus, Status},
+        status::{HookStatus, ProviderStatus},
         wrong_role,
     },
     Session,
 };
 use crate::{
-    api::{Ask, Reply, value},
+    api::{Ask, Body, Reply, value},
     dataplane,
 };
 
 impl Session<'_> {
     pub(super) fn answer(&mut self, ask: &Ask) -> Reply {
         match ask {
-            Ask::Offer => self.controller.offer().map(value).ok_or_else(starting),
-            Ask::Channel(id) => Ok(value(self.controller.channel(id)?)),
-            Ask::Account(station) => Ok(value(self.controller.account(*station))),
-            Ask::Status => Ok(value(Status::Provider(Box::new(self.status())))),
-            Ask::Channels => Ok(value(self.controller.channels().collect::<Vec<_>>())),
-            Ask::Stations => Ok(value(self.controller.accounts().collect::<Vec<_>>())),
+            Ask::Offer => self.controller.offer().map(Body::of).ok_or_else(starting),
+            Ask::Channel(id) => Ok(Body::of(self.controller.channel(id)?)),
+            Ask::Account(station) => Ok(Body::of(self.controller.account(*station))),
+            Ask::Status => Ok(Body::of(self.keep_status())),
+            Ask::Channels => Ok(Body::of(self.controller.channels().collect::<Vec<_>>())),
+            Ask::Stations => Ok(Body::of(self.controller.accounts().collect::<Vec<_>>())),
             Ask::Wallet => {
-                let channels: Vec<_> = self.controller.channels().collect();
-                Ok(value(self.foundation.wallet_status(&channels)))
+                let inside = self.controller.totals().unsettled;
+                Ok(Body::of(self.foundation.wallet_status(inside)))
             }
             Ask::Refunds => Err(no_refunds()),
             Ask::CloseOwn(_) => Err(wrong_role(
@@ -39,7 +38,7 @@ impl Session<'_> {
             Ask::Share(_) => Err(wrong_role("a provider shares no credit: subscribers do")),
             Ask::Open(..)
             | Ask::Fund(..)
-            | Ask::Pay(..)
+            | Ask::Pay(_)
             | Ask::ChangeStations(..)
             | Ask::Close(..)
             | Ask::OfWallet(_) => Err(starting()),
@@ -59,9 +58,7 @@ impl Session<'_> {
             Ok(stats) => causes.extend(stats.iter().map(|(c, n)| (c.name().to_owned(), n))),
             Err(error) => warn!("the kernel's causes can't be read: {error}"),
         }
-        let accounts: Vec<_> = self.controller.accounts().collect();
-        let channels: Vec<_> = self.controller.channels().collect();
-        let open = |channel: &&ChannelReport| channel.status == ChannelStatus::Open;
+        let totals = self.controller.totals();
         ProviderStatus {
             provider: self.foundation.wallet.node_public_key(),
             chain: self
@@ -69,27 +66,22 @@ impl Session<'_> {
                 .chain_status(self.controller.book().tip(), self.controller.synced()),
             alarms: self.alarms(),
             offer: self.controller.offer().cloned(),
-            edge_addresses: self.edge_addresses.clone(),
+            edge_addresses: self.desk.edge_addresses.clone(),
             hooks: hooks.collect(),
             guard: self.guarding.status(),
             causes,
             events: self.told.status(),
-            stations_with_credit: count(
-                accounts.iter().filter(|a| a.bound && a.credit_octets > Octets(0)),
-            ),
-            stations: count(accounts.iter()),
-            accounts: count(accounts.iter().map(|a| a.account).collect::<BTreeSet<_>>().iter()),
-            channels_open: count(channels.iter().filter(open)),
-            channels: count(channels.iter()),
-            paid_sat: channels.iter().map(|channel| channel.paid.to_sat()).sum(),
+            stations_with_credit: totals.stations_with_credit,
+            stations: totals.stations,
+            accounts: totals.accounts,
+            channels_open: totals.channels_open,
+            channels: totals.channels,
+            paid_sat: totals.paid.to_sat(),
             billed_octets: self.controller.billed(),
-            wallet: self.foundation.wallet_status(&channels),
+            wallet: self.foundation.wallet_status(totals.unsettled),
+            store: self.desk.front.store(),
         }
     }
-}
-
-fn count(items: impl Iterator) -> u64 {
-    items.fold(0, |count, _| count + 1)
 }
 
 pub(super) fn direction(side: dataplane::Side) -> &'static str {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use anyhow::Result;
 use tracing::{error, info, warn};
 
 use super::{
@@ -10,13 +9,10 @@ use super::{
         now,
         status::{GuardEvent, GuardStatus},
     },
-    Session,
     answer::{direction, hook_name},
 };
 use crate::{
-    api::{listen_on, router, serve_lan},
     dataplane::{Change, Hook},
-    gateway::Interface,
     guard::{Cookies, Guard},
 };
 
@@ -68,7 +64,7 @@ impl Guarding {
     }
 
     /// Logs and remembers it.
-    fn note(&mut self, change: &Change) {
+    pub(super) fn note(&mut self, change: &Change) {
         let what = match change {
             Change::Gone { interface, index } => {
                 self.hooks.retain(|hook| hook.interface != *interface);
@@ -114,52 +110,5 @@ impl Guarding {
             self.recent.pop_front();
         }
         self.recent.push_back(GuardEvent { at: now(), what });
-    }
-}
-
-impl Session<'_> {
-    /// Follows the ports with what this process has on them: its sockets and the box's addresses.
-    pub(super) async fn changed(&mut self, change: Change) {
-        self.guarding.note(&change);
-        match change {
-            Change::Gone { index, .. } => {
-                self.told.gone(index);
-                self.leave(index);
-            }
-            Change::Renamed { interface, index, .. } => {
-                for lan in self.lan.iter_mut().filter(|lan| lan.index == index) {
-                    lan.name.clone_from(&interface);
-                }
-            }
-            Change::Attached { interface, index, .. } => {
-                let lan = Interface { index, name: interface };
-                if let Err(error) = self.serve(lan) {
-                    warn!("{error:#}");
-                }
-            }
-            Change::Restored { .. } | Change::BeltRestored | Change::Failed { .. } => return,
-        }
-        if let Err(error) = self.dataplane.set_ports(&self.guarding.ports()) {
-            warn!("the programs don't know the new port yet: {error}");
-        }
-        self.read_addresses().await;
-    }
-
-    /// Answers stations on a port.
-    pub(super) fn serve(&mut self, lan: Interface) -> Result<()> {
-        self.leave(lan.index);
-        let listener = listen_on(&lan, self.config.api_port)?;
-        let router = router(self.requests.clone());
-        let task = serve_lan(listener, lan.clone(), self.gateway.clone(), router);
-        self.listeners.insert(lan.index, self.tasks.spawn(task));
-        self.lan.push(lan);
-        Ok(())
-    }
-
-    fn leave(&mut self, index: u32) {
-        self.lan.retain(|lan| lan.index != index);
-        if let Some(task) = self.listeners.remove(&index) {
-            task.abort();
-        }
     }
 }

@@ -4,17 +4,16 @@
 mod act;
 mod answer;
 mod claim;
+mod desk;
 mod edge;
 mod guarding;
+mod outage;
 mod start;
 mod told;
+mod verifying;
 mod watch;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use bitmesh_core::{
@@ -22,37 +21,41 @@ use bitmesh_core::{
     controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
 };
+use serde_json::Value;
 use tokio::{
-    sync::{mpsc, oneshot},
-    task::{AbortHandle, JoinSet},
-    time::{Interval, MissedTickBehavior, interval},
+    sync::{Semaphore, mpsc, oneshot},
+    task::JoinSet,
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 pub use self::start::{Ready, prepare};
 use self::{
     act::Done,
-    edge::{edge_addresses, reconcile},
+    desk::Desk,
+    edge::reconcile,
     guarding::Guarding,
+    outage::{Patience, outlast},
     told::Told,
     watch::Watch,
 };
-use super::{Foundation, now, stop_signal, wallet::Answering};
+use super::{Foundation, now, status::Status, stop_signal, wallet::Answering};
 use crate::{
-    api::{Ask, Envelope, MAILBOX_REQUESTS, Reply, serve_admin},
+    api::{Ask, Envelope, MAILBOX_REQUESTS, Pay, Proof, Reply, value},
     chain::ChainEvent,
     config::{NodeLogin, SellConfig, SourceConfig},
-    dataplane::{self, Dataplane},
-    gateway::{Gateway, Interface},
+    dataplane::{self, Change, Dataplane},
     guard::Guard,
     store::{StoreError, StoreRole},
     wallet::{Role, Seed},
 };
 
 /// Requests that are stored in one transaction at most.
-const BATCH_REQUESTS: usize = 256;
+const BATCH_REQUESTS: usize = MAILBOX_REQUESTS;
 /// How often the kernel's counters are read.
 const USAGE_INTERVAL: Duration = Duration::from_millis(100);
+/// The same while nothing changes; what runs low is told by the kernel meanwhile.
+const USAGE_INTERVAL_IDLE: Duration = Duration::from_secs(1);
 /// How often usage is written down: what a power cut can make a provider forget.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often miners' fees are asked for between blocks.
@@ -65,8 +68,8 @@ const ADDRESSES_INTERVAL: Duration = Duration::from_secs(1);
 const OFFER_SECONDS: u64 = 3_600;
 /// Seconds before its end at which an offer is followed by the next.
 const OFFER_RENEWAL_SECONDS: u64 = 1_800;
-/// Pause after the store failed.
-const STORE_RETRY: Duration = Duration::from_secs(1);
+/// Name of the setting that is written to see whether the store works again.
+const RECOVERED: &str = "recovered_at";
 
 /// Sells until it is told to stop.
 pub async fn sell(ready: Ready) -> Result<()> {
@@ -80,28 +83,44 @@ pub async fn sell(ready: Ready) -> Result<()> {
     }
     let events = dataplane.take_events().context("the kernel's events are taken")?;
     let mut told = Told::new(events)?;
+    let mut desk = Desk::new(&config).await?;
+    let mut stop = stop_signal()?;
+    let mut patience = Patience::default();
     let mut ran = false;
     loop {
-        let started =
-            Session::start(&config, &mut seed, &mut dataplane, &mut guarding, &mut told).await;
-        let failure = match started {
-            Ok(session) => {
+        let lent = (&mut dataplane, &mut guarding, &mut told, &mut desk);
+        let failure = match Session::start(&config, &mut seed, lent, ran).await {
+            Ok(mut session) => {
                 ran = true;
+                patience.reset();
                 session.guarding.selling().await;
-                Box::pin(session.run()).await
+                let ended = Box::pin(session.run(&mut stop)).await;
+                if let Err(error) = &ended {
+                    // Before those who wait learn that nobody will answer.
+                    session.desk.front.failed(&format!("{error:#}"), now());
+                }
+                match ended {
+                    Ok(()) => return session.finish().await,
+                    Err(error) => error,
+                }
             }
-            Err(error) => Err(error),
+            Err(error) => error,
         };
-        match failure {
-            // The kernel goes on enforcing what was granted; everything else starts from the disk.
-            Err(error) if ran && error.is::<StoreError>() => {
-                error!("{error:#}; trying again from what is on the disk");
-                tokio::time::sleep(STORE_RETRY).await;
-            }
-            ended => return ended,
+        // Everything but what the kernel enforces starts from the disk.
+        if !ran || !failure.is::<StoreError>() {
+            return Err(failure);
+        }
+        let (here, kernel) = ((&mut desk, &mut guarding), (&mut told, &mut dataplane));
+        let directory = &config.common.data_dir;
+        if !outlast(&failure, directory, &mut patience, here, kernel, &mut stop).await? {
+            desk.close().await;
+            return Ok(());
         }
     }
 }
+
+/// What a session borrows, and what outlives it.
+type Lent<'a> = (&'a mut Dataplane, &'a mut Guarding, &'a mut Told, &'a mut Desk);
 
 /// Takes the programs off the ports.
 pub fn detach(instance: Option<&str>) -> Result<()> {
@@ -129,11 +148,7 @@ struct Session<'a> {
     dataplane: &'a mut Dataplane,
     guarding: &'a mut Guarding,
     told: &'a mut Told,
-    gateway: Gateway,
-    /// Ports that are there, and the tasks that answer on them by index.
-    lan: Vec<Interface>,
-    listeners: HashMap<u32, AbortHandle>,
-    edge_addresses: Vec<IpAddr>,
+    desk: &'a mut Desk,
     /// Envelopes whose answer the controller owes, and questions to be answered after the commit.
     pending: HashMap<RequestId, oneshot::Sender<Reply>>,
     questions: Vec<Envelope>,
@@ -147,8 +162,8 @@ struct Session<'a> {
     fees_asked: bool,
     internal: mpsc::Sender<Internal>,
     internals: mpsc::Receiver<Internal>,
-    requests: mpsc::Sender<Envelope>,
-    mailbox: mpsc::Receiver<Envelope>,
+    /// Places for payments that are being verified.
+    verifying: Arc<Semaphore>,
     tasks: JoinSet<()>,
 }
 
@@ -156,36 +171,25 @@ impl<'a> Session<'a> {
     async fn start(
         config: &SellConfig,
         seed: &mut Seed,
-        dataplane: &'a mut Dataplane,
-        guarding: &'a mut Guarding,
-        told: &'a mut Told,
+        (dataplane, guarding, told, desk): Lent<'a>,
+        again: bool,
     ) -> Result<Self> {
-        let (foundation, entries) =
+        let (mut foundation, entries) =
             Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider, seed).await?;
-        let gateway = Gateway::open()?;
-        let mut lan = Vec::new();
-        for name in &config.lan {
-            match gateway.addressed(name).await {
-                // Ports of one bridge share its addresses.
-                Ok(interface) if lan.contains(&interface) => {}
-                Ok(interface) => lan.push(interface),
-                // The guard tells when it is back.
-                Err(error) => warn!("{error}"),
-            }
+        if again {
+            foundation.store.set(RECOVERED, &now().to_string()).await?;
         }
-        let edge_addresses = edge_addresses(&gateway, &lan).await?;
-
-        let mut controller = Controller::new(config.common.network, edge_addresses.clone());
+        let mut controller = Controller::new(config.common.network, desk.edge_addresses.clone());
         for entry in &entries {
             controller.replay(entry)?;
         }
-        dataplane.set_edge(&edge_addresses, config.api_port)?;
+        drop(entries);
+        give_back_memory();
+        dataplane.set_edge(&desk.edge_addresses, config.api_port)?;
         reconcile(&mut controller, dataplane, &foundation)?;
 
         let (internal, internals) = mpsc::channel(64);
-        let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(serve_admin(&config.common.data_dir, requests.clone())?);
+        desk.front.checks().retain(|_, _| false);
         let mut session = Self {
             config: config.clone(),
             foundation,
@@ -193,10 +197,7 @@ impl<'a> Session<'a> {
             dataplane,
             guarding,
             told,
-            gateway,
-            lan: Vec::new(),
-            listeners: HashMap::new(),
-            edge_addresses,
+            desk,
             pending: HashMap::new(),
             questions: Vec::new(),
             answering: Vec::new(),
@@ -206,30 +207,30 @@ impl<'a> Session<'a> {
             fees_asked: false,
             internal,
             internals,
-            requests,
-            mailbox,
-            tasks,
+            verifying: verifying::places(),
+            tasks: JoinSet::new(),
         };
         session.renew_terms();
-        for interface in lan {
-            session.serve(interface)?;
-        }
+        session.desk.open(config)?;
         Ok(session)
     }
 
-    async fn run(mut self) -> Result<()> {
+    /// Until it is told to stop, or the store fails.
+    async fn run(&mut self, stop: &mut Pin<Box<dyn Future<Output = ()> + Send>>) -> Result<()> {
         let mut chain = self.foundation.follow(self.controller.book());
-        let mut usage = every(USAGE_INTERVAL);
+        let mut usage = Box::pin(sleep(USAGE_INTERVAL));
+        let mut pace = USAGE_INTERVAL;
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
         let mut fees = every(FEES_INTERVAL);
         let mut alarms = every(ALARMS_INTERVAL);
         let mut addresses = every(ADDRESSES_INTERVAL);
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
-        let mut stop = stop_signal()?;
 
         self.renew_offer();
         let resumed = self.controller.resume();
         self.settle(resumed).await?;
+        self.desk.front.works(now());
+        let _ = self.keep_status();
         info!(
             "selling on {} as {}, {} msat per MiB",
             self.config.lan.join(", "),
@@ -239,7 +240,7 @@ impl<'a> Session<'a> {
         loop {
             let mut out = Batch::default();
             tokio::select! {
-                _ = self.mailbox.recv_many(&mut envelopes, BATCH_REQUESTS) => {
+                _ = self.desk.mailbox.recv_many(&mut envelopes, BATCH_REQUESTS) => {
                     for envelope in envelopes.drain(..) {
                         self.take(envelope, &mut out);
                     }
@@ -253,13 +254,20 @@ impl<'a> Session<'a> {
                     self.controller.handle(input, &mut out);
                 }
                 _ = fees.tick() => self.ask_fees(),
-                _ = alarms.tick() => self.tell_alarms(),
+                _ = alarms.tick() => {
+                    self.tell_alarms();
+                    let _ = self.keep_status();
+                }
                 events = self.told.next() => {
                     for key in self.told.note(&events?) {
                         self.read_one(key, &mut out);
                     }
                 }
-                _ = usage.tick() => self.read_usage(&mut out),
+                () = &mut usage => {
+                    let busy = self.read_usage(&mut out);
+                    pace = if busy { USAGE_INTERVAL } else { (pace * 2).min(USAGE_INTERVAL_IDLE) };
+                    usage.as_mut().reset(Instant::now() + pace);
+                }
                 _ = checkpoint.tick() => {
                     // Before anything is decided that is not stored yet.
                     let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
@@ -267,7 +275,10 @@ impl<'a> Session<'a> {
                     self.renew_offer();
                     // Finished tasks are let go.
                     while self.tasks.try_join_next().is_some() {}
-                    self.read_usage(&mut out);
+                    if self.read_usage(&mut out) {
+                        pace = USAGE_INTERVAL;
+                    }
+                    usage.as_mut().reset(Instant::now() + pace);
                     self.controller.handle(Input::Checkpoint, &mut out);
                     if std::mem::take(&mut self.crowded) {
                         self.settle(std::mem::take(&mut out)).await?;
@@ -279,11 +290,10 @@ impl<'a> Session<'a> {
                     let gone = "the guard has ended; the programs and the belt hold: start again";
                     self.changed(change.context(gone)?).await;
                 }
-                () = &mut stop => break,
+                () = &mut *stop => return Ok(()),
             }
             self.settle(out).await?;
         }
-        self.finish().await
     }
 
     /// Writes down the last counters. The programs stay, and hold stations to what they paid for.
@@ -292,6 +302,7 @@ impl<'a> Session<'a> {
         self.read_usage(&mut out);
         self.controller.handle(Input::Checkpoint, &mut out);
         self.settle(out).await?;
+        self.desk.close().await;
         self.tasks.shutdown().await;
         self.foundation.close().await?;
         info!(
@@ -303,14 +314,14 @@ impl<'a> Session<'a> {
 
     /// Stores what was decided, then lets it happen.
     async fn settle(&mut self, out: Batch<ProviderEvent, Action>) -> Result<()> {
-        let mut actions = self.foundation.commit(out, self.controller.book()).await?;
+        let mut actions = self.commit(out).await?;
         while !actions.is_empty() {
             let mut done = Done::default();
             for action in actions {
                 self.perform(action, &mut done);
             }
             let more = self.tell_done(done);
-            actions = self.foundation.commit(more, self.controller.book()).await?;
+            actions = self.commit(more).await?;
         }
         for (answering, reply) in std::mem::take(&mut self.answering) {
             self.tasks.spawn(async move {
@@ -324,6 +335,19 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    async fn commit(&mut self, out: Batch<ProviderEvent, Action>) -> Result<Vec<Action>> {
+        self.keep_checks(&out);
+        let _writing = self.desk.front.writing();
+        self.foundation.commit(out, self.controller.book()).await
+    }
+
+    /// What `status` shows, kept for when this loop can't be asked.
+    fn keep_status(&mut self) -> Value {
+        let status = value(Status::Provider(Box::new(self.status())));
+        self.desk.front.keep_status(status.clone());
+        status
+    }
+
     fn take(&mut self, envelope: Envelope, out: &mut Batch<ProviderEvent, Action>) {
         let request = RequestId(self.next_request);
         let input = match envelope.ask {
@@ -335,20 +359,13 @@ impl<'a> Session<'a> {
                 Input::Open { request, station, open, provider_key, now: now() }
             }
             Ask::Fund(channel, funding) => Input::Fund { request, channel, tx: funding.tx },
-            Ask::Pay(channel, payment, peer) => {
-                // Its answer tells what is used now.
-                let opener = self.controller.book().get(&channel).map(ProviderChannel::station);
-                for station in [peer, opener].into_iter().flatten().collect::<BTreeSet<_>>() {
-                    self.read_one(station.key(), out);
-                }
-                Input::Pay { request, channel, payment, station: peer }
-            }
+            Ask::Pay(pay) => return self.take_payment(pay, envelope.reply, out),
             Ask::ChangeStations(channel, peer, change) => {
                 Input::Stations(StationsAsk { request, peer, channel, change, now: now() })
             }
             Ask::OfWallet(ask) => {
-                let channels: Vec<_> = self.controller.channels().collect();
-                let answering = self.foundation.of_wallet(&ask, &channels);
+                let channels = || self.controller.channels().collect();
+                let answering = self.foundation.of_wallet(&ask, channels);
                 self.answering.push((answering, envelope.reply));
                 return;
             }
@@ -364,6 +381,30 @@ impl<'a> Session<'a> {
         self.next_request += 1;
         self.pending.insert(request, envelope.reply);
         self.controller.handle(input, out);
+    }
+
+    fn take_payment(
+        &mut self,
+        pay: Pay,
+        reply: oneshot::Sender<Reply>,
+        out: &mut Batch<ProviderEvent, Action>,
+    ) {
+        let Some((pay, reply)) = self.verify_elsewhere(pay, reply) else { return };
+        let Pay { channel, payment, station, proof } = pay;
+        // Its answer tells what is used now.
+        let opener = self.controller.book().get(&channel).map(ProviderChannel::station);
+        let other = opener.filter(|opener| Some(*opener) != station);
+        for station in [station, other].into_iter().flatten() {
+            self.read_one(station.key(), out);
+        }
+        let verified = match proof {
+            Proof::Verified(proof) => Some(proof),
+            Proof::None | Proof::Missed => None,
+        };
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        self.pending.insert(request, reply);
+        self.controller.handle(Input::Pay { request, channel, payment, verified, station }, out);
     }
 
     fn chain(&mut self, event: ChainEvent, out: &mut Batch<ProviderEvent, Action>) -> Result<()> {
@@ -402,19 +443,15 @@ impl<'a> Session<'a> {
     }
 
     async fn read_addresses(&mut self) {
-        let found = match edge_addresses(&self.gateway, &self.lan).await {
-            Ok(found) => found,
-            Err(error) => return warn!("{error}"),
-        };
-        if found != self.edge_addresses {
-            match self.dataplane.set_edge(&found, self.config.api_port) {
-                Ok(()) => {
-                    self.controller.set_edge_addresses(found.clone());
-                    self.edge_addresses = found;
-                }
-                Err(error) => warn!("the box's new addresses are not free yet: {error}"),
-            }
+        if self.desk.read_addresses(self.dataplane).await {
+            self.controller.set_edge_addresses(self.desk.edge_addresses.clone());
         }
+    }
+
+    /// Follows the ports with what this process has on them: its sockets and the box's addresses.
+    async fn changed(&mut self, change: Change) {
+        self.desk.changed(change, self.guarding, self.told, self.dataplane).await;
+        self.controller.set_edge_addresses(self.desk.edge_addresses.clone());
     }
 
     fn renew_offer(&mut self) {
@@ -441,6 +478,17 @@ impl<'a> Session<'a> {
         let mut none = Batch::default();
         self.controller.handle(signed, &mut none);
         debug_assert!(none.entries().is_empty(), "an offer stores nothing");
+    }
+}
+
+/// Replaying a large ledger takes far more memory than what comes of it. The C library keeps what was
+/// freed between what was not, unless it is told.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number and returns whether memory was given back; it may be called at any
+    // time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -7,16 +7,13 @@ mod forward;
 mod frames;
 mod generator;
 mod lane;
+mod pay;
 mod peers;
 mod plan;
 mod profile;
 mod throughput;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use bitmesh_tests::sweep;
@@ -36,7 +33,8 @@ struct Args {
     /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Where report.json and chart.svg go
+    /// Where report.json and chart.svg go; payments.json and payments.svg if only payments and
+    /// stations are measured
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
     /// The object with the generator, as `cargo xtask build-ebpf` made it
@@ -46,6 +44,18 @@ struct Args {
         default_value = "target/ebpf/bpfel-unknown-none/release/bitmesh-ebpf-bench"
     )]
     object: PathBuf,
+}
+
+impl Args {
+    /// Name of the report.
+    fn report(&self) -> &'static str {
+        let paying = |part: &Part| matches!(part, Part::Payments | Part::Stations);
+        if !self.only.is_empty() && self.only.iter().all(paying) {
+            "payments.json"
+        } else {
+            "report.json"
+        }
+    }
 }
 
 /// What the parts of a run share.
@@ -93,7 +103,7 @@ fn run(args: &Args) -> Result<()> {
     let (groups, measures): (Vec<_>, Vec<_>) = done.into_iter().unzip();
     let measures: Vec<_> = measures.into_iter().flatten().collect();
     println!("{}", table(&measures));
-    write(&args.out, &machine, &groups, &measures)
+    write(args, &machine, &groups, &measures)
 }
 
 /// Each part in a lab of its own, which is gone before the next.
@@ -107,17 +117,27 @@ fn measure(bench: &mut Bench, part: Part) -> Result<Vec<(Group, Vec<Measure>)>> 
             let scale = bench.plan.scale;
             Ok(vec![top_ups(scale, &before)?, scans(scale, &before)?, events(scale, &before)?])
         }
-        Part::Payments => Ok(vec![payments(bench.plan.scale, &before)?]),
+        Part::Payments => {
+            let mut done = vec![payments(bench.plan.scale, &before)?];
+            done.extend(pay::run(bench.plan.volume, &before)?);
+            Ok(done)
+        }
+        Part::Stations => pay::scale::run(bench.plan.volume, &before),
         Part::Drops => drops::run(bench),
         Part::Forward => forward::run(bench),
         Part::Throughput => throughput::run(bench),
     }
 }
 
-fn write(out: &Path, machine: &Machine, groups: &[Group], measures: &[Measure]) -> Result<()> {
+fn write(args: &Args, machine: &Machine, groups: &[Group], measures: &[Measure]) -> Result<()> {
+    let out = &args.out;
     let at = || format!("writing to {}", out.display());
     fs::create_dir_all(out).with_context(at)?;
-    let (report, chart) = (out.join("report.json"), out.join("chart.svg"));
+    let report = out.join(args.report());
+    let chart = match args.report() {
+        "report.json" => out.join("chart.svg"),
+        _ => report.with_extension("svg"),
+    };
     fs::write(&report, serde_json::to_string_pretty(measures)? + "\n").with_context(at)?;
     fs::write(&chart, chart::draw(groups, measures, &machine.to_string())).with_context(at)?;
     println!("\n{}\n{}", report.display(), chart.display());

@@ -12,6 +12,8 @@ use bitmesh_user::bench::Scale;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::pay::Volume;
+
 /// Stations of the scan that has a target.
 const SCAN_STATIONS: u32 = 1_000_000;
 
@@ -22,8 +24,10 @@ pub enum Part {
     Frames,
     /// Top-ups and scans from userspace
     Table,
-    /// Payments, beside their signatures
+    /// Payments, beside their signatures: in the core, durable, over HTTP
     Payments,
+    /// What many stations and channels take of a daemon
+    Stations,
     /// Frames dropped a second
     Drops,
     /// Frames forwarded a second
@@ -34,8 +38,15 @@ pub enum Part {
 
 impl Part {
     /// In the order of a run.
-    pub const ALL: [Self; 6] =
-        [Self::Frames, Self::Table, Self::Payments, Self::Drops, Self::Forward, Self::Throughput];
+    pub const ALL: [Self; 7] = [
+        Self::Frames,
+        Self::Table,
+        Self::Payments,
+        Self::Stations,
+        Self::Drops,
+        Self::Forward,
+        Self::Throughput,
+    ];
 }
 
 /// Rounds, and how long each takes.
@@ -43,6 +54,8 @@ impl Part {
 pub struct Plan {
     /// Of test runs, top-ups and scans.
     pub scale: Scale,
+    /// Of payments.
+    pub volume: Volume,
     /// Of generated frames.
     pub rounds: usize,
     /// Time that frames are sent for, each time.
@@ -59,14 +72,17 @@ impl Plan {
         let scale = Scale { stations: SCAN_STATIONS, ..scale };
         let (rounds, slice, tcp_rounds, tcp_seconds) =
             if quick { (5, 300, 3, 1) } else { (11, 1_000, 7, 3) };
-        Self { scale, rounds, slice: Duration::from_millis(slice), tcp_rounds, tcp_seconds }
+        let volume = if quick { Volume::QUICK } else { Volume::FULL };
+        Self { scale, volume, rounds, slice: Duration::from_millis(slice), tcp_rounds, tcp_seconds }
     }
 
     /// Turns of contenders that a part takes if none is missing.
     pub fn steps(&self, part: Part) -> usize {
         match part {
             Part::Frames => 9 * self.scale.rounds,
-            Part::Table | Part::Payments => 4 * self.scale.rounds.div_ceil(2),
+            Part::Table => 4 * self.scale.rounds.div_ceil(2),
+            Part::Payments => 4 * self.scale.rounds.div_ceil(2) + self.volume.steps(),
+            Part::Stations => self.volume.rounds + 2,
             Part::Drops => 16 * self.rounds,
             Part::Forward => 6 * self.rounds,
             Part::Throughput => 4 * self.tcp_rounds,

@@ -39,7 +39,13 @@ impl Provider {
             let message = payment_sighash(&report.params, outpoint, paid).unwrap();
             let payment = PaymentRequest { paid, signature: sign(key, message) };
             let request = RequestId(2);
-            let taken = provider.put(Input::Pay { request, channel, payment, station: None });
+            let taken = provider.put(Input::Pay {
+                request,
+                channel,
+                payment,
+                verified: None,
+                station: None,
+            });
             assert!(matches!(taken.last(), Some(Action::Reply(_, Ok(_)))), "{taken:?}");
         }
         provider

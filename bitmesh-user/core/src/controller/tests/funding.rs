@@ -60,7 +60,10 @@ impl Provider {
         let message = payment_sighash(&channel.params, outpoint, paid).unwrap();
         let payment = PaymentRequest { paid, signature: sign(key, message) };
         let (request, channel) = (RequestId(9), channel.channel);
-        match self.put(Input::Pay { request, channel, payment, station: None }).pop() {
+        match self
+            .put(Input::Pay { request, channel, payment, verified: None, station: None })
+            .pop()
+        {
             Some(Action::Reply(RequestId(9), Ok(Answer::Payment(reply)))) => Ok(*reply),
             Some(Action::Reply(_, Err(refusal))) => Err(refusal),
             other => panic!("no reply but {other:?}"),

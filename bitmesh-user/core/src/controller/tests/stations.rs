@@ -124,7 +124,7 @@ fn a_station_moves_to_another_account_with_what_it_used_left_behind() {
     let message = crate::channel::payment_sighash(&second.params, funding, paid).unwrap();
     let payment = PaymentRequest { paid, signature: sign(7, message) };
     let (request, channel) = (RequestId(4), second.channel);
-    provider.put(Input::Pay { request, channel, payment, station: None });
+    provider.put(Input::Pay { request, channel, payment, verified: None, station: None });
     provider.put(Input::Usage(vec![(station(2), down(MIB))]));
     // The kernel is a frame ahead of the last reading.
     let kernel = [(station(2), down(MIB + 1_500))];

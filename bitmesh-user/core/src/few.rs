@@ -1,0 +1,99 @@
+//! A map of a few entries, which takes no more memory than these: a node of a tree would have room
+//! for eleven, and there are a hundred thousand maps of one.
+
+use std::mem;
+
+/// Entries in ascending order of their keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Few<K, V>(Vec<(K, V)>);
+
+impl<K, V> Default for Few<K, V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K: Ord + Copy, V> Few<K, V> {
+    fn find(&self, key: &K) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.cmp(key))
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        let at = self.find(key).ok()?;
+        self.0.get(at).map(|(_, value)| value)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let at = self.find(key).ok()?;
+        self.0.get_mut(at).map(|(_, value)| value)
+    }
+
+    /// Puts an entry in, in the place of an earlier one, which it returns.
+    pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
+        if let Some(known) = self.get_mut(&key) {
+            return Some(mem::replace(known, value));
+        }
+        let at = self.find(&key).unwrap_or_else(|at| at);
+        self.0.reserve_exact(1);
+        self.0.insert(at, (key, value));
+        None
+    }
+
+    pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
+        let at = self.find(key).ok()?;
+        let (_, value) = self.0.remove(at);
+        self.0.shrink_to_fit();
+        Some(value)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.0.iter().map(|(key, value)| (key, value))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
+        self.0.iter_mut().map(|(key, value)| (&*key, value))
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
+        self.0.iter().map(|(_, value)| value)
+    }
+
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.0.iter_mut().map(|(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_is_a_map(steps in prop::collection::vec((0u8..8, prop::option::of(any::<u8>())), 0..40)) {
+            let (mut few, mut map) = (Few::default(), BTreeMap::new());
+            for (key, value) in steps {
+                let (ours, theirs) = if let Some(value) = value {
+                    (few.insert(key, value), map.insert(key, value))
+                } else {
+                    (few.remove(&key), map.remove(&key))
+                };
+                prop_assert_eq!(ours, theirs);
+                prop_assert_eq!(few.get(&key), map.get(&key));
+                prop_assert!(few.iter().eq(map.iter()));
+                prop_assert_eq!(few.is_empty(), map.is_empty());
+            }
+        }
+    }
+}

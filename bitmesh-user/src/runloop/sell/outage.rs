@@ -1,0 +1,125 @@
+//! While nothing can be stored: nothing is acknowledged and nothing granted, who asks is told, the
+//! ports are followed, and it is tried whether the fault is over. The kernel goes on enforcing what
+//! was granted.
+
+use std::{fs, io::Write as _, path::Path, pin::Pin, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{error, info};
+
+use super::{super::now, ADDRESSES_INTERVAL, desk::Desk, guarding::Guarding, told::Told};
+use crate::dataplane::Dataplane;
+
+/// Pause before the disk is looked at again.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest pause between two starts from the disk, which reads everything: the pause doubles while
+/// the disk takes a file and the store fails all the same.
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(16);
+/// What has to fit on the disk before a start is tried, in octets: a batch of payments, and what the
+/// database's log takes before it is written back.
+const PROBE_OCTETS: usize = 256 << 10;
+/// Name of the file that is tried, in the data directory.
+const PROBE_FILE: &str = "probe";
+
+/// How long to wait, from failure to failure.
+#[derive(Default)]
+pub(super) struct Patience(Duration);
+
+impl Patience {
+    /// A session worked: the next failure is a new one.
+    pub(super) fn reset(&mut self) {
+        self.0 = Duration::ZERO;
+    }
+
+    fn next(&mut self) -> Duration {
+        self.0 = (self.0 * 2).clamp(PROBE_INTERVAL, RESTART_PAUSE_MAX);
+        self.0
+    }
+}
+
+/// Waits until the disk takes something again; `false` when the daemon is to stop.
+pub(super) async fn outlast(
+    failure: &anyhow::Error,
+    directory: &Path,
+    patience: &mut Patience,
+    (desk, guarding): (&mut Desk, &mut Guarding),
+    (told, dataplane): (&mut Told, &mut Dataplane),
+    stop: &mut Pin<Box<dyn Future<Output = ()> + Send>>,
+) -> Result<bool> {
+    error!("{failure:#}; nothing is acknowledged until it works again, credit stays good");
+    desk.front.failed(&format!("{failure:#}"), now());
+    desk.refuse_waiting();
+    let mut addresses = interval(ADDRESSES_INTERVAL);
+    addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut probe = Box::pin(sleep(patience.next()));
+    loop {
+        tokio::select! {
+            () = &mut probe => match try_disk(directory).await {
+                Ok(()) => {
+                    info!("the disk takes files: trying again from what is on it");
+                    return Ok(true);
+                }
+                Err(error) => {
+                    desk.front.failed(&format!("{error:#}"), now());
+                    probe = Box::pin(sleep(PROBE_INTERVAL));
+                }
+            },
+            change = guarding.change() => {
+                let change = change.context("the guard has ended; the programs and the belt hold: start again")?;
+                desk.changed(change, guarding, told, dataplane).await;
+            }
+            events = told.next() => {
+                told.note(&events?);
+            }
+            _ = addresses.tick() => {
+                desk.read_addresses(dataplane).await;
+            }
+            () = &mut *stop => return Ok(false),
+        }
+    }
+}
+
+/// Writes a file, syncs it and takes it away again.
+async fn try_disk(directory: &Path) -> Result<()> {
+    let path = directory.join(PROBE_FILE);
+    let probe = move || {
+        let written = fs::File::create(&path).and_then(|mut file| {
+            file.write_all(&vec![0; PROBE_OCTETS])?;
+            file.sync_all()
+        });
+        let removed = fs::remove_file(&path);
+        written.and(removed).with_context(|| {
+            format!(
+                "{} can't be written to; check that the disk has space, and whether it fails \
+                 (`dmesg`)",
+                path.parent().unwrap_or(&path).display()
+            )
+        })
+    };
+    tokio::task::spawn_blocking(probe).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_and_begin_anew_after_a_success() {
+        let mut patience = Patience::default();
+        let pauses: Vec<_> = (0..7).map(|_| patience.next().as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 16, 16]);
+        patience.reset();
+        assert_eq!(patience.next(), PROBE_INTERVAL);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_takes_files_is_told_from_one_that_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        try_disk(directory.path()).await.unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "the probe was left there");
+        let gone = directory.path().join("gone");
+        let error = try_disk(&gone).await.unwrap_err();
+        assert!(format!("{error:#}").contains("dmesg"), "{error:#}");
+    }
+}
