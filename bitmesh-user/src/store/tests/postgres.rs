@@ -1,10 +1,8 @@
 //! PostgreSQL: the suite on a real server, and what is a fleet's alone.
 
 mod faults;
-mod pace;
 mod roaming;
 #[path = "../../../../tests/src/postgres.rs"]
-#[expect(dead_code, reason = "the end-to-end tests use the rest")]
 mod server;
 
 use std::{

@@ -121,6 +121,10 @@ async fn an_account_moves_with_its_journal_and_usage_and_comes_back_in_order() {
     commit(&mut two, &[event(1, Event::Paid(2)), event(2, Event::Paid(2))], caught_up)
         .await
         .unwrap();
+    // Who does not have the station, or lags, takes nothing back.
+    one.commit(&[usage(1, 100)], None).await.unwrap();
+    two.commit(&[usage(1, 4)], None).await.unwrap();
+    assert_eq!(first.sql("SELECT up_octets FROM usage"), "9");
     two.close().await.unwrap();
     let (two, found) = loaded(&second).await;
     assert_eq!(
