@@ -19,6 +19,7 @@ pub mod netns;
 mod offload;
 pub mod payers;
 pub mod pinned;
+pub mod postgres;
 pub mod raw;
 pub mod regtest;
 pub mod sabotage;

@@ -12,6 +12,7 @@ mod fuzz;
 mod kernels;
 mod load;
 mod node;
+mod postgres;
 mod setup;
 mod shell;
 mod sim;

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::{
-    compiler, kernels, node,
+    compiler, kernels, node, postgres,
     shell::{as_root, find, output, run_quietly},
 };
 
@@ -121,6 +121,10 @@ fn install(need: Need) -> Result<Vec<Item>> {
     if wanted(Need::Lab) {
         let (node, state) = node::install()?;
         items.push(Item { what: "bitcoind", state, place: node.display().to_string() });
+    }
+    if tests || need == Need::Bench {
+        let (server, state) = postgres::install()?;
+        items.push(Item { what: "postgres", state, place: server.display().to_string() });
     }
     if wanted(Need::Kernels) && kernels::CAN_BOOT {
         let (emulator, state) = kernels::install_emulator()?;

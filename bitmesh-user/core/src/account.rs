@@ -30,6 +30,19 @@ const OVERSHOOT_MAX: Octets = Octets(1 << 20);
 #[serde(transparent)]
 pub struct AccountId(ChannelId);
 
+impl AccountId {
+    /// The channel that it is named after, which may be forgotten.
+    pub fn channel(self) -> ChannelId {
+        self.0
+    }
+}
+
+impl From<ChannelId> for AccountId {
+    fn from(first: ChannelId) -> Self {
+        Self(first)
+    }
+}
+
 impl fmt::Display for AccountId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -131,21 +144,25 @@ impl Accounts {
     }
 
     /// A channel is over on which nothing was ever paid. With an account's last one goes the
-    /// account, and what is known of its stations, if they never used anything.
-    pub fn forget(&mut self, channel: &ChannelId) {
-        let Some(id) = self.of_channel.remove(channel) else { return };
-        let Some(account) = self.all.get_mut(&id) else { return };
+    /// account, and what is known of its stations, if they never used anything. Which account that was,
+    /// and whether it has another channel; `None` for one that stays for what its stations used.
+    pub fn forget(&mut self, channel: &ChannelId) -> Option<(AccountId, bool)> {
+        let id = self.of_channel.remove(channel)?;
+        let account = self.all.get_mut(&id)?;
         account.channels.remove(channel);
+        if !account.channels.is_empty() {
+            return Some((id, true));
+        }
         let stations: Vec<_> = account.leases.stations().collect();
         let unused = |station: &Station| {
             self.usage.get(station).is_none_or(|usage| usage.billed() == Octets(0))
         };
-        if !account.channels.is_empty()
-            || account.gone > Octets(0)
+        if account.gone > Octets(0)
             || account.leases.limits() > Octets(0)
             || !stations.iter().all(unused)
         {
-            return;
+            // The account stays, and so does what its stations' base follows from.
+            return None;
         }
         self.all.remove(&id);
         self.shared.remove(&id);
@@ -156,6 +173,7 @@ impl Accounts {
                 self.usage.remove(&station);
             }
         }
+        Some((id, false))
     }
 
     /// The payments on a channel bought so much.
@@ -197,6 +215,62 @@ impl Accounts {
         seat.bound = false;
         self.retire(station);
         Ok(())
+    }
+
+    /// A station, which has used `used` so far, goes over to another account: what it used of a
+    /// channel's account stays there.
+    pub fn left(
+        &mut self,
+        channel: &ChannelId,
+        station: Station,
+        used: Usage,
+    ) -> Result<(), InvalidEvent> {
+        let account = self.of_channel.get(channel).copied();
+        let seat = self.seats.get(&station).filter(|seat| Some(seat.account) == account);
+        let id = seat.ok_or(InvalidEvent("a station that left another's account"))?.account;
+        self.read(station, used);
+        self.seats.remove(&station);
+        if let Some(account) = self.all.get_mut(&id) {
+            account.gone = account.gone.saturating_add(account.leases.remove(station));
+        }
+        self.rouse(id);
+        Ok(())
+    }
+
+    /// Takes in the accounts of another edge: none of them may be here, and nothing of theirs in force.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        let seated: BTreeSet<_> = other.seats.keys().copied().collect();
+        self.all.extend(other.all);
+        self.seats.extend(other.seats);
+        self.of_channel.extend(other.of_channel);
+        self.shared.extend(other.shared);
+        self.active.extend(other.active);
+        // Of those that have left these accounts others know.
+        let own = other.usage.into_iter().filter(|(station, _)| seated.contains(station));
+        for (station, usage) in own {
+            let usage = self.usage(station).max(usage);
+            self.usage.insert(station, usage);
+            if let Some(leases) = self.leases_of(station) {
+                leases.read(station, usage.billed(), usage.refused());
+            }
+        }
+    }
+
+    /// Lets an account go that another edge has from now on: its channels, and its stations with
+    /// what they used. Nothing of it may be in force.
+    pub(crate) fn release(&mut self, id: AccountId) -> (Vec<ChannelId>, Vec<(Station, Usage)>) {
+        let Some(account) = self.all.remove(&id) else { return Default::default() };
+        self.shared.remove(&id);
+        self.active.remove(&id);
+        let channels: Vec<_> = account.channels.keys().copied().collect();
+        for channel in &channels {
+            self.of_channel.remove(channel);
+        }
+        let stations = account.leases.stations().map(|station| {
+            self.seats.remove(&station);
+            (station, self.usage.remove(&station).unwrap_or_default())
+        });
+        (channels, stations.collect())
     }
 
     fn sit(&mut self, station: Station, account: AccountId, used: Usage) {
@@ -356,6 +430,21 @@ impl Accounts {
     /// The account that payments on a channel credit.
     pub fn of_channel(&self, channel: &ChannelId) -> Option<AccountId> {
         self.of_channel.get(channel).copied()
+    }
+
+    /// Whether there is such an account.
+    pub fn has(&self, id: AccountId) -> bool {
+        self.all.contains_key(&id)
+    }
+
+    /// One of an account's channels; none, when all were forgotten.
+    pub fn a_channel_of(&self, id: AccountId) -> Option<ChannelId> {
+        self.all.get(&id)?.channels.keys().next().copied()
+    }
+
+    /// Whether nothing of an account's is in force, or on its way to be reclaimed.
+    pub fn is_idle(&self, id: AccountId) -> bool {
+        self.all.get(&id).is_none_or(|account| account.leases.is_idle())
     }
 
     /// Where a station belongs.

@@ -244,6 +244,11 @@ impl Leases {
         (holding.reclaiming.is_none() && !holding.barred).then_some(Octets(holding.limit))
     }
 
+    /// Whether no station may use anything more.
+    pub fn is_idle(&self) -> bool {
+        self.0.values().all(|holding| holding.held() == 0 && holding.reclaiming.is_none())
+    }
+
     /// Whether there is more than one station that could have a lease.
     pub fn several(&self) -> bool {
         self.0.values().filter(|holding| !holding.leaving || holding.held() > 0).nth(1).is_some()

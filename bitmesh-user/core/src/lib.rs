@@ -12,6 +12,7 @@ pub mod channel;
 pub mod controller;
 pub mod drift;
 mod few;
+pub mod fleet;
 mod hexadecimal;
 pub mod leasing;
 pub mod ledger;

@@ -94,7 +94,7 @@ where
         match entry {
             Entry::Channel { .. } => events += 1,
             Entry::Block { height: at, .. } => height = *at,
-            Entry::BlockGone { .. } | Entry::Usage { .. } => {}
+            Entry::BlockGone { .. } | Entry::Usage { .. } | Entry::Fleet(_) => {}
         }
         if let Err(error) = follow(entry) {
             let whose = match entry {

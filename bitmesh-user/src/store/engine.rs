@@ -3,7 +3,11 @@
 
 use std::{fmt, future::Future, ops::Range, path::Path, pin::Pin};
 
-use super::{StoreError, journal::Digest};
+use super::{
+    StoreError,
+    journal::Digest,
+    postgres::{FleetChange, PostgresEngine},
+};
 
 /// What an engine does, under way.
 pub(super) type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -12,6 +16,15 @@ pub(super) type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 pub(super) trait Engine: Send + fmt::Debug {
     /// What it is and where, for people. No password.
     fn place(&self) -> &str;
+    /// Whether it keeps [`Mark::sum`]. A fleet's database does not: rows move between edges, and its
+    /// server guards them.
+    fn sums(&self) -> bool {
+        true
+    }
+    /// What only a fleet's can do.
+    fn fleet(&mut self) -> Option<&mut PostgresEngine> {
+        None
+    }
     /// Settings by name.
     fn settings(&mut self) -> Work<'_, Vec<(String, String)>>;
     /// The last commit; all zero before the first.
@@ -119,6 +132,8 @@ pub(super) struct Write {
     pub folded: Vec<ChannelRow>,
     pub folded_to: Option<i64>,
     pub forgotten: Vec<Digest>,
+    /// In this order; nothing where there is one edge.
+    pub fleet: Vec<FleetChange>,
 }
 
 impl Write {

@@ -104,4 +104,92 @@ pub enum StoreError {
         /// What was asked for.
         wanted: String,
     },
+    /// No server of a fleet's database answers.
+    #[error(
+        "{place} can't be used: {why}; nothing was acknowledged since. Start the server, or name in \
+         --store one that runs"
+    )]
+    Unreachable {
+        /// Which database.
+        place: String,
+        /// What each host said.
+        why: String,
+    },
+    /// All servers of a fleet's database only read.
+    #[error(
+        "{place} takes no writes: {why}; promote a standby, or name the primary in --store, too"
+    )]
+    ReadOnly {
+        /// Which database.
+        place: String,
+        /// What each host said.
+        why: String,
+    },
+    /// The server does not let us in.
+    #[error(
+        "{place} refuses {user}: {why}; put the password into ~/.pgpass, or into a file that PGPASSFILE \
+         names (a line HOST:PORT:DATABASE:USER:PASSWORD, mode 0600), and check what the user may do"
+    )]
+    Credentials {
+        /// Which database.
+        place: String,
+        /// Who we said we were.
+        user: String,
+        /// What the server said.
+        why: String,
+    },
+    /// There is no such database.
+    #[error("{place} does not exist; make it at the server: createdb --owner={user} {name}")]
+    NoDatabase {
+        /// Which database.
+        place: String,
+        /// Who we are.
+        user: String,
+        /// Its name.
+        name: String,
+    },
+    /// The server lacks what was acknowledged.
+    #[error(
+        "{place} has {theirs} commits of this edge, and {ours} were acknowledged: it is an older copy, \
+         of a standby that was not synchronous or from a backup. Start the server that has them, \
+         or name it in --store; if they are lost for good, move bitmesh.witness out of the data \
+         directory: what was paid since is forgotten until subscribers send their next sums"
+    )]
+    Behind {
+        /// Which database.
+        place: String,
+        /// What it has.
+        theirs: i64,
+        /// What it has to have.
+        ours: i64,
+    },
+    /// Another seed's database.
+    #[error(
+        "{0} is of a fleet with another seed; all edges of a fleet have the same words: restore those \
+         here, or choose another database in --store"
+    )]
+    OtherFleet(String),
+    /// Two edges with one name.
+    #[error(
+        "another edge that is called {0} is alive; stop that one, or give this one a name of its own \
+         with --edge"
+    )]
+    EdgeTaken(String),
+    /// An account is at another edge.
+    #[error("the account is at another edge of the fleet; it comes here once it is asked for")]
+    Elsewhere,
+    /// The database's own tools do that.
+    #[error("{0} is backed up by its own tools: pg_dump --format=custom --file=FILE DATABASE")]
+    BackUpByItself(String),
+    /// A lone box's ledger is where an edge of a fleet wants to start.
+    #[error(
+        "{0} has the ledger of a lone box: its channels would be out of sight in a fleet. Let it sell \
+         without --store until they are closed and claimed, and start the edge with another --data-dir"
+    )]
+    Lone(PathBuf),
+    /// A lone edge was asked for what only a fleet has.
+    #[error(
+        "this ledger is one edge's alone; a fleet's is named by --store postgres://USER@HOST/DATABASE"
+    )]
+    NoFleet,
 }

@@ -7,8 +7,10 @@ use std::{
 
 use bitcoin::hashes::Hash as _;
 use bitmesh_core::{
+    account::AccountId,
     bitcoin,
     channel::{Compact, Entry, TIPS_KEPT},
+    fleet::{FleetEntry, Member},
     ledger::Usage,
     station::Station,
 };
@@ -18,6 +20,7 @@ use super::{
     StoreError,
     engine::{BlockChange, Mark, NewEvent, UsageRow, Write},
     journal::{Digest, Sum, Tail, block_digest, setting_digest, usage_digest, wallet_digest},
+    postgres::FleetChange,
 };
 
 /// The end of each channel's journal.
@@ -137,6 +140,7 @@ impl Known {
                     let row = usage_row(*station, newest);
                     usage.insert(row[0], row);
                 }
+                Entry::Fleet(entry) => fleet_change(entry, &mut write, &mut changes),
             }
         }
         changes.appended = write.journal.len() as u64;
@@ -250,6 +254,32 @@ impl Known {
             self.wallet = wallet;
         }
     }
+}
+
+/// What a fleet's entry changes. A lone edge records none.
+fn fleet_change(entry: &FleetEntry, write: &mut Write, changes: &mut Changes) {
+    let octets = |account: &AccountId| *account.channel().as_bytes();
+    write.fleet.push(match entry {
+        FleetEntry::Member { member: Member::Channel(channel), account } => {
+            FleetChange::Channel { channel: *channel.as_bytes(), account: octets(account) }
+        }
+        FleetEntry::Member { member: Member::Station(station), account } => {
+            let station = station.key().raw().cast_signed();
+            FleetChange::Station { station, account: octets(account) }
+        }
+        FleetEntry::AccountGone { account, channels } => {
+            write.forgotten.extend(channels.iter().map(|channel| *channel.as_bytes()));
+            changes.forgotten.clone_from(&write.forgotten);
+            FleetChange::AccountGone { account: octets(account) }
+        }
+        FleetEntry::KeyIndex { next } => FleetChange::NextKey((*next).into()),
+        FleetEntry::HandOver { account, to, tips } => {
+            let tips = tips.iter().map(|(height, hash)| ((*height).into(), hash.to_byte_array()));
+            let (to, tips) = (to.get().into(), tips.collect());
+            FleetChange::HandOver { account: octets(account), to, tips }
+        }
+        FleetEntry::CaughtUp { account } => FleetChange::CaughtUp { account: octets(account) },
+    });
 }
 
 fn too_many() -> StoreError {

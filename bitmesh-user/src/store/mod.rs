@@ -9,11 +9,13 @@
 mod aside;
 mod engine;
 mod error;
+mod fleet;
 mod journal;
 mod known;
 mod layout1;
 mod load;
 mod lock;
+mod postgres;
 mod schema;
 mod settled;
 mod sqlite;
@@ -36,12 +38,15 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use self::{
     engine::{Engine, Write},
     known::{Changes, Known},
+    postgres::PostgresEngine,
     sqlite::SqliteEngine,
     witness::Witness,
 };
 pub use self::{
     error::StoreError,
+    fleet::{AccountCounts, Found},
     lock::check_unlocked,
+    postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
     tidy::Tidied,
     upkeep::{Facts, Look, Restore, Restored, accept},
 };
@@ -55,11 +60,12 @@ const PURPOSE: &str = "purpose";
 const WENT_BACK: &str = "went-back";
 
 /// What is in a data directory of this.
-pub const FILES: [&str; 6] = [
+pub const FILES: [&str; 7] = [
     sqlite::FILE,
+    postgres::IDENTITY,
     lock::FILE,
     witness::FILE,
-    "bitmesh.sqlite-wal",
+    sqlite::LOG,
     "bitmesh.sqlite-shm",
     "bitmesh.sqlite-journal",
 ];
@@ -88,12 +94,14 @@ impl StoreRole {
 pub struct Place {
     /// The data directory. Whoever uses the ledger from here locks it.
     pub directory: PathBuf,
+    /// The fleet whose database has the ledger; none, where it is a file in the directory.
+    pub fleet: Option<Fleet>,
 }
 
 impl Place {
     /// A file in a data directory.
     pub fn file(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), fleet: None }
     }
 }
 
@@ -117,12 +125,20 @@ impl Store {
         network: Network,
     ) -> Result<Self, StoreError> {
         let lock = lock::lock(&place.directory)?;
-        settled::settle(&place.directory.join(FILES[2]))?;
-        let mut engine: Box<dyn Engine> =
-            Box::new(SqliteEngine::open(&place.directory.join(sqlite::FILE), true).await?);
-        let mark = engine.mark().await?;
         let (mut witness, said) = Witness::open(&place.directory)?;
-        if let Some(said) = said.filter(|said| !witness::agrees(&mark, said)) {
+        let purpose = format!("{} on {network}", role.name());
+        let mut engine: Box<dyn Engine> = match &place.fleet {
+            Some(_) if place.directory.join(sqlite::FILE).exists() => {
+                return Err(StoreError::Lone(place.directory.clone()));
+            }
+            Some(fleet) => {
+                let known = said.map_or(0, |mark| mark.committed);
+                Box::new(PostgresEngine::open(fleet, &place.directory, &purpose, known).await?)
+            }
+            None => Box::new(open_file(&place.directory).await?),
+        };
+        let mark = engine.mark().await?;
+        if let Some(said) = said.filter(|said| engine.sums() && !witness::agrees(&mark, said)) {
             let (found, last) = (mark.committed, said.committed);
             return Err(StoreError::RolledBack { place: engine.place().to_owned(), found, last });
         }
@@ -131,7 +147,7 @@ impl Store {
         let known = Known { mark, settings, ..Known::default() };
         let loaded = mark.committed == 0;
         let mut store = Self { engine, known, loaded, witness, _lock: lock };
-        store.belongs_to(role, network).await?;
+        store.belongs_to(purpose).await?;
         Ok(store)
     }
 
@@ -143,8 +159,7 @@ impl Store {
         Ok(purpose.and_then(of))
     }
 
-    async fn belongs_to(&mut self, role: StoreRole, network: Network) -> Result<(), StoreError> {
-        let wanted = format!("{} on {network}", role.name());
+    async fn belongs_to(&mut self, wanted: String) -> Result<(), StoreError> {
         match self.known.settings.get(PURPOSE) {
             None => self.set(PURPOSE, &wanted).await,
             Some(found) if *found == wanted => Ok(()),
@@ -233,6 +248,12 @@ impl Store {
         let _ = self.witness.sync();
         Ok(())
     }
+}
+
+/// Opens a directory's own file, which has to be locked: what is read back from it is durable.
+async fn open_file(directory: &Path) -> Result<SqliteEngine, StoreError> {
+    settled::settle(&directory.join(sqlite::LOG))?;
+    SqliteEngine::open(&directory.join(sqlite::FILE), true).await
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ use super::{
 
 /// Name of the database in the data directory.
 pub(super) const FILE: &str = "bitmesh.sqlite";
+/// Name of its write-ahead log.
+pub(super) const LOG: &str = "bitmesh.sqlite-wal";
 /// The only edge that writes a file.
 const EDGE: i64 = 0;
 /// Rows that the engine's thread may be ahead of their reader.

@@ -119,7 +119,7 @@ impl Store {
             && may_forget(&ChannelId::from_bytes(*channel))
     }
 
-    fn damaged(&self, what: String) -> StoreError {
+    pub(super) fn damaged(&self, what: String) -> StoreError {
         damaged(self.engine.as_ref(), what)
     }
 }

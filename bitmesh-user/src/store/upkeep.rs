@@ -139,7 +139,7 @@ pub async fn accept(place: &Place) -> Result<i64, StoreError> {
     if !place.directory.join(sqlite::FILE).exists() {
         return Err(StoreError::Missing(place.directory.clone()));
     }
-    let mut engine = SqliteEngine::open(&place.directory.join(sqlite::FILE), true).await?;
+    let mut engine = super::open_file(&place.directory).await?;
     let mark = went_back(&mut engine, "what was there when it was accepted").await?;
     Box::new(engine).close().await?;
     note(&place.directory, &mark)?;

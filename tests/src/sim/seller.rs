@@ -294,6 +294,8 @@ impl Seller {
                 self.kernel.set(station, limit, usage);
                 done.reclaimed.push(station);
             }
+            // The simulation has one edge.
+            Action::TakeOff { .. } => {}
             Action::Reply(request, answer) => self.reply(request, answer, context)?,
             Action::Claim(planned) => {
                 let sabotaged = context.plan.sabotage == Some(Sabotage::NeverBump);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use bitcoin::{BlockHash, OutPoint, ScriptBuf, Transaction};
 
 use super::{ChannelId, ChannelParams, Compact, Funding, InvalidEvent};
-use crate::{ledger::Usage, station::Station};
+use crate::{fleet::FleetEntry, ledger::Usage, station::Station};
 
 /// Blocks that are remembered so that a reorganisation is seen after a restart, too.
 pub const TIPS_KEPT: u32 = 100;
@@ -105,6 +105,8 @@ pub enum Entry<E> {
         /// Cumulative.
         usage: Usage,
     },
+    /// Who belongs to whom, and which edge has it. Only a fleet's store keeps it.
+    Fleet(FleetEntry),
 }
 
 /// Proof that entries are on disk. Only the store makes one, after its commit has returned.
@@ -188,7 +190,7 @@ impl<M: Machine> Book<M> {
                 }
             }
             Entry::BlockGone { height } => self.tips.retain(|(at, _)| at < height),
-            Entry::Usage { .. } => {}
+            Entry::Usage { .. } | Entry::Fleet(_) => {}
         }
         Ok(())
     }
@@ -221,12 +223,21 @@ impl<M: Machine> Book<M> {
         Ok(())
     }
 
-    /// Lets a channel go that is over and never had a funding.
+    /// Lets a channel go: one that nothing came of, or one that another edge has from now on.
     pub(crate) fn forget(&mut self, id: &ChannelId) {
-        if self.channels.remove(id).is_some() {
+        if let Some(channel) = self.channels.remove(id) {
+            channel.funding().map(|funding| self.outpoints.remove(&funding.outpoint));
             self.ending.remove(id);
             self.script_changes += 1;
         }
+    }
+
+    /// Takes in the channels of another book, which has seen the same blocks.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.channels.extend(other.channels);
+        self.ending.extend(other.ending);
+        self.outpoints.extend(other.outpoints);
+        self.script_changes += 1;
     }
 
     /// Decides an event: applies it and puts it into the batch.

@@ -61,6 +61,13 @@ pub enum ProviderEvent {
         /// Of what the subscriber signed.
         nonce: Nonce,
     },
+    /// A station of the channel's account goes over to another one, whose own events tell to which.
+    Left {
+        /// Which.
+        station: Station,
+        /// What it had used until then.
+        used: Usage,
+    },
     /// A signed funding was presented, and the network took it: payments on it count up to the
     /// terms' `unconfirmed_max`.
     FundingOffered {
@@ -170,6 +177,8 @@ pub struct ProviderChannel {
     nonces: BTreeSet<Nonce>,
     /// A block held a funding once, wherever it is now.
     was_funded: bool,
+    /// Whether its journal tells of a station that left the account.
+    tells: bool,
 }
 
 /// The best payment, and the funding that it spends.
@@ -203,6 +212,7 @@ impl ProviderChannel {
             close_since: None,
             nonces: BTreeSet::new(),
             was_funded: false,
+            tells: false,
         })
     }
 
@@ -210,8 +220,12 @@ impl ProviderChannel {
     /// is claimed; here its order and bounds are.
     pub fn apply(&mut self, event: &ProviderEvent) -> Result<(), InvalidEvent> {
         // Credit outlives its channel, and so does the key's say in who may use it.
-        let of_stations =
-            matches!(event, ProviderEvent::Bound { .. } | ProviderEvent::Unbound { .. });
+        let of_stations = matches!(
+            event,
+            ProviderEvent::Bound { .. }
+                | ProviderEvent::Unbound { .. }
+                | ProviderEvent::Left { .. }
+        );
         if self.course.finished && !of_stations {
             return Err(InvalidEvent("an event after the end of a channel"));
         }
@@ -222,6 +236,8 @@ impl ProviderChannel {
                     return Err(InvalidEvent("a change of stations that was made before"));
                 }
             }
+            // Which account a station belongs to is not the channel's to know.
+            ProviderEvent::Left { .. } => self.tells = true,
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
                 self.was_funded = true;
@@ -561,7 +577,7 @@ impl ProviderChannel {
     pub fn forgettable(&self) -> bool {
         let unpaid = self.best.is_none() && self.void.is_empty();
         let over = self.course.finished && self.course.funding.is_none();
-        over && unpaid && self.nonces.is_empty()
+        over && unpaid && self.nonces.is_empty() && !self.tells
     }
 
     /// Whether it counts against the caps on channels that cost their opener nothing.

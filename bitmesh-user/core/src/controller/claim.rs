@@ -188,12 +188,12 @@ impl Controller {
     }
 
     /// Whether a claim may still be in somebody's mempool: what it spends is there, and nothing
-    /// else spent it.
+    /// else spent it. Of channels that are at another edge that is not known.
     fn can_confirm(&self, claim: &ClaimRecord) -> bool {
         let txid = claim.tx.compute_txid();
-        claim.tx.input.iter().all(|input| {
-            let known = self.book.at(&input.previous_output);
-            known.is_some_and(|known| known.spent().is_none_or(|spent| spent.txid == txid))
+        claim.tx.input.iter().all(|input| match self.book.at(&input.previous_output) {
+            Some(known) => known.spent().is_none_or(|spent| spent.txid == txid),
+            None => self.fleet.is_some(),
         })
     }
 

@@ -52,6 +52,7 @@ impl Controller {
         out: &mut Out,
     ) -> Result<Answer, Refusal> {
         let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
+        self.check_stays(self.accounts.of_channel(id))?;
         let event = channel
             .close(&self.secp, &close.signature, own.payout_script.as_ref())
             .map_err(|error| self.refused_payment(id, error))?;

@@ -97,6 +97,7 @@ impl Controller {
         channel: &ChannelId,
         tx: &Transaction,
     ) -> Result<Option<ProviderEvent>, Refusal> {
+        self.check_stays(self.accounts.of_channel(channel))?;
         let known = self.book.get(channel).ok_or(Refusal::UnknownChannel)?;
         known.judge_funding(tx, self.book.tip()).map_err(Refusal::Funding)
     }

@@ -7,6 +7,7 @@
 mod claim;
 mod close;
 mod crowd;
+mod fleet;
 mod funding;
 mod report;
 mod stations;
@@ -18,6 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use bitcoin::{
@@ -28,17 +30,19 @@ use bitcoin::{
 pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
 pub use close::{CloseNeeds, CloseOwn};
 pub use crowd::{UNFUNDED_MAX, UNFUNDED_PER_STATION_MAX};
+pub use fleet::{Missing, Place, STAY_MIN};
 pub use funding::{FUNDINGS_REFUSED_MAX, PRESENTED_AT_ONCE_MAX, Taken, UNCONFIRMED_CHANNELS_MAX};
 pub use report::Refusal;
 pub use stations::StationsAsk;
 pub use totals::Totals;
 
 use crate::{
-    account::{Accounts, Ahead},
+    account::{AccountId, Accounts, Ahead},
     channel::{
         Batch, Book, ChannelId, ChannelParams, Entry, FeeEstimates, InvalidEvent, PaymentCheck,
         PaymentError, ProviderChannel, ProviderEvent, VerifiedPayment, Versioned, check_economic,
     },
+    fleet::EdgeNumber,
     ledger::Usage,
     offer::{OfferId, SignedOffer},
     station::Station,
@@ -179,6 +183,36 @@ pub enum Input {
         /// Its fee rate.
         fee_rate: FeeRate,
     },
+    /// Another edge of the fleet wants an account that this one has.
+    Wanted {
+        /// Which.
+        account: AccountId,
+        /// Who.
+        by: EdgeNumber,
+        /// Time that has passed since some instant.
+        now: Duration,
+    },
+    /// Stations are off the kernel's table ([`Action::TakeOff`]).
+    TakenOff {
+        /// Whose.
+        account: AccountId,
+        /// What they have used; of those that were not on it there need not be anything.
+        readings: Vec<(Station, Usage)>,
+    },
+    /// A block that accounts on their way here have not seen ([`Controller::missing`]).
+    Passed {
+        /// Its height.
+        height: u32,
+        /// The block.
+        block: Arc<Block>,
+        /// Time that has passed since some instant.
+        now: Duration,
+    },
+    /// The chain or the time went on: accounts on their way here are looked at again.
+    Beat {
+        /// Time that has passed since some instant.
+        now: Duration,
+    },
 }
 
 /// What to do, once its cause is durable.
@@ -201,6 +235,13 @@ pub enum Action {
         station: Station,
         /// Octets that it may use in its life.
         limit: Octets,
+    },
+    /// Take stations off the kernel's table, then tell by [`Input::TakenOff`] what they used.
+    TakeOff {
+        /// Whose.
+        account: AccountId,
+        /// Which.
+        stations: Vec<Station>,
     },
     /// Answer a request.
     Reply(RequestId, Result<Answer, Refusal>),
@@ -263,6 +304,8 @@ pub struct Controller {
     /// How many fundings of a channel the network refused since the last block.
     fundings_refused: BTreeMap<ChannelId, usize>,
     next_key_index: u32,
+    /// What an edge of a fleet keeps beside that.
+    fleet: Option<fleet::Fleet>,
 }
 
 impl Controller {
@@ -288,6 +331,7 @@ impl Controller {
             presenting: BTreeSet::new(),
             fundings_refused: BTreeMap::new(),
             next_key_index: 0,
+            fleet: None,
         }
     }
 
@@ -297,14 +341,15 @@ impl Controller {
         match entry {
             Entry::Channel { channel, event } => {
                 if let ProviderEvent::Opened { key_index, .. } = event {
-                    self.next_key_index = self.next_key_index.max(key_index.saturating_add(1));
+                    self.key_used(*key_index);
                 }
                 self.follow(channel, event)?;
+                self.forget_untold();
             }
             Entry::Usage { station, usage } => {
                 self.accounts.read(*station, *usage);
             }
-            Entry::Block { .. } | Entry::BlockGone { .. } => {}
+            Entry::Block { .. } | Entry::BlockGone { .. } | Entry::Fleet(_) => {}
         }
         Ok(())
     }
@@ -382,6 +427,10 @@ impl Controller {
             Input::Claimed { channels, tx, fee, fee_rate } => {
                 self.claimed(channels, tx, fee, fee_rate, out);
             }
+            Input::Wanted { account, by, now } => self.wanted(account, by, now, out),
+            Input::TakenOff { account, readings } => self.taken_off(account, readings, out),
+            Input::Passed { height, block, now } => self.passed(height, &block, now, out),
+            Input::Beat { now } => self.look_at_arrivals(now, out),
         }
     }
 
@@ -437,7 +486,10 @@ impl Controller {
                 .map_err(Refusal::Uneconomic)?;
         }
         self.check_caps(station)?;
+        self.check_keys()?;
         let seat = self.accounts.seat(station);
+        self.check_stays(seat.map(|seat| seat.account))?;
+        self.check_not_arriving(station)?;
         if self.moves.contains_key(&station)
             || seat.is_some_and(|seat| !seat.bound) && self.accounts.held(station) > Octets(0)
         {
@@ -452,6 +504,9 @@ impl Controller {
         let params = Box::new(params);
         let bound = seat.is_some_and(|seat| seat.bound);
         let used = if bound { Usage::default() } else { self.accounts.usage(station) };
+        if !bound {
+            self.leave(station, out);
+        }
         let event = ProviderEvent::Opened { params, key_index, station, height: tip, used };
         self.next_key_index += 1;
         self.record(channel, event, out);
@@ -476,6 +531,7 @@ impl Controller {
         let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
         let station = station.unwrap_or(channel.station());
         let account = self.accounts.of_channel(id).ok_or(Refusal::UnknownChannel)?;
+        self.check_stays(Some(account))?;
         let (paid, signature, tip) = (payment.paid, &payment.signature, self.book.tip());
         let judged = channel.pay(&self.secp, paid, signature, verified, tip);
         if let Some(event) = judged.map_err(|error| self.refused_payment(id, error))? {
@@ -509,7 +565,7 @@ impl Controller {
     }
 
     /// Follows in the accounts what the book recorded, and names the channels that it was about.
-    fn follow_new(&mut self, from: usize, out: &Out) -> BTreeSet<ChannelId> {
+    fn follow_new(&mut self, from: usize, out: &mut Out) -> BTreeSet<ChannelId> {
         let mut channels = BTreeSet::new();
         for entry in out.entries().get(from..).unwrap_or_default() {
             if let Entry::Channel { channel, event } = entry {
@@ -517,6 +573,7 @@ impl Controller {
                 channels.insert(*channel);
             }
         }
+        self.tell(out);
         channels
     }
 
@@ -535,10 +592,13 @@ impl Controller {
             ProviderEvent::Opened { station, used, .. } => {
                 self.by_station.insert((*station, *id));
                 self.accounts.open(*id, *station, *used);
+                self.note_opened(*id, *station);
             }
             ProviderEvent::Bound { station, used, .. } => {
                 self.accounts.bind(id, *station, *used)?;
+                self.note_bound(*station);
             }
+            ProviderEvent::Left { station, used } => self.accounts.left(id, *station, *used)?,
             ProviderEvent::Unbound { station, .. } => {
                 self.accounts.unbind(id, *station)?;
             }
@@ -566,7 +626,8 @@ impl Controller {
         self.by_station.remove(&(station, *id));
         if forgettable {
             self.book.forget(id);
-            self.accounts.forget(id);
+            let gone = self.accounts.forget(id);
+            self.note_forgotten(*id, gone);
         }
     }
 
@@ -598,6 +659,9 @@ impl Controller {
     /// What an earlier controller left in the kernel: each station's limit and usage. It is refused
     /// when it is more than what was bought.
     pub fn adopt(&mut self, kernel: &[(Station, Octets, Usage)]) -> Result<(), Ahead> {
+        for (station, _, usage) in kernel {
+            self.read(*station, *usage);
+        }
         self.accounts.adopt(kernel)
     }
 
@@ -609,7 +673,8 @@ impl Controller {
     /// Whether nothing here knows of a channel: its journal may be forgotten, too, if its key index
     /// is not needed to know the next.
     pub fn is_forgotten(&self, channel: &ChannelId) -> bool {
-        self.book.get(channel).is_none()
+        self.arriving() == 0
+            && self.book.get(channel).is_none()
             && self.accounts.of_channel(channel).is_none()
             && !self.accounts.is_named_after(channel)
     }

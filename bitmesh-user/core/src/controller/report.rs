@@ -164,6 +164,12 @@ pub enum Refusal {
     /// Between two accounts at this moment.
     #[error("this station is changing accounts")]
     Moving,
+    /// Between two edges at this moment.
+    #[error("this account is on its way from one edge to another")]
+    Underway,
+    /// Every key that this edge's number has was used.
+    #[error("this edge has opened as many channels as one can in its life")]
+    OutOfKeys,
     /// The station table is full.
     #[error("the payment is safe, but this edge serves as many stations as it can")]
     TableFull,
@@ -173,7 +179,9 @@ impl Refusal {
     /// Status code of the HTTP answer.
     pub fn status(&self) -> u16 {
         match self {
-            Self::ChainLost | Self::TableFull | Self::Moving => 503,
+            Self::ChainLost | Self::TableFull | Self::Moving | Self::Underway | Self::OutOfKeys => {
+                503
+            }
             Self::UnknownOffer | Self::UnknownChannel => 404,
             Self::Version(_)
             | Self::Capacity { .. }
@@ -232,6 +240,8 @@ impl Refusal {
             Self::UnknownChannel => "unknown-channel",
             Self::TableFull => "station-table-full",
             Self::Moving => "station-moving",
+            Self::Underway => "moving",
+            Self::OutOfKeys => "out-of-keys",
             Self::Stations(error) => match error {
                 BindingError::Unfunded => "unfunded",
                 BindingError::Signature => "wrong-signature",
@@ -292,7 +302,8 @@ impl Refusal {
             Self::Exists(id) => format!("get /v1/channels/{id}, or open with a new key"),
             Self::UnknownChannel => "check the id; post to /v1/channels to open one".into(),
             Self::TableFull => "credit becomes usable as soon as there is room".into(),
-            Self::Moving => "try again in a second".into(),
+            Self::Moving | Self::Underway => "try again in a second".into(),
+            Self::OutOfKeys => "have who runs this edge start it under another --edge name".into(),
             Self::Stations(error) => match error {
                 BindingError::Unfunded => "wait until the funding is in a block, then try again",
                 BindingError::Signature => "sign with the key that the channel was opened with",

@@ -73,6 +73,9 @@ impl Controller {
             return Err(Refusal::Moving);
         }
         let bound = self.accounts.seat(station);
+        self.check_stays(Some(account))?;
+        self.check_stays(bound.map(|seat| seat.account))?;
+        self.check_not_arriving(station)?;
         let bound = bound.is_some_and(|seat| seat.bound && seat.account == account);
         let refused = if binding.remove {
             (!bound).then_some(BindingError::NotBound)
@@ -89,6 +92,9 @@ impl Controller {
     fn bind(&mut self, ask: StationsAsk, out: &mut Out) {
         let answer = self.judge(&ask).map(|Judged { account, station }| {
             let (nonce, used) = (ask.change.binding.nonce, self.accounts.usage(station));
+            if self.accounts.seat(station).is_some_and(|seat| seat.account != account) {
+                self.leave(station, out);
+            }
             self.record(ask.channel, ProviderEvent::Bound { station, nonce, used }, out);
             self.share(account, out);
             Answer::Account(Box::new(self.account_of(account, station)))
@@ -119,6 +125,17 @@ impl Controller {
         }
         for account in accounts {
             self.share(account, out);
+            self.take_off(account, out);
+        }
+    }
+
+    /// A station goes over to another account: what it used until now stays with the one it had. One
+    /// without a channel is in no journal.
+    pub(super) fn leave(&mut self, station: Station, out: &mut Out) {
+        let seat = self.accounts.seat(station);
+        if let Some(channel) = seat.and_then(|seat| self.accounts.a_channel_of(seat.account)) {
+            let used = self.accounts.usage(station);
+            self.record(channel, ProviderEvent::Left { station, used }, out);
         }
     }
 
@@ -147,7 +164,7 @@ impl Controller {
         }
     }
 
-    fn read(&mut self, station: Station, usage: Usage) {
+    pub(super) fn read(&mut self, station: Station, usage: Usage) {
         if self.accounts.read(station, usage) {
             self.unwritten.insert(station);
         }

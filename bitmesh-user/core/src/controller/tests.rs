@@ -16,6 +16,7 @@ use crate::{
 mod claim;
 mod close;
 mod crowd;
+mod fleet;
 mod funding;
 mod payment;
 mod stations;

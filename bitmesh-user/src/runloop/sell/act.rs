@@ -28,6 +28,8 @@ pub(super) struct Done {
     refused: BTreeSet<Station>,
     /// Stations whose limits were lowered.
     reclaimed: Vec<Station>,
+    /// Accounts whose stations are off the table, with what these have used.
+    taken_off: Vec<Input>,
     /// Claims, to be made durable before they are broadcast.
     signed: Vec<Input>,
 }
@@ -37,8 +39,8 @@ impl Session<'_> {
     /// lowered with what was used until then, of all that share the credit.
     pub(super) fn tell_done(&mut self, done: Done) -> Batch<ProviderEvent, Action> {
         let mut out = Batch::default();
-        for signed in done.signed {
-            self.controller.handle(signed, &mut out);
+        for input in done.signed.into_iter().chain(done.taken_off) {
+            self.controller.handle(input, &mut out);
         }
         let stations = done.reclaimed;
         if !stations.is_empty() {
@@ -71,6 +73,13 @@ impl Session<'_> {
                     done.refused.insert(station);
                     self.refuse(station);
                 }
+            }
+            Action::TakeOff { account, stations } => {
+                let readings = stations.into_iter().filter_map(|station| {
+                    Some((station, usage_of(&self.dataplane.remove(station.key())?)))
+                });
+                let readings = readings.collect();
+                done.taken_off.push(Input::TakenOff { account, readings });
             }
             Action::Reply(request, answer) => {
                 let Some(reply) = self.pending.remove(&request) else { return };

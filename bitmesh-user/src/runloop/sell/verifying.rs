@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bitmesh_core::{
     channel::{Batch, Entry, ProviderChannel, ProviderEvent},
     controller::Action,
+    fleet::FleetEntry,
 };
 use tokio::sync::{Semaphore, oneshot};
 
@@ -51,18 +52,20 @@ impl Session<'_> {
     /// Lets no check outlive what it says: to be called before anything of a batch is told.
     pub(super) fn keep_checks(&self, out: &Batch<ProviderEvent, Action>) {
         let checks = self.desk.front.checks();
-        let mut tip_moved = false;
+        let mut outdated = false;
         for entry in out.entries() {
             match entry {
                 Entry::Channel { channel, event: ProviderEvent::Paid { paid, .. } } => {
                     checks.paid(channel, *paid);
                 }
                 Entry::Channel { channel, .. } => checks.forget(channel),
-                Entry::Block { .. } | Entry::BlockGone { .. } => tip_moved = true,
-                Entry::Usage { .. } => {}
+                Entry::Block { .. }
+                | Entry::BlockGone { .. }
+                | Entry::Fleet(FleetEntry::HandOver { .. }) => outdated = true,
+                Entry::Usage { .. } | Entry::Fleet(_) => {}
             }
         }
-        if tip_moved {
+        if outdated {
             let book = self.controller.book();
             checks.retain(|channel, check| {
                 let now = book.get(channel).and_then(|channel| channel.payment_check(book.tip()));

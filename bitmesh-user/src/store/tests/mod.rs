@@ -2,6 +2,7 @@
 
 mod damage;
 mod layout1;
+mod postgres;
 mod sqlite;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ use super::*;
 
 /// Where the ledgers of a test are, for as long as it lives.
 pub(super) trait Home: Sized {
+    /// Whether a sum over everything is kept.
+    const SUMS: bool = true;
     /// The same each time.
     fn place(&self) -> Place;
     /// Changes the closed ledger behind its back.
@@ -198,6 +201,9 @@ pub(super) async fn p15_a_changed_or_missing_row_is_noticed(home: impl Home) {
         ("DELETE FROM journal WHERE n = 2", "last"),
         ("DELETE FROM journal WHERE n = 0", "last"),
     ] {
+        if needs_sum(damage, &home) {
+            continue;
+        }
         home.execute(damage).await;
         if repair == "repair" {
             let (store, _) = loaded(&home).await;
@@ -211,6 +217,12 @@ pub(super) async fn p15_a_changed_or_missing_row_is_noticed(home: impl Home) {
             home.execute(&format!("UPDATE journal SET body = '{repair}' WHERE n = 1")).await;
         }
     }
+}
+
+/// Whether damage can't be seen without a sum over everything.
+fn needs_sum<H: Home>(damage: &str, _: &H) -> bool {
+    let alone = ["blocks", "usage", "UPDATE wallet_changes", "DELETE FROM channels"];
+    !H::SUMS && alone.iter().any(|what| damage.contains(what))
 }
 
 /// What a journal comes to: each channel's events, with payments that follow each other as one, and
@@ -305,6 +317,9 @@ pub(super) async fn p15_a_changed_folded_row_is_noticed(home: impl Home) {
         "UPDATE channels SET n = n + 1",
         "DELETE FROM channels",
     ] {
+        if needs_sum(damage, &home) {
+            continue;
+        }
         home.execute(damage).await;
         let error = refused(&home).await;
         assert!(matches!(error, StoreError::Damaged { .. }), "{damage}: {error}");

@@ -1,0 +1,152 @@
+//! Where the database of a fleet is: `postgres://USER@HOST[:PORT][,HOST[:PORT]...]/DATABASE`.
+
+use std::{fmt, str::FromStr};
+
+use sqlx::{ConnectOptions as _, postgres::PgConnectOptions};
+
+/// Hosts that an address names at most.
+const HOSTS_MAX: usize = 16;
+/// What the server's administrator sees.
+const APPLICATION: &str = "bitmesh";
+
+/// Where a database is, and who we are there. Printing it shows no password.
+#[derive(Clone)]
+pub struct Address {
+    hosts: Vec<(String, PgConnectOptions)>,
+    shown: String,
+}
+
+/// Not an address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not a database's address ({0}): write postgres://USER@HOST/DATABASE, several hosts with commas; \
+     the password is best kept in ~/.pgpass, or in a file that PGPASSFILE names"
+)]
+pub struct AddressError(String);
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let error = |what: &str| AddressError(what.to_owned());
+        let rest = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://"));
+        let rest = rest.ok_or_else(|| error("it does not begin with postgres://"))?;
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, tail) = rest.split_at(end);
+        let (user, hosts) = match authority.rsplit_once('@') {
+            Some((user, hosts)) => (format!("{user}@"), hosts),
+            None => (String::new(), authority),
+        };
+        let mut known = Vec::new();
+        for host in hosts.split(',') {
+            if known.len() == HOSTS_MAX {
+                return Err(error("too many hosts"));
+            }
+            let url = format!("postgres://{user}{host}{tail}");
+            // What is wrong may have the password in it.
+            let options: PgConnectOptions =
+                url.parse().map_err(|_| error("a host, a port or an option is not understood"))?;
+            let options = options.application_name(APPLICATION).disable_statement_logging();
+            if options.get_database().is_none() {
+                return Err(error("it names no database"));
+            }
+            let name = options.get_socket().map(|socket| socket.display().to_string());
+            known.push((name.unwrap_or_else(|| host.to_owned()), options));
+        }
+        let names: Vec<_> = known.iter().map(|(name, _)| name.as_str()).collect();
+        let first = known.first().map(|(_, options)| options);
+        let (user, database) = first.map_or(("", ""), |options| {
+            (options.get_username(), options.get_database().unwrap_or_default())
+        });
+        let shown = format!("postgres://{user}@{}/{database}", names.join(","));
+        Ok(Self { hosts: known, shown })
+    }
+}
+
+impl Address {
+    /// Who is asked, in this order, and how.
+    pub(super) fn hosts(&self) -> &[(String, PgConnectOptions)] {
+        &self.hosts
+    }
+
+    /// Says this password wherever none is known: the address, then `PGPASSFILE` go before it.
+    #[must_use]
+    pub fn with_password(mut self, password: &str) -> Self {
+        for (_, options) in &mut self.hosts {
+            if options.to_url_lossy().password().is_none() {
+                *options = options.clone().password(password);
+            }
+        }
+        self
+    }
+
+    /// The database's name.
+    pub(super) fn database(&self) -> &str {
+        let first = self.hosts.first();
+        first.and_then(|(_, options)| options.get_database()).unwrap_or_default()
+    }
+
+    /// Who we are.
+    pub(super) fn user(&self) -> &str {
+        self.hosts.first().map_or("", |(_, options)| options.get_username())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_hosts_are_asked_in_order_and_the_password_is_not_shown() {
+        let text = "postgres://me:secret@one,two:5433/fleet?sslmode=require";
+        let address: Address = text.parse().unwrap();
+        let hosts: Vec<_> = address
+            .hosts()
+            .iter()
+            .map(|(name, options)| (name.as_str(), options.get_host(), options.get_port()))
+            .collect();
+        assert_eq!(hosts, [("one", "one", 5_432), ("two:5433", "two", 5_433)]);
+        assert_eq!(address.to_string(), "postgres://me@one,two:5433/fleet");
+        assert!(!format!("{address:?}").contains("secret"));
+        let [(_, first), _] = address.hosts() else { panic!("two hosts") };
+        assert_eq!(first.to_url_lossy().password(), Some("secret"));
+    }
+
+    #[test]
+    fn a_password_from_elsewhere_does_not_replace_the_one_that_is_there() {
+        let of = |text: &str| {
+            let address: Address = text.parse().unwrap();
+            let address = address.with_password("other");
+            address.hosts()[0].1.to_url_lossy().password().map(str::to_owned)
+        };
+        assert_eq!(of("postgres://me:secret@one/fleet").as_deref(), Some("secret"));
+        assert_eq!(of("postgres://me@[::1]/fleet").as_deref(), Some("other"));
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_without_showing_it() {
+        for text in [
+            "",
+            "mysql://me:secret@one/fleet",
+            "postgres://me:secret@one",
+            "postgres://me:secret@one:port/fleet",
+            "postgres://me:secret@one/fleet?sslmode=secret",
+        ] {
+            let error = text.parse::<Address>().unwrap_err().to_string();
+            assert!(error.contains("postgres://USER@HOST/DATABASE"), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+}

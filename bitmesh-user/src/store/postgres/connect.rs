@@ -1,0 +1,202 @@
+//! A connection to a server that takes writes, and what it means when there is none.
+
+use std::{io, time::Duration};
+
+use sqlx::{
+    ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _,
+    postgres::PgConnectOptions,
+};
+
+use super::{address::Address, sql};
+use crate::store::StoreError;
+
+/// How long a server has to answer to a new connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long it has for a statement; it gives up after as long by itself ([`sql::SESSION`]).
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the reads of a start may take.
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who we were at the last commit that is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    pub edge: i64,
+    pub epoch: i64,
+    pub committed: i64,
+}
+
+/// What a server has to have: no one that is behind that is used.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Known<'a> {
+    /// At a start: what the witness of the edge of this name saw.
+    Edge { name: &'a str, committed: i64 },
+    /// Later.
+    Standing(Standing),
+}
+
+/// Why one host is not used.
+enum Unfit {
+    /// It only reads.
+    ReadOnly,
+    /// It has fewer commits than were acknowledged.
+    Behind(i64),
+    Sql(sqlx::Error),
+    /// Another took over: nothing else will do, either.
+    Fenced,
+}
+
+impl From<sqlx::Error> for Unfit {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+/// Waits for something no longer than `limit`.
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let late = || {
+        let what = format!("no answer within {} s", limit.as_secs());
+        sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, what))
+    };
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Connects to the first host that takes writes and is not behind.
+pub(super) async fn connect(
+    address: &Address,
+    known: Known<'_>,
+) -> Result<PgConnection, StoreError> {
+    let mut reasons = Vec::new();
+    let mut only_reading = true;
+    let mut behind = None;
+    for (name, options) in address.hosts() {
+        let why = match connect_to(options, known).await {
+            Ok(connection) => return Ok(connection),
+            Err(Unfit::Fenced) => return Err(StoreError::Fenced(address.to_string())),
+            Err(Unfit::ReadOnly) => "it only reads".to_owned(),
+            Err(Unfit::Behind(theirs)) => {
+                behind = behind.max(Some(theirs));
+                format!("it has {theirs} commits")
+            }
+            Err(Unfit::Sql(error)) => {
+                only_reading = false;
+                if let Some(error) = refused(address, &error) {
+                    return Err(error);
+                }
+                error.to_string()
+            }
+        };
+        reasons.push(format!("{name}: {why}"));
+    }
+    let (place, why) = (address.to_string(), reasons.join("; "));
+    let (Known::Edge { committed: ours, .. } | Known::Standing(Standing { committed: ours, .. })) =
+        known;
+    Err(match behind {
+        Some(theirs) => StoreError::Behind { place, theirs, ours },
+        None if only_reading => StoreError::ReadOnly { place, why },
+        None => StoreError::Unreachable { place, why },
+    })
+}
+
+async fn connect_to(options: &PgConnectOptions, known: Known<'_>) -> Result<PgConnection, Unfit> {
+    let mut connection = within(CONNECT_TIMEOUT, options.connect()).await?;
+    let to = &mut connection;
+    within(STATEMENT_TIMEOUT, to.execute(sqlx::raw_sql(sql::SESSION))).await?;
+    let row = within(STATEMENT_TIMEOUT, to.fetch_one(sqlx::raw_sql(sql::READ_ONLY))).await?;
+    let read_only: String = row.try_get(0)?;
+    if read_only != "off" {
+        return Err(Unfit::ReadOnly);
+    }
+    let (epoch_known, ours) = match known {
+        Known::Edge { committed, .. } => (None, committed),
+        Known::Standing(standing) => (Some(standing.epoch), standing.committed),
+    };
+    let Some((epoch, committed)) = stands(&mut connection, known).await? else {
+        // No table yet, or no row.
+        return if ours > 0 { Err(Unfit::Behind(0)) } else { Ok(connection) };
+    };
+    if epoch_known.is_some_and(|known| epoch > known) {
+        return Err(Unfit::Fenced);
+    }
+    if epoch_known.is_some_and(|known| epoch < known) || committed < ours {
+        return Err(Unfit::Behind(committed));
+    }
+    Ok(connection)
+}
+
+/// Epoch and commits of this edge at a server.
+async fn stands(
+    to: &mut PgConnection,
+    known: Known<'_>,
+) -> Result<Option<(i64, i64)>, sqlx::Error> {
+    let query = match known {
+        Known::Standing(standing) => sqlx::query(sql::SELECT_STANDING).bind(standing.edge),
+        Known::Edge { name, .. } => {
+            let has = sqlx::query(sql::HAS_LAYOUT).fetch_one(&mut *to);
+            if within(STATEMENT_TIMEOUT, has).await?.try_get::<i64, _>(0)? == 0 {
+                return Ok(None);
+            }
+            sqlx::query(sql::SELECT_STANDING_OF).bind(name)
+        }
+    };
+    let row = within(STATEMENT_TIMEOUT, query.fetch_optional(to)).await?;
+    row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
+}
+
+/// An error that a person has to do something about, and no other host makes good.
+fn refused(address: &Address, error: &sqlx::Error) -> Option<StoreError> {
+    let (place, why) = (address.to_string(), error.to_string());
+    match code(error)?.as_str() {
+        "28P01" | "28000" => {
+            Some(StoreError::Credentials { place, user: address.user().to_owned(), why })
+        }
+        "3D000" => Some(StoreError::NoDatabase {
+            place,
+            user: address.user().to_owned(),
+            name: address.database().to_owned(),
+        }),
+        "42501" => Some(StoreError::Credentials { place, user: address.user().to_owned(), why }),
+        _ => None,
+    }
+}
+
+fn code(error: &sqlx::Error) -> Option<String> {
+    match error {
+        sqlx::Error::Database(error) => error.code().map(String::from),
+        _ => None,
+    }
+}
+
+/// Whether it may go well when it is done again: the server is gone, changes its role, or could not
+/// put transactions into an order. What is wrong with a statement itself stays wrong.
+pub(super) fn is_passing(error: &StoreError) -> bool {
+    match error {
+        StoreError::Sql(error) => match code(error) {
+            Some(code) => {
+                let class = code.get(..2).unwrap_or_default();
+                matches!(class, "08" | "40" | "53" | "57" | "58")
+                    || matches!(code.as_str(), "25006" | "55P03")
+            }
+            None => {
+                matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_))
+            }
+        },
+        StoreError::Unreachable { .. }
+        | StoreError::ReadOnly { .. }
+        | StoreError::Behind { .. } => true,
+        _ => false,
+    }
+}
+
+/// Whether somebody else did the same at the same time.
+pub(super) fn is_race(error: &StoreError) -> bool {
+    let StoreError::Sql(error) = error else { return false };
+    code(error).is_some_and(|code| matches!(code.as_str(), "23505" | "42P07" | "40001" | "40P01"))
+}
+
+/// Says goodbye.
+pub(super) async fn close(connection: PgConnection) -> Result<(), StoreError> {
+    Ok(within(STATEMENT_TIMEOUT, connection.close()).await?)
+}

@@ -1,0 +1,337 @@
+//! The ledger in a database that the edges of a fleet share: PostgreSQL, or what speaks its protocol.
+//!
+//! A commit is one statement where it can be, and fenced by the edge's epoch. After a lost connection
+//! it is asked whether it happened, by a write that has to wait for it. Servers are tried in the
+//! order of the address; one that only reads, or that lacks what was acknowledged, is passed over.
+
+mod address;
+mod connect;
+mod fleet;
+mod identity;
+mod sql;
+mod write;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use sqlx::{
+    Connection as _, PgConnection, Postgres, Row as _,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
+
+use self::connect::{
+    Known, READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_passing, is_race, within,
+};
+pub use self::{
+    address::{Address, AddressError},
+    fleet::{Beat, EdgeRow, Wanted},
+};
+pub(super) use self::{
+    fleet::{FleetChange, TakenRows},
+    identity::FILE as IDENTITY,
+};
+use super::{
+    StoreError,
+    engine::{ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
+    journal::Digest,
+    schema::LAYOUT,
+};
+
+/// Who joins a fleet.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    /// The database.
+    pub address: Address,
+    /// The edge's name, which no other edge of the fleet has.
+    pub edge: String,
+    /// What the edge grants may last as long after its last sign of life.
+    pub hold: Duration,
+    /// Names the seed, which all edges of a fleet have, without telling it.
+    pub seed: String,
+}
+
+/// How long a commit is tried again when the server is gone.
+const RETRY_FOR: Duration = Duration::from_secs(10);
+/// Between two tries.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Tries to make the tables while others do.
+const RACES_MAX: u32 = 10;
+/// Low bits of `seq` that hold the edge's number, so that no two edges count alike.
+const SEQ_SHIFT: u32 = 11;
+
+/// A database, as one edge uses it.
+#[derive(Debug)]
+pub(super) struct PostgresEngine {
+    place: String,
+    address: Address,
+    connection: Option<PgConnection>,
+    standing: Standing,
+    /// The highest that a `seq` counted to.
+    counted: i64,
+    seized: bool,
+}
+
+impl PostgresEngine {
+    /// Connects to a server that has `known` commits of the edge at least, makes the tables where there are none, and enters the edge.
+    pub(super) async fn open(
+        fleet: &Fleet,
+        directory: &Path,
+        purpose: &str,
+        known: i64,
+    ) -> Result<Self, StoreError> {
+        let address = fleet.address.clone();
+        let place = address.to_string();
+        let known = if identity::is_ours(directory, &fleet.edge)? { known } else { 0 };
+        let mut connection =
+            connect(&address, Known::Edge { name: &fleet.edge, committed: known }).await?;
+        let mut tries = 1;
+        let entered = loop {
+            let entered = async {
+                prepare(&mut connection, &place).await?;
+                belongs(&mut connection, &place, purpose, &fleet.seed).await?;
+                identity::enter(&mut connection, directory, &fleet.edge, fleet.hold).await
+            };
+            match entered.await {
+                Err(error) if is_race(&error) && tries < RACES_MAX => tries += 1,
+                entered => break entered?,
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        };
+        // In vain where one of them is named meanwhile: the next start does it.
+        let cleanup = sqlx::query(sql::DELETE_STANDS).execute(&mut connection);
+        if let Err(error) = within(STATEMENT_TIMEOUT, cleanup).await {
+            tracing::debug!("old blocks stay: {error}");
+        }
+        let standing =
+            Standing { edge: entered.number, epoch: entered.epoch, committed: entered.committed };
+        Ok(Self {
+            place,
+            address,
+            connection: Some(connection),
+            standing,
+            counted: entered.seq,
+            seized: entered.seized,
+        })
+    }
+
+    async fn connected(&mut self) -> Result<&mut PgConnection, StoreError> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => connect(&self.address, Known::Standing(self.standing)).await?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    fn fenced(&self) -> StoreError {
+        StoreError::Fenced(self.place.clone())
+    }
+
+    /// Reads rows. After an error the connection is not used again.
+    async fn rows(
+        &mut self,
+        query: Query<'_, Postgres, PgArguments>,
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let connection = self.connected().await?;
+        let rows = within(READ_TIMEOUT, query.fetch_all(connection)).await;
+        if rows.is_err() {
+            self.connection = None;
+        }
+        Ok(rows?)
+    }
+
+    fn damaged(&self, what: &str) -> StoreError {
+        StoreError::Damaged { place: self.place.clone(), what: what.into() }
+    }
+
+    fn digest(&self, row: &PgRow, column: usize) -> Result<Digest, StoreError> {
+        let octets: &[u8] = row.try_get(column)?;
+        octets.try_into().map_err(|_| self.damaged("a digest of another length"))
+    }
+
+    fn channel_row(&self, row: &PgRow) -> Result<ChannelRow, StoreError> {
+        Ok(ChannelRow {
+            channel: self.digest(row, 0)?,
+            n: row.try_get(1)?,
+            body: row.try_get(2)?,
+            digest: self.digest(row, 3)?,
+            seal: self.digest(row, 4)?,
+        })
+    }
+
+    fn journal_row(&self, row: &PgRow) -> Result<JournalRow, StoreError> {
+        Ok(JournalRow {
+            seq: row.try_get(0)?,
+            channel: self.digest(row, 1)?,
+            n: row.try_get(2)?,
+            body: row.try_get(3)?,
+            digest: self.digest(row, 4)?,
+        })
+    }
+}
+
+fn usage_row(row: &PgRow) -> Result<UsageRow, StoreError> {
+    let mut values = UsageRow::default();
+    for (column, value) in values.iter_mut().enumerate() {
+        *value = row.try_get(column)?;
+    }
+    Ok(values)
+}
+
+/// Makes the tables, unless they are there.
+async fn prepare(to: &mut PgConnection, place: &str) -> Result<(), StoreError> {
+    let row = within(STATEMENT_TIMEOUT, sqlx::query(sql::HAS_LAYOUT).fetch_one(&mut *to)).await?;
+    if row.try_get::<i64, _>(0)? == 0 {
+        let mut transaction = to.begin().await?;
+        for statement in sql::TABLES.iter().chain(&sql::OWN_TABLES) {
+            let query = sqlx::query(*statement).persistent(false);
+            within(STATEMENT_TIMEOUT, query.execute(&mut *transaction)).await?;
+        }
+        let query = sqlx::query(sql::INSERT_LAYOUT).bind(LAYOUT);
+        within(STATEMENT_TIMEOUT, query.execute(&mut *transaction)).await?;
+        within(STATEMENT_TIMEOUT, transaction.commit()).await?;
+        return Ok(());
+    }
+    let query = sqlx::query(super::schema::SELECT_LAYOUT);
+    let row = within(STATEMENT_TIMEOUT, query.fetch_one(to)).await?;
+    let found: i64 = row.try_get(0)?;
+    if found != LAYOUT {
+        return Err(StoreError::Newer { place: place.to_owned(), found, known: LAYOUT });
+    }
+    Ok(())
+}
+
+/// Whether the database is of this fleet; it is, when it is of none yet.
+async fn belongs(
+    to: &mut PgConnection,
+    place: &str,
+    purpose: &str,
+    seed: &str,
+) -> Result<(), StoreError> {
+    let query = sqlx::query(sql::INSERT_FLEET).bind(purpose).bind(seed);
+    within(STATEMENT_TIMEOUT, query.execute(&mut *to)).await?;
+    let row = within(STATEMENT_TIMEOUT, sqlx::query(sql::SELECT_FLEET).fetch_one(to)).await?;
+    let (found, its_seed): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    if found != purpose {
+        return Err(StoreError::Foreign { found, wanted: purpose.to_owned() });
+    }
+    if its_seed != seed {
+        return Err(StoreError::OtherFleet(place.to_owned()));
+    }
+    Ok(())
+}
+
+impl Engine for PostgresEngine {
+    fn place(&self) -> &str {
+        &self.place
+    }
+
+    fn sums(&self) -> bool {
+        false
+    }
+
+    fn settings(&mut self) -> Work<'_, Vec<(String, String)>> {
+        Box::pin(async {
+            let edge = self.standing.edge;
+            let rows = self.rows(sqlx::query(sql::SELECT_SETTINGS).bind(edge)).await?;
+            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+        })
+    }
+
+    fn mark(&mut self) -> Work<'_, Mark> {
+        Box::pin(async { Ok(Mark { committed: self.standing.committed, sum: Digest::default() }) })
+    }
+
+    fn channels(&mut self, after: Option<Digest>, limit: i64) -> Work<'_, Vec<ChannelRow>> {
+        Box::pin(async move {
+            let after = after.map(Vec::from).unwrap_or_default();
+            let edge = self.standing.edge;
+            let query = sqlx::query(sql::SELECT_CHANNELS).bind(edge).bind(after).bind(limit);
+            let rows = self.rows(query).await?;
+            rows.iter().map(|row| self.channel_row(row)).collect()
+        })
+    }
+
+    fn folded<'a>(&'a mut self, channels: &'a [Digest]) -> Work<'a, Vec<ChannelRow>> {
+        Box::pin(async move {
+            let keys: Vec<&[u8]> = channels.iter().map(|channel| &channel[..]).collect();
+            let rows = self.rows(sqlx::query(sql::SELECT_FOLDED).bind(&keys[..])).await?;
+            rows.iter().map(|row| self.channel_row(row)).collect()
+        })
+    }
+
+    fn journal(&mut self, after: i64, limit: i64) -> Work<'_, Vec<JournalRow>> {
+        Box::pin(async move {
+            let edge = self.standing.edge;
+            let query = sqlx::query(sql::SELECT_JOURNAL).bind(edge).bind(after).bind(limit);
+            let rows = self.rows(query).await?;
+            rows.iter().map(|row| self.journal_row(row)).collect()
+        })
+    }
+
+    fn blocks(&mut self) -> Work<'_, Vec<(i64, Digest)>> {
+        Box::pin(async {
+            let query = sqlx::query(super::schema::SELECT_BLOCKS).bind(self.standing.edge);
+            let rows = self.rows(query).await?;
+            rows.iter().map(|row| Ok((row.try_get(0)?, self.digest(row, 1)?))).collect()
+        })
+    }
+
+    fn usage(&mut self) -> Work<'_, Vec<UsageRow>> {
+        Box::pin(async {
+            let query = sqlx::query(sql::SELECT_USAGE).bind(self.standing.edge);
+            self.rows(query).await?.iter().map(usage_row).collect()
+        })
+    }
+
+    fn wallet(&mut self) -> Work<'_, Vec<(i64, String)>> {
+        Box::pin(async {
+            let query = sqlx::query(super::schema::SELECT_WALLET).bind(self.standing.edge);
+            let rows = self.rows(query).await?;
+            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+        })
+    }
+
+    fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, ()> {
+        Box::pin(async {
+            let until = Instant::now() + RETRY_FOR;
+            let mut done = self.put(write).await;
+            while let Err(error) = &done {
+                if !is_passing(error) || Instant::now() > until {
+                    break;
+                }
+                tracing::warn!("a commit is tried again: {error}");
+                tokio::time::sleep(RETRY_PAUSE).await;
+                done = self.resolve(write).await;
+            }
+            done?;
+            self.standing.committed = write.mark.committed;
+            self.counted = self.counted_after(write);
+            Ok(())
+        })
+    }
+
+    fn integrity(&mut self) -> Work<'_, Vec<String>> {
+        // Its own tools check it, at the server: pg_amcheck, pg_checksums.
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn back_up<'a>(&'a mut self, _to: &'a Path) -> Work<'a, ()> {
+        Box::pin(async { Err(StoreError::BackUpByItself(self.place.clone())) })
+    }
+
+    fn close(mut self: Box<Self>) -> Work<'static, ()> {
+        Box::pin(async move {
+            match self.connection.take() {
+                Some(connection) => connect::close(connection).await,
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn fleet(&mut self) -> Option<&mut PostgresEngine> {
+        Some(self)
+    }
+}

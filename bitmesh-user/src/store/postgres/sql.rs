@@ -1,0 +1,227 @@
+//! Every statement of a fleet, and its tables. Nothing but what CockroachDB and YugabyteDB know, too.
+//!
+//! `seq` orders the events of one account, over all edges that it was at: an edge counts on from
+//! the highest that it has seen, so that no sequence of the server's is needed.
+
+/// Tables of the layout that this program writes ([`super::schema::LAYOUT`]), which is the first here.
+pub(super) const TABLES: [&str; 18] = [
+    "CREATE TABLE layout (one BIGINT PRIMARY KEY, number BIGINT NOT NULL)",
+    "CREATE TABLE fleet (one BIGINT PRIMARY KEY, purpose TEXT NOT NULL, seed TEXT NOT NULL)",
+    "CREATE TABLE edges (number BIGINT PRIMARY KEY, name TEXT NOT NULL UNIQUE, \
+        token BYTEA NOT NULL, epoch BIGINT NOT NULL, beat BIGINT NOT NULL, hold_ms BIGINT NOT NULL, \
+        committed BIGINT NOT NULL, seq BIGINT NOT NULL, next_key BIGINT NOT NULL, \
+        seized BIGINT NOT NULL)",
+    "CREATE TABLE stands (tip BYTEA PRIMARY KEY, height BIGINT NOT NULL, blocks BYTEA NOT NULL)",
+    "CREATE TABLE accounts (account BYTEA PRIMARY KEY, edge BIGINT NOT NULL, wanted BIGINT, \
+        tip BYTEA REFERENCES stands (tip), seq BIGINT NOT NULL)",
+    "CREATE INDEX accounts_of_edge ON accounts (edge)",
+    "CREATE INDEX accounts_of_tip ON accounts (tip) WHERE tip IS NOT NULL",
+    "CREATE INDEX accounts_wanted ON accounts (edge) WHERE wanted IS NOT NULL",
+    "CREATE INDEX accounts_arriving ON accounts (edge) WHERE tip IS NOT NULL",
+    "CREATE TABLE channel_members (channel BYTEA PRIMARY KEY, account BYTEA NOT NULL)",
+    "CREATE INDEX channels_of_account ON channel_members (account)",
+    "CREATE TABLE station_members (station BIGINT PRIMARY KEY, account BYTEA NOT NULL)",
+    "CREATE INDEX stations_of_account ON station_members (account)",
+    "CREATE TABLE settings (edge BIGINT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, \
+        PRIMARY KEY (edge, name))",
+    "CREATE TABLE journal (channel BYTEA NOT NULL, n BIGINT NOT NULL, seq BIGINT NOT NULL, \
+        body TEXT NOT NULL, digest BYTEA NOT NULL, PRIMARY KEY (channel, n))",
+    "CREATE INDEX journal_in_order ON journal (seq)",
+    "CREATE TABLE channels (channel BYTEA PRIMARY KEY, n BIGINT NOT NULL, body TEXT NOT NULL, \
+        digest BYTEA NOT NULL, seal BYTEA NOT NULL)",
+    "CREATE TABLE usage (station BIGINT PRIMARY KEY, edge BIGINT NOT NULL, up_octets BIGINT NOT NULL, \
+        up_frames BIGINT NOT NULL, up_refused_octets BIGINT NOT NULL, up_refused_frames BIGINT NOT NULL, \
+        down_octets BIGINT NOT NULL, down_frames BIGINT NOT NULL, down_refused_octets BIGINT NOT NULL, \
+        down_refused_frames BIGINT NOT NULL)",
+];
+/// The same, of what an edge has for itself.
+pub(super) const OWN_TABLES: [&str; 2] = [
+    "CREATE TABLE blocks (edge BIGINT NOT NULL, height BIGINT NOT NULL, hash BYTEA NOT NULL, \
+        PRIMARY KEY (edge, height))",
+    "CREATE TABLE wallet_changes (edge BIGINT NOT NULL, number BIGINT NOT NULL, body TEXT NOT NULL, \
+        PRIMARY KEY (edge, number))",
+];
+
+/// What holds for every connection: nothing waits for longer, and a commit is on the disks of those
+/// that the administrator named.
+pub(super) const SESSION: &str = "SET statement_timeout = 5000; SET lock_timeout = 5000; \
+    SET idle_in_transaction_session_timeout = 10000; SET synchronous_commit = 'on'";
+pub(super) const READ_ONLY: &str = "SHOW transaction_read_only";
+pub(super) const HAS_LAYOUT: &str = "SELECT COUNT(*) FROM information_schema.tables \
+    WHERE table_schema = current_schema() AND table_name = 'layout'";
+pub(super) const INSERT_LAYOUT: &str = "INSERT INTO layout (one, number) VALUES (1, $1)";
+pub(super) const INSERT_FLEET: &str = "INSERT INTO fleet (one, purpose, seed) VALUES (1, $1, $2) \
+    ON CONFLICT (one) DO NOTHING";
+pub(super) const SELECT_FLEET: &str = "SELECT purpose, seed FROM fleet";
+
+pub(super) const SELECT_EDGE: &str =
+    "SELECT number, token, epoch, beat, hold_ms, seized FROM edges WHERE name = $1";
+/// A lone edge is number 0: the keys of its channels are nobody else's.
+pub(super) const INSERT_EDGE: &str = "INSERT INTO edges \
+    (number, name, token, epoch, beat, hold_ms, committed, seq, next_key, seized) \
+    SELECT COALESCE(MAX(number), 0) + 1, $1, $2, 1, 0, $3, 0, 0, 0, 0 FROM edges";
+pub(super) const ENTER: &str = "UPDATE edges SET epoch = epoch + 1, beat = beat + 1, token = $1, \
+    hold_ms = $2, seized = 0 WHERE number = $3 AND epoch = $4 AND beat = $5 RETURNING epoch, committed, seq";
+pub(super) const SELECT_STANDING: &str = "SELECT epoch, committed FROM edges WHERE number = $1";
+pub(super) const SELECT_STANDING_OF: &str = "SELECT epoch, committed FROM edges WHERE name = $1";
+/// A write of our own that waits for those before it, and for the standbys that have to have them.
+pub(super) const TOUCH: &str = "UPDATE edges SET beat = beat + 1 WHERE number = $1 AND epoch = $2 \
+    RETURNING committed";
+
+/// Events and usage in one statement, which is one transaction where it stands alone: one round
+/// trip. Nothing is written unless the edge is who it was, and its last commit the one before.
+pub(super) const COMMIT: &str = "WITH fence AS ( \
+    UPDATE edges SET committed = $3, seq = $4 \
+    WHERE number = $1 AND epoch = $2 AND committed = $3 - 1 RETURNING number), \
+    events AS (INSERT INTO journal (channel, n, seq, body, digest) \
+    SELECT e.channel, e.n, e.seq, e.body, e.digest FROM fence, \
+    UNNEST($5::BYTEA[], $6::BIGINT[], $7::BIGINT[], $8::TEXT[], $9::BYTEA[]) \
+    AS e (channel, n, seq, body, digest)) \
+    SELECT COUNT(*) FROM fence";
+/// Counters of a life only grow, and are read where the station's account is: what an edge says that
+/// lags, or does not know that it has moved, takes nothing back.
+pub(super) const UPSERT_USAGE: &str = "INSERT INTO usage (station, edge, up_octets, up_frames, \
+    up_refused_octets, up_refused_frames, down_octets, down_frames, down_refused_octets, \
+    down_refused_frames) SELECT u.s, $1, u.a, u.b, u.c, u.d, u.e, u.f, u.g, u.h FROM \
+    UNNEST($2::BIGINT[], $3::BIGINT[], $4::BIGINT[], $5::BIGINT[], $6::BIGINT[], $7::BIGINT[], \
+    $8::BIGINT[], $9::BIGINT[], $10::BIGINT[]) AS u (s, a, b, c, d, e, f, g, h) \
+    WHERE NOT EXISTS (SELECT 1 FROM station_members m JOIN accounts o ON o.account = m.account \
+    WHERE m.station = u.s AND o.edge <> $1) ON CONFLICT (station) DO UPDATE SET edge = excluded.edge, up_octets = GREATEST(usage.up_octets, excluded.up_octets), \
+    up_frames = GREATEST(usage.up_frames, excluded.up_frames), up_refused_octets = GREATEST(usage.up_refused_octets, excluded.up_refused_octets), \
+    up_refused_frames = GREATEST(usage.up_refused_frames, excluded.up_refused_frames), down_octets = GREATEST(usage.down_octets, excluded.down_octets), \
+    down_frames = GREATEST(usage.down_frames, excluded.down_frames), down_refused_octets = GREATEST(usage.down_refused_octets, excluded.down_refused_octets), \
+    down_refused_frames = GREATEST(usage.down_refused_frames, excluded.down_refused_frames)";
+pub(super) const UPSERT_SETTING: &str = "INSERT INTO settings (edge, name, value) \
+    VALUES ($1, $2, $3) ON CONFLICT (edge, name) DO UPDATE SET value = excluded.value";
+pub(super) const DELETE_SETTING: &str = "DELETE FROM settings WHERE edge = $1 AND name = $2";
+pub(super) const UPSERT_CHANNELS: &str = "INSERT INTO channels (channel, n, body, digest, seal) \
+    SELECT c.channel, c.n, c.body, c.digest, c.seal FROM \
+    UNNEST($1::BYTEA[], $2::BIGINT[], $3::TEXT[], $4::BYTEA[], $5::BYTEA[]) \
+    AS c (channel, n, body, digest, seal) ON CONFLICT (channel) DO UPDATE SET n = excluded.n, \
+    body = excluded.body, digest = excluded.digest, seal = excluded.seal";
+pub(super) const DELETE_FOLDED: &str = "DELETE FROM journal \
+    USING UNNEST($1::BYTEA[], $2::BIGINT[]) AS f (channel, n) \
+    WHERE journal.channel = f.channel AND journal.n < f.n";
+pub(super) const FORGET: [&str; 3] = [
+    "DELETE FROM channels WHERE channel = ANY($1)",
+    "DELETE FROM journal WHERE channel = ANY($1)",
+    "DELETE FROM channel_members WHERE channel = ANY($1)",
+];
+
+pub(super) const INSERT_ACCOUNT: &str = "INSERT INTO accounts (account, edge, seq) \
+    VALUES ($1, $2, 0) ON CONFLICT (account) DO NOTHING";
+/// Locks it, so that it stays ours until the transaction ends.
+pub(super) const OWN_ACCOUNT: &str =
+    "SELECT 1 FROM accounts WHERE account = $1 AND edge = $2 FOR UPDATE";
+pub(super) const INSERT_CHANNEL_MEMBER: &str = "INSERT INTO channel_members (channel, account) \
+    VALUES ($1, $2) ON CONFLICT (channel) DO NOTHING";
+pub(super) const INSERT_STATION_MEMBER: &str = "INSERT INTO station_members (station, account) \
+    VALUES ($1, $2) ON CONFLICT (station) DO NOTHING";
+/// After the insertion, which waits for another edge's: only then its accounts are seen.
+pub(super) const UPDATE_STATION_MEMBER: &str = "UPDATE station_members SET account = $2 \
+    WHERE station = $1 AND NOT EXISTS (SELECT 1 FROM accounts \
+    WHERE accounts.account = station_members.account AND accounts.edge <> $3)";
+pub(super) const DELETE_MEMBERS: [&str; 2] = [
+    "DELETE FROM channel_members WHERE account = $1",
+    "DELETE FROM station_members WHERE account = $1",
+];
+pub(super) const DELETE_ACCOUNT: &str = "DELETE FROM accounts WHERE account = $1 AND edge = $2";
+pub(super) const NEXT_KEY: &str =
+    "UPDATE edges SET next_key = $2 WHERE number = $1 AND next_key < $2";
+pub(super) const HAND_OVER: &str = "UPDATE accounts SET edge = $3, wanted = NULL, tip = $4, \
+    seq = $5 WHERE account = $1 AND edge = $2";
+pub(super) const CAUGHT_UP: &str =
+    "UPDATE accounts SET tip = NULL WHERE account = $1 AND edge = $2";
+pub(super) const INSERT_STAND: &str = "INSERT INTO stands (tip, height, blocks) VALUES ($1, $2, $3) \
+    ON CONFLICT (tip) DO NOTHING";
+/// Long after anybody could come with them. One that is named all the same is kept by the reference.
+pub(super) const DELETE_STANDS: &str = "DELETE FROM stands \
+    WHERE height < (SELECT MAX(height) FROM stands) - 200 \
+    AND NOT EXISTS (SELECT 1 FROM accounts WHERE accounts.tip = stands.tip)";
+
+/// What is ours and follows our blocks.
+macro_rules! ours {
+    ($columns:literal, $table:literal, $key:literal, $members:literal, $more:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM ",
+            $table,
+            " t JOIN ",
+            $members,
+            " m ON m.",
+            $key,
+            " = t.",
+            $key,
+            " JOIN accounts a ON a.account = m.account WHERE a.edge = $1 AND a.tip IS NULL ",
+            $more
+        )
+    };
+}
+pub(super) const SELECT_CHANNELS: &str = ours!(
+    "t.channel, t.n, t.body, t.digest, t.seal",
+    "channels",
+    "channel",
+    "channel_members",
+    "AND t.channel > $2 ORDER BY t.channel LIMIT $3"
+);
+pub(super) const SELECT_JOURNAL: &str = ours!(
+    "t.seq, t.channel, t.n, t.body, t.digest",
+    "journal",
+    "channel",
+    "channel_members",
+    "AND t.seq > $2 ORDER BY t.seq LIMIT $3"
+);
+pub(super) const SELECT_FOLDED: &str = "SELECT channel, n, body, digest, seal FROM channels \
+    WHERE channel = ANY($1) ORDER BY channel";
+/// Of our accounts' stations, and of those that are nobody's and were here last.
+pub(super) const SELECT_USAGE: &str = "SELECT t.station, t.up_octets, t.up_frames, \
+    t.up_refused_octets, t.up_refused_frames, t.down_octets, t.down_frames, \
+    t.down_refused_octets, t.down_refused_frames FROM usage t \
+    LEFT JOIN station_members m ON m.station = t.station \
+    LEFT JOIN accounts a ON a.account = m.account \
+    WHERE a.edge = $1 AND a.tip IS NULL OR a.account IS NULL AND t.edge = $1 ORDER BY t.station";
+pub(super) const SELECT_SETTINGS: &str =
+    "SELECT name, value FROM settings WHERE edge = $1 ORDER BY name";
+pub(super) const SELECT_NEXT_KEY: &str = "SELECT next_key FROM edges WHERE number = $1";
+
+/// Rows of three kinds: edges (0), accounts of ours that others want (1), and that are on their way here (2).
+pub(super) const RENEW: &str = "WITH fence AS (UPDATE edges SET beat = beat + 1 \
+    WHERE number = $1 AND epoch = $2 RETURNING number) \
+    SELECT 0::BIGINT, e.number, e.epoch, e.beat, e.hold_ms, e.name, ''::BYTEA FROM fence, edges e \
+    UNION ALL (SELECT 1, wanted, 0, 0, 0, '', account FROM accounts \
+    WHERE edge = $1 AND wanted IS NOT NULL LIMIT $3) \
+    UNION ALL (SELECT 2, edge, 0, 0, 0, '', account FROM accounts \
+    WHERE edge = $1 AND tip IS NOT NULL LIMIT $3)";
+pub(super) const SELECT_EDGES: &str =
+    "SELECT number, epoch, beat, hold_ms, name FROM edges ORDER BY number";
+pub(super) const LOOK_UP_CHANNELS: &str = "SELECT m.channel, m.account, a.edge \
+    FROM channel_members m JOIN accounts a ON a.account = m.account WHERE m.channel = ANY($1)";
+pub(super) const LOOK_UP_STATIONS: &str = "SELECT m.station, m.account, a.edge \
+    FROM station_members m JOIN accounts a ON a.account = m.account WHERE m.station = ANY($1)";
+pub(super) const LOOK_UP_USAGE: &str = "SELECT station, up_octets, up_frames, \
+    up_refused_octets, up_refused_frames, down_octets, down_frames, down_refused_octets, \
+    down_refused_frames FROM usage WHERE station = ANY($1) ORDER BY station";
+/// First come, first served: who wants it later waits until it has moved.
+pub(super) const WANT: &str = "UPDATE accounts SET wanted = $2 WHERE account = ANY($1) \
+    AND edge <> $2 AND wanted IS NULL AND EXISTS (SELECT 1 FROM edges WHERE number = $2 AND epoch = $3)";
+pub(super) const TAKE_ACCOUNTS: &str = "SELECT a.account, a.tip, a.seq, s.height, s.blocks \
+    FROM accounts a LEFT JOIN stands s ON s.tip = a.tip \
+    WHERE a.account = ANY($1) AND a.edge = $2 AND a.tip IS NOT NULL";
+pub(super) const TAKE_CHANNELS: &str = "SELECT t.channel, t.n, t.body, t.digest, t.seal, m.account \
+    FROM channels t JOIN channel_members m ON m.channel = t.channel WHERE m.account = ANY($1)";
+pub(super) const TAKE_JOURNAL: &str = "SELECT t.seq, t.channel, t.n, t.body, t.digest, m.account \
+    FROM journal t JOIN channel_members m ON m.channel = t.channel WHERE m.account = ANY($1) \
+    ORDER BY t.channel, t.n";
+pub(super) const TAKE_USAGE: &str = "SELECT t.station, t.up_octets, t.up_frames, \
+    t.up_refused_octets, t.up_refused_frames, t.down_octets, t.down_frames, \
+    t.down_refused_octets, t.down_refused_frames, m.account FROM usage t \
+    JOIN station_members m ON m.station = t.station WHERE m.account = ANY($1) ORDER BY t.station";
+/// Only of an edge that was not heard of since.
+pub(super) const FENCE: &str = "UPDATE edges SET epoch = epoch + 1, seized = 1 \
+    WHERE number = $1 AND epoch = $2 AND beat = $3 RETURNING seq";
+pub(super) const TAKE_OVER: &str = "UPDATE accounts SET edge = $2, wanted = NULL, \
+    tip = COALESCE(tip, $3), seq = CASE WHEN seq > $4 THEN seq ELSE $4 END WHERE edge = $1";
+/// For status: accounts at this edge, and those that are on their way.
+pub(super) const COUNT_ACCOUNTS: &str = "SELECT COUNT(*), COUNT(wanted), COUNT(tip) FROM accounts \
+    WHERE edge = $1";

@@ -1,0 +1,256 @@
+//! A commit: once, whatever becomes of the connection.
+
+use std::collections::HashSet;
+
+use sqlx::{
+    Connection as _, PgConnection, Postgres, Row as _,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
+
+use super::{
+    FleetChange, PostgresEngine, SEQ_SHIFT,
+    connect::{STATEMENT_TIMEOUT, Standing, within},
+    fleet, sql,
+};
+use crate::store::{
+    StoreError,
+    engine::{BlockChange, ChannelRow, Write},
+    schema,
+};
+
+impl PostgresEngine {
+    /// What is counted to once a write is done.
+    pub(super) fn counted_after(&self, write: &Write) -> i64 {
+        let events = i64::try_from(write.journal.len()).unwrap_or(i64::MAX);
+        self.counted.saturating_add(events)
+    }
+
+    /// Does a write whose fate is not known, unless it was done. The write that asks waits for an
+    /// earlier one that is still under way, and for the standbys that have to have it.
+    pub(super) async fn resolve(&mut self, write: &Write) -> Result<(), StoreError> {
+        let Standing { edge, epoch, .. } = self.standing;
+        let connection = self.connected().await?;
+        let query = sqlx::query(sql::TOUCH).bind(edge).bind(epoch);
+        let row = match within(STATEMENT_TIMEOUT, query.fetch_optional(connection)).await {
+            Ok(row) => row.ok_or_else(|| self.fenced())?,
+            Err(error) => {
+                self.connection = None;
+                return Err(error.into());
+            }
+        };
+        if row.try_get::<i64, _>(0)? == write.mark.committed {
+            return Ok(());
+        }
+        match self.put(write).await {
+            // The earlier one came through between the two.
+            Err(StoreError::Fenced(place)) => {
+                let (now, committed) = self.stands().await?;
+                if now == epoch && committed == write.mark.committed {
+                    return Ok(());
+                }
+                Err(StoreError::Fenced(place))
+            }
+            done => done,
+        }
+    }
+
+    async fn stands(&mut self) -> Result<(i64, i64), StoreError> {
+        let rows = self.rows(sqlx::query(sql::SELECT_STANDING).bind(self.standing.edge)).await?;
+        let row = rows.first().ok_or_else(|| self.fenced())?;
+        Ok((row.try_get(0)?, row.try_get(1)?))
+    }
+
+    /// Does a write. After an error the connection is not used again.
+    pub(super) async fn put(&mut self, write: &Write) -> Result<(), StoreError> {
+        let (standing, counted) = (self.standing, self.counted_after(write));
+        let first = self.counted.saturating_add(1);
+        let fenced = self.fenced();
+        let connection = self.connected().await?;
+        let work = async {
+            let events = Events::of(write, standing.edge, first);
+            let query = sqlx::query(sql::COMMIT)
+                .bind(standing.edge)
+                .bind(standing.epoch)
+                .bind(write.mark.committed)
+                .bind(counted);
+            if is_plain(write) {
+                return passed(
+                    &within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(connection)).await?,
+                    fenced,
+                );
+            }
+            let mut transaction = within(STATEMENT_TIMEOUT, connection.begin()).await?;
+            let to = &mut *transaction;
+            passed(
+                &within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(&mut *to)).await?,
+                fenced,
+            )?;
+            put_rest(to, write, standing.edge, counted).await?;
+            within(STATEMENT_TIMEOUT, transaction.commit()).await?;
+            Ok(())
+        };
+        let done = work.await;
+        if done.is_err() {
+            self.connection = None;
+        }
+        done
+    }
+}
+
+/// Nothing but events of channels that are known: one statement does it.
+fn is_plain(write: &Write) -> bool {
+    write.journal.iter().all(|event| event.n > 0)
+        && write.blocks.is_empty()
+        && write.usage.is_empty()
+        && write.settings.is_empty()
+        && write.wallet.is_none()
+        && write.folded.is_empty()
+        && write.forgotten.is_empty()
+        && write.fleet.is_empty()
+}
+
+fn passed(row: &PgRow, fenced: StoreError) -> Result<(), StoreError> {
+    if row.try_get::<i64, _>(0)? == 1 { Ok(()) } else { Err(fenced) }
+}
+
+/// The columns of the events to be appended.
+struct Events<'a> {
+    channels: Vec<&'a [u8]>,
+    numbers: Vec<i64>,
+    seqs: Vec<i64>,
+    bodies: Vec<&'a str>,
+    digests: Vec<&'a [u8]>,
+}
+
+impl<'a> Events<'a> {
+    fn of(write: &'a Write, edge: i64, first: i64) -> Self {
+        let events = &write.journal;
+        Self {
+            channels: events.iter().map(|event| &event.channel[..]).collect(),
+            numbers: events.iter().map(|event| event.n).collect(),
+            seqs: (first..).take(events.len()).map(|at| (at << SEQ_SHIFT) | edge).collect(),
+            bodies: events.iter().map(|event| write.body(event)).collect(),
+            digests: events.iter().map(|event| &event.digest[..]).collect(),
+        }
+    }
+
+    fn bind(&'a self, query: Query<'a, Postgres, PgArguments>) -> Query<'a, Postgres, PgArguments> {
+        query
+            .bind(&self.channels[..])
+            .bind(&self.numbers[..])
+            .bind(&self.seqs[..])
+            .bind(&self.bodies[..])
+            .bind(&self.digests[..])
+    }
+}
+
+async fn put_rest(
+    to: &mut PgConnection,
+    write: &Write,
+    edge: i64,
+    counted: i64,
+) -> Result<(), StoreError> {
+    for change in &write.blocks {
+        put_block(to, edge, change).await?;
+    }
+    if !write.usage.is_empty() {
+        let mut query = sqlx::query(sql::UPSERT_USAGE).bind(edge);
+        for column in 0..9 {
+            let values = write.usage.iter().filter_map(|row| row.get(column).copied());
+            query = query.bind(values.collect::<Vec<i64>>());
+        }
+        run(to, query).await?;
+    }
+    for (name, value) in &write.settings {
+        run(
+            to,
+            match value {
+                Some(value) => sqlx::query(sql::UPSERT_SETTING).bind(edge).bind(name).bind(value),
+                None => sqlx::query(sql::DELETE_SETTING).bind(edge).bind(name),
+            },
+        )
+        .await?;
+    }
+    if let Some((number, body)) = &write.wallet {
+        if *number == 0 {
+            run(to, sqlx::query(schema::DELETE_WALLET).bind(edge)).await?;
+        }
+        run(to, sqlx::query(schema::INSERT_WALLET).bind(edge).bind(number).bind(body)).await?;
+    }
+    if !write.folded.is_empty() {
+        put_folded(to, &write.folded).await?;
+    }
+    if !write.forgotten.is_empty() {
+        let channels: Vec<&[u8]> = write.forgotten.iter().map(|channel| &channel[..]).collect();
+        for statement in sql::FORGET {
+            run(to, sqlx::query(statement).bind(&channels[..])).await?;
+        }
+    }
+    put_new_channels(to, write, edge).await?;
+    for change in &write.fleet {
+        fleet::put(to, change, edge, counted).await?;
+    }
+    Ok(())
+}
+
+async fn put_folded(to: &mut PgConnection, rows: &[ChannelRow]) -> Result<(), StoreError> {
+    let channels: Vec<&[u8]> = rows.iter().map(|row| &row.channel[..]).collect();
+    let numbers: Vec<i64> = rows.iter().map(|row| row.n).collect();
+    let bodies: Vec<&str> = rows.iter().map(|row| row.body.as_str()).collect();
+    let digests: Vec<&[u8]> = rows.iter().map(|row| &row.digest[..]).collect();
+    let seals: Vec<&[u8]> = rows.iter().map(|row| &row.seal[..]).collect();
+    let query = sqlx::query(sql::UPSERT_CHANNELS).bind(&channels[..]).bind(&numbers[..]);
+    run(to, query.bind(&bodies[..]).bind(&digests[..]).bind(&seals[..])).await?;
+    let query = sqlx::query(sql::DELETE_FOLDED).bind(&channels[..]).bind(&numbers[..]);
+    run(to, query).await?;
+    Ok(())
+}
+
+/// A channel of which nobody says whose it is has an account of its own.
+async fn put_new_channels(
+    to: &mut PgConnection,
+    write: &Write,
+    edge: i64,
+) -> Result<(), StoreError> {
+    let told: HashSet<_> = write
+        .fleet
+        .iter()
+        .filter_map(|change| match change {
+            FleetChange::Channel { channel, .. } => Some(channel),
+            _ => None,
+        })
+        .collect();
+    let new = write.journal.iter().filter(|event| event.n == 0 && !told.contains(&event.channel));
+    for event in new {
+        let (channel, account) = (event.channel, event.channel);
+        fleet::put(to, &FleetChange::Channel { channel, account }, edge, 0).await?;
+    }
+    Ok(())
+}
+
+async fn put_block(
+    to: &mut PgConnection,
+    edge: i64,
+    change: &BlockChange,
+) -> Result<(), StoreError> {
+    match change {
+        BlockChange::Connected(height, hash, forgotten) => {
+            let query = sqlx::query(schema::INSERT_BLOCK).bind(edge).bind(height);
+            run(to, query.bind(&hash[..])).await?;
+            run(to, sqlx::query(schema::FORGET_BLOCKS).bind(edge).bind(forgotten)).await?;
+        }
+        BlockChange::Gone(height) => {
+            run(to, sqlx::query(schema::DELETE_BLOCKS).bind(edge).bind(height)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs a statement: how many rows it changed.
+pub(super) async fn run(
+    to: &mut PgConnection,
+    query: Query<'_, Postgres, PgArguments>,
+) -> Result<u64, StoreError> {
+    Ok(within(STATEMENT_TIMEOUT, query.execute(to)).await?.rows_affected())
+}

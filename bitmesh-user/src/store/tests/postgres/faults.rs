@@ -1,0 +1,254 @@
+//! Connections that break, and servers that die.
+
+use std::path::PathBuf;
+
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UnixStream},
+    task::JoinHandle,
+};
+
+use super::*;
+
+/// What happens to the connection on which certain octets come from the client.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// The server never sees them.
+    Before,
+    /// The server gets them, and its answer is lost.
+    Answer,
+    /// The server gets them, and the connection ends at once.
+    After,
+}
+
+type Armed = Arc<Mutex<Option<(&'static [u8], Cut)>>>;
+
+/// A server's socket as an address, which can be cut.
+struct Proxy {
+    address: String,
+    armed: Armed,
+    connections: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    listener: JoinHandle<()>,
+}
+
+impl Proxy {
+    async fn of(server: &Server<'_>) -> Self {
+        let socket = server.socket().join(format!(".s.PGSQL.{}", server::PORT));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let armed = Armed::default();
+        let connections = Arc::new(Mutex::new(Vec::new()));
+        let (to_arm, all) = (Arc::clone(&armed), Arc::clone(&connections));
+        let listener = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let passing = tokio::spawn(pass(client, socket.clone(), Arc::clone(&to_arm)));
+                all.lock().unwrap().push(passing);
+            }
+        });
+        Self { address, armed, connections, listener }
+    }
+
+    fn arm(&self, octets: &'static [u8], cut: Cut) {
+        *self.armed.lock().unwrap() = Some((octets, cut));
+    }
+
+    /// Whether what it was armed for has happened.
+    fn is_spent(&self) -> bool {
+        self.armed.lock().unwrap().is_none()
+    }
+
+    fn cut_all(&self) {
+        for connection in self.connections.lock().unwrap().drain(..) {
+            connection.abort();
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.listener.abort();
+        self.cut_all();
+    }
+}
+
+async fn pass(mut client: TcpStream, socket: PathBuf, armed: Armed) {
+    let Ok(mut server) = UnixStream::connect(socket).await else { return };
+    let (mut asked, mut told) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut mute = false;
+    loop {
+        tokio::select! {
+            read = client.read(&mut asked) => {
+                let Ok(octets @ 1..) = read else { return };
+                let hit = {
+                    let mut armed = armed.lock().unwrap();
+                    let hit = armed.filter(|(needle, _)| {
+                        asked[..octets].windows(needle.len()).any(|window| window == *needle)
+                    });
+                    if hit.is_some() {
+                        *armed = None;
+                    }
+                    hit.map(|(_, cut)| cut)
+                };
+                if matches!(hit, Some(Cut::Before)) {
+                    return;
+                }
+                if server.write_all(&asked[..octets]).await.is_err() || matches!(hit, Some(Cut::After)) {
+                    return;
+                }
+                mute |= hit.is_some();
+            }
+            read = server.read(&mut told) => {
+                let Ok(octets @ 1..) = read else { return };
+                if mute || client.write_all(&told[..octets]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn at(proxies: &[&Proxy], database: &str) -> String {
+    let hosts: Vec<_> = proxies.iter().map(|proxy| proxy.address.as_str()).collect();
+    format!("postgres://{USER}:{PASSWORD}@{}/{database}", hosts.join(","))
+}
+
+async fn open_at(home: &Database, proxies: &[&Proxy]) -> Store {
+    let fleet = Some(fleet(&at(proxies, &home.name), home.edge));
+    let place = Place { directory: home.directory.path().to_owned(), fleet };
+    let mut store = Store::open(&place, StoreRole::Provider, Network::Regtest).await.unwrap();
+    store.load::<Event>().await.unwrap();
+    store
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_happens_once() {
+    let home = Database::fresh();
+    let proxy = Proxy::of(&home.server).await;
+    let mut store = open_at(&home, &[&proxy]).await;
+    let mut all = vec![event(1, Event::Opened(0))];
+    store.commit(&all, None).await.unwrap();
+    let mut sum = 0;
+    for cut in [Cut::Before, Cut::Answer, Cut::After] {
+        // As one statement, known to the server and not; as several, cut at the last.
+        for (rest, octets) in [(false, &b"\"paid\""[..]), (true, b"COMMIT"), (false, b"\"paid\"")] {
+            sum += 1;
+            let mut batch = vec![event(1, Event::Paid(sum))];
+            if rest {
+                batch.push(usage(1, sum));
+            }
+            proxy.arm(octets, cut);
+            store.commit(&batch, None).await.unwrap();
+            assert!(proxy.is_spent(), "{cut:?} was not met");
+            all.push(event(1, Event::Paid(sum)));
+        }
+    }
+    drop(store);
+    let (_, found) = loaded(&home).await;
+    assert_eq!(found[..all.len()], all);
+    assert_eq!(found[all.len()..], [usage(1, 8)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_still_under_way_when_its_connection_breaks_happens_once() {
+    let home = Database::fresh();
+    let proxy = Proxy::of(&home.server).await;
+    let mut store = open_at(&home, &[&proxy]).await;
+    store.commit(&[event(1, Event::Opened(0))], None).await.unwrap();
+    store.commit(&[event(1, Event::Paid(1))], None).await.unwrap();
+    let mut other = PgConnection::connect(&home.url()).await.unwrap();
+    for (sum, cut) in [(2, Cut::Before), (3, Cut::After)] {
+        other.execute("BEGIN; SELECT 1 FROM edges FOR UPDATE").await.unwrap();
+        proxy.arm(b"\"paid\"", cut);
+        let batch = [event(1, Event::Paid(sum))];
+        let release = async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            other.execute("ROLLBACK").await.unwrap();
+        };
+        let (done, ()) = tokio::join!(store.commit(&batch, None), release);
+        done.unwrap();
+    }
+    drop(store);
+    let (_, found) = loaded(&home).await;
+    let paid = |sum| event(1, Event::Paid(sum));
+    assert_eq!(found, [event(1, Event::Opened(0)), paid(1), paid(2), paid(3)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_when_the_primary_dies_and_the_standby_is_promoted() {
+    let (mut primary, standby) = tokio::task::block_in_place(|| {
+        let primary = Server::start(&prefix(), here(), "").unwrap();
+        let socket = primary.socket().display().to_string();
+        let standby = primary.standby(&prefix(), here(), &socket, "").unwrap();
+        primary.create("fleet").unwrap();
+        (primary, standby)
+    });
+    let (first, second) = (Proxy::of(&primary).await, Proxy::of(&standby).await);
+    let directory = tempfile::tempdir().unwrap();
+    let fleet = Some(fleet(&at(&[&first, &second], "fleet"), "one"));
+    let place = Place { directory: directory.path().to_owned(), fleet };
+    let open = || Store::open(&place, StoreRole::Provider, Network::Regtest);
+    let mut store = open().await.unwrap();
+    store.load::<Event>().await.unwrap();
+    store.commit(&[event(1, Event::Opened(0))], None).await.unwrap();
+    let acknowledged = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&acknowledged);
+    let load = tokio::spawn(async move {
+        let mut after = 0;
+        for sum in 1.. {
+            store.commit(&[event(1, Event::Paid(sum))], None).await.unwrap();
+            let stop = count.fetch_add(1, Ordering::SeqCst) >= u32::MAX / 2;
+            after += u32::from(stop);
+            if after == 200 {
+                return (store, sum);
+            }
+        }
+        unreachable!()
+    });
+    while acknowledged.load(Ordering::SeqCst) < 200 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::task::block_in_place(|| {
+        primary.kill();
+        standby.promote().unwrap();
+    });
+    acknowledged.fetch_add(u32::MAX / 2, Ordering::SeqCst);
+    let (mut store, sum) = load.await.unwrap();
+    // The old primary comes back, takes writes, and is named first: it lacks what was acknowledged.
+    tokio::task::block_in_place(|| primary.launch().unwrap());
+    first.cut_all();
+    second.cut_all();
+    store.commit(&[event(1, Event::Paid(sum + 1))], None).await.unwrap();
+    drop(store);
+    let count = "SELECT COUNT(*) FROM journal";
+    let count = tokio::task::block_in_place(|| standby.sql("fleet", count).unwrap());
+    assert_eq!(count, (sum + 2).to_string());
+    // A start, too, passes it over.
+    let mut store = open().await.unwrap();
+    let found = store.load::<Event>().await.unwrap();
+    let paid = (1..=sum + 1).map(|sum| event(1, Event::Paid(sum)));
+    assert!(found.into_iter().skip(1).eq(paid));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_gone_is_told_and_used_again_when_it_is_back() {
+    let mut server = tokio::task::block_in_place(|| Server::start(&prefix(), here(), "").unwrap());
+    server.create("fleet").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let url =
+        format!("postgres://{USER}:{PASSWORD}@localhost/fleet?host={}", server.socket().display());
+    let place = Place { directory: directory.path().to_owned(), fleet: Some(fleet(&url, "one")) };
+    let open = || Store::open(&place, StoreRole::Provider, Network::Regtest);
+    let mut store = open().await.unwrap();
+    store.load::<Event>().await.unwrap();
+    store.commit(&[event(1, Event::Opened(0))], None).await.unwrap();
+    tokio::task::block_in_place(|| server.stop().unwrap());
+    let error = store.commit(&[event(1, Event::Paid(1))], None).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+    drop(store);
+    assert!(matches!(open().await, Err(StoreError::Unreachable { .. })));
+    tokio::task::block_in_place(|| server.launch().unwrap());
+    let mut store = open().await.unwrap();
+    assert_eq!(store.load::<Event>().await.unwrap(), [event(1, Event::Opened(0))]);
+    store.commit(&[event(1, Event::Paid(2))], None).await.unwrap();
+}
