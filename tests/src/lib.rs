@@ -10,6 +10,7 @@ pub mod counters;
 pub mod daemon;
 pub mod edge;
 pub mod esplora;
+pub mod fleet;
 pub mod flood;
 pub mod liar;
 pub mod napi;

@@ -22,7 +22,7 @@ use crate::{
 
 pub use self::{
     buy::{BuyArgs, BuyConfig},
-    sell::{BindArg, SellArgs, SellConfig, UploadHookArg},
+    sell::{BindArg, FleetConfig, SellArgs, SellConfig, UploadHookArg},
 };
 
 /// Port of the payment API unless another is set.

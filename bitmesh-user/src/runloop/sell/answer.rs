@@ -80,6 +80,7 @@ impl Session<'_> {
             billed_octets: self.controller.billed(),
             wallet: self.foundation.wallet_status(totals.unsettled),
             store: self.desk.front.store(),
+            fleet: self.fleet.as_ref().map(|fleet| fleet.status(&self.controller)),
         }
     }
 }

@@ -430,9 +430,8 @@ impl Lab {
         let paid = Amount::from_sat(sum);
         let message = payment_sighash(&opened.params, outpoint, paid).unwrap();
         let payment = PaymentRequest { paid, signature: sign(opened.key, message) };
-        let (request, channel_id) = (RequestId(2), opened.id);
-        let (channel, verified, station) = (channel_id, None, None);
-        let input = Input::Pay { request, channel, payment, verified, station };
+        let (request, id) = (RequestId(2), opened.id);
+        let input = Input::Pay { request, channel: id, payment, verified: None, station: None };
         match self.put(edge, input).pop() {
             Some(Ok(_)) => {
                 let opened = &mut self.channels[channel];

@@ -72,7 +72,7 @@ fn an_account_stays_for_a_while_before_it_moves_on() {
     lab.now = Duration::from_secs(50);
     lab.want(1, account);
     lab.take(1, 0);
-    lab.now += STAY_MIN - JUST_LESS;
+    lab.now += STAY_MIN.saturating_sub(JUST_LESS);
     lab.want(0, account);
     assert_eq!(lab.controller(1).place(account), Place::Here);
     lab.now += JUST_LESS;
