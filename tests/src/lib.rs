@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod edge;
 pub mod esplora;
 pub mod faults;
+pub mod fleet;
 pub mod flood;
 pub mod ledgers;
 pub mod liar;

@@ -17,6 +17,7 @@ pub use esplora::Esplora;
 pub use follower::{ChainEvent, Events, follow};
 pub use light::LightClient;
 pub use rpc::NodeRpc;
+pub use verify::whole_block;
 pub use watched::Watched;
 
 /// No estimate makes us pay more: 1,000 sat/vB.

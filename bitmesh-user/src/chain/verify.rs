@@ -6,7 +6,7 @@ use bitcoin::{
 };
 use bitmesh_core::bitcoin;
 
-use super::ChainError;
+use super::{ChainError, ChainSource};
 
 /// The block on which the next one has to fit.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,29 @@ pub(super) fn verify(
     hash: BlockHash,
 ) -> Result<(), ChainError> {
     verify_header(network, tip, &block.header, hash)?;
-    let invalid = |what| ChainError::Invalid { height: tip.height.saturating_add(1), what };
+    verify_body(tip.height.saturating_add(1), block)
+}
+
+/// A block by its hash, whole. That it belongs to the chain is to be known from what follows it.
+pub async fn whole_block(
+    source: &dyn ChainSource,
+    height: u32,
+    hash: BlockHash,
+) -> Result<Block, ChainError> {
+    let block = source.block(hash).await?;
+    let invalid = |what| ChainError::Invalid { height, what };
+    if block.block_hash() != hash {
+        return Err(invalid("is not the one that was asked for"));
+    }
+    if block.header.validate_pow(block.header.target()).is_err() {
+        return Err(invalid("lacks the work that it claims"));
+    }
+    verify_body(height, &block)?;
+    Ok(block)
+}
+
+fn verify_body(height: u32, block: &Block) -> Result<(), ChainError> {
+    let invalid = |what| ChainError::Invalid { height, what };
     if !block.check_merkle_root() || repeats(block) {
         return Err(invalid("has other transactions than its header commits to"));
     }

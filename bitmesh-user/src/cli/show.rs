@@ -22,7 +22,9 @@ use serde_json::json;
 use crate::{
     api::{RefundExport, ShareCode, StoreState, StoreStatus},
     bench::grouped,
-    runloop::status::{ChainStatus, GuardStatus, ProviderStatus, Status, SubscriberStatus},
+    runloop::status::{
+        ChainStatus, FleetStatus, GuardStatus, ProviderStatus, Status, SubscriberStatus,
+    },
     terminal::table,
 };
 
@@ -283,6 +285,9 @@ fn provider(status: &ProviderStatus) -> String {
         ),
         ("ledger", store(&status.store)),
     ]);
+    if let Some(status) = &status.fleet {
+        rows.push(("fleet", fleet(status)));
+    }
     let mut hooks = table(&["port", "direction", "program", "why"]);
     for hook in &status.hooks {
         let why = match &hook.warning {
@@ -330,6 +335,34 @@ fn store(status: &StoreStatus) -> String {
             status.engine
         ),
     }
+}
+
+/// An edge among others.
+fn fleet(status: &FleetStatus) -> String {
+    let grants =
+        if status.may_grant { "" } else { ", MAY NOT GRANT: its database does not answer" };
+    let mut text = format!(
+        "edge {} (number {}, epoch {}), {} accounts came and {} went, {} on the way{grants}",
+        status.edge,
+        status.number,
+        status.epoch,
+        grouped(status.accounts_came),
+        grouped(status.accounts_went),
+        grouped(status.accounts_arriving + status.accounts_leaving),
+    );
+    if status.accounts_lost > 0 {
+        let lost = grouped(status.accounts_lost);
+        let _ = write!(text, "; {lost} ACCOUNTS CAN'T COME: the log says why");
+    }
+    for other in &status.others {
+        let state = match (other.taken_over, other.silent_ms / 1_000) {
+            (true, _) => "silent, taken over".to_owned(),
+            (false, 0..3) => "alive".to_owned(),
+            (false, seconds) => format!("SILENT for {} s", grouped(seconds)),
+        };
+        let _ = write!(text, "; edge {} {state}", other.name);
+    }
+    text
 }
 
 /// How long ago it was.

@@ -23,7 +23,7 @@ use crate::{
 
 pub use self::{
     buy::{BuyArgs, BuyConfig},
-    sell::{BindArg, Reread, SellArgs, SellConfig, UploadHookArg},
+    sell::{BindArg, FleetConfig, Reread, SellArgs, SellConfig, UploadHookArg},
 };
 
 /// Port of the payment API unless another is set.

@@ -53,7 +53,7 @@ use crate::{
     chain::{Broadcast, ChainEvent, ChainSource, Events, Watched, follow},
     config::{API_PORT, Common},
     gateway::Gateway,
-    store::{Store, StoreError, StoreRole},
+    store::{Place, Store, StoreError, StoreRole},
     telemetry::float,
     wallet::{Seed, SeedError, Wallet, seed},
 };
@@ -102,13 +102,14 @@ impl Foundation {
     /// Opens, or makes, the data directory's seed, store and wallet, and reads the journal.
     async fn open<E>(
         common: &Common,
+        place: &Place,
         role: StoreRole,
         seed: &mut Seed,
     ) -> Result<(Self, Vec<Entry<E>>)>
     where
         E: Serialize + DeserializeOwned + Compact + Send + 'static,
     {
-        let mut store = Store::open(&common.ledger(), role, common.network).await?;
+        let mut store = Store::open(place, role, common.network).await?;
         let mut entries = store.load::<E>().await?;
         if let Some(from) = store.went_back().await? {
             warn!("{}", went_back(role, &from));

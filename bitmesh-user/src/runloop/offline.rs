@@ -54,7 +54,7 @@ impl Offline {
         let (foundation, channels) = match role {
             StoreRole::Provider => {
                 let (foundation, entries) =
-                    Foundation::open::<ProviderEvent>(common, role, seed).await?;
+                    Foundation::open::<ProviderEvent>(common, &common.ledger(), role, seed).await?;
                 let mut controller = Controller::new(network, Vec::new());
                 for entry in &entries {
                     controller.replay(entry)?;
@@ -63,7 +63,8 @@ impl Offline {
             }
             StoreRole::Subscriber => {
                 let (foundation, entries) =
-                    Foundation::open::<SubscriberEvent>(common, role, seed).await?;
+                    Foundation::open::<SubscriberEvent>(common, &common.ledger(), role, seed)
+                        .await?;
                 let mut buyer = Buyer::new(network);
                 for entry in &entries {
                     buyer.replay(entry)?;

@@ -178,6 +178,53 @@ pub struct ProviderStatus {
     /// Whether payments can be written down.
     #[serde(default)]
     pub store: StoreStatus,
+    /// The fleet that this is an edge of, if it is.
+    #[serde(default)]
+    pub fleet: Option<FleetStatus>,
+}
+
+/// An edge and its fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetStatus {
+    /// This edge's name.
+    pub edge: String,
+    /// Its number.
+    pub number: u16,
+    /// Grows with each start, and when another edge takes it over.
+    pub epoch: i64,
+    /// How long what it granted lasts after a sign of life.
+    pub hold_seconds: u64,
+    /// Whether its last sign of life is young enough to grant.
+    pub may_grant: bool,
+    /// Accounts on their way here.
+    pub accounts_arriving: u64,
+    /// Accounts on their way to other edges.
+    pub accounts_leaving: u64,
+    /// Accounts that can't come: the log says why.
+    pub accounts_lost: u64,
+    /// Accounts that came since the last start from the ledger.
+    pub accounts_came: u64,
+    /// Accounts that went since then.
+    pub accounts_went: u64,
+    /// Requests that wait for an account.
+    pub requests_waiting: u64,
+    /// The other edges.
+    pub others: Vec<OtherEdge>,
+}
+
+/// Another edge of the fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherEdge {
+    /// Its number.
+    pub number: u16,
+    /// Its name.
+    pub name: String,
+    /// Its epoch.
+    pub epoch: i64,
+    /// Since when it gave no sign of life, in milliseconds.
+    pub silent_ms: u64,
+    /// Whether it was taken over by this one, and is silent since.
+    pub taken_over: bool,
 }
 
 /// How far a subscriber is.

@@ -100,6 +100,11 @@ pub struct Wallet {
     inner: bdk_wallet::Wallet,
 }
 
+/// Names seed words without telling them (BIP32).
+pub fn fingerprint(words: &Words, network: Network) -> Fingerprint {
+    Keys::new(words, network).fingerprint()
+}
+
 impl Wallet {
     /// A new wallet that knows nothing of blocks before `birthday`.
     pub fn create(

@@ -136,9 +136,13 @@ struct Session {
 impl Session {
     async fn start(config: BuyConfig) -> Result<Self> {
         let mut seed = unlock(&config.common)?;
-        let (mut foundation, entries) =
-            Foundation::open::<SubscriberEvent>(&config.common, StoreRole::Subscriber, &mut seed)
-                .await?;
+        let (mut foundation, entries) = Foundation::open::<SubscriberEvent>(
+            &config.common,
+            &config.common.ledger(),
+            StoreRole::Subscriber,
+            &mut seed,
+        )
+        .await?;
         let mut buyer = Buyer::new(config.common.network);
         for entry in &entries {
             buyer.replay(entry)?;

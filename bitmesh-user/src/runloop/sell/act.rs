@@ -131,7 +131,7 @@ impl Session<'_> {
             self.crowded = true;
         }
         inserted?;
-        let terms = self.config.terms_of(self.told.port(key), self.told.ipv4(key));
+        let terms = self.terms_of(self.told.port(key), self.told.ipv4(key));
         self.dataplane.set_terms(key, &terms)
     }
 
@@ -146,7 +146,7 @@ impl Session<'_> {
             .any(|lan| lan.index == from.interface && ports.contains(&lan.name));
         self.told.opens(key, is_port.then_some(from.interface), from.address);
         if self.dataplane.usage(key).is_some() {
-            let terms = self.config.terms_of(self.told.port(key), self.told.ipv4(key));
+            let terms = self.terms_of(self.told.port(key), self.told.ipv4(key));
             if let Err(error) = self.dataplane.set_terms(key, &terms) {
                 warn!("{} is bound to where it was: {error}", Station::from(key));
             }
@@ -159,7 +159,7 @@ impl Session<'_> {
         let keys: Vec<_> = self.dataplane.stations().map(|(key, ..)| key).collect();
         for key in keys {
             let (port, ipv4) = self.dataplane.bound(key);
-            let terms = self.config.terms_of(port, ipv4);
+            let terms = self.terms_of(port, ipv4);
             if let Err(error) = self.dataplane.set_terms(key, &terms) {
                 warn!("{} keeps its earlier terms: {error}", Station::from(key));
             }

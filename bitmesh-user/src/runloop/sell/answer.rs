@@ -84,6 +84,7 @@ impl Session<'_> {
             commitments: totals.commitments,
             wallet: self.foundation.wallet_status(totals.unsettled),
             store: self.desk.front.store(),
+            fleet: self.fleet.as_ref().map(|fleet| fleet.status(&self.controller)),
         }
     }
 }

@@ -40,6 +40,7 @@ impl Session<'_> {
                 Input::Fees(estimates)
             }
             Internal::Told(input) => *input,
+            Internal::Passed(found) => self.passed(found),
         }
     }
 

@@ -7,6 +7,7 @@ mod claim;
 mod desk;
 mod drift;
 mod edge;
+mod fleet;
 mod guarding;
 mod outage;
 mod start;
@@ -18,7 +19,9 @@ mod watch;
 use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use bitcoin::Block;
 use bitmesh_core::{
+    bitcoin,
     channel::{Batch, ChannelId, FeeEstimates, ProviderChannel, ProviderEvent},
     controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
@@ -37,6 +40,7 @@ use self::{
     act::Done,
     desk::Desk,
     edge::reconcile,
+    fleet::Fleet,
     guarding::Guarding,
     outage::{Patience, outlast},
     told::Told,
@@ -152,6 +156,8 @@ enum Internal {
     Fees(Option<FeeEstimates>),
     /// What the controller waits for.
     Told(Box<Input>),
+    /// A block that accounts which come have not seen; none, if the source has none.
+    Passed(Option<(u32, Arc<Block>)>),
 }
 
 struct Session<'a> {
@@ -162,6 +168,10 @@ struct Session<'a> {
     guarding: &'a mut Guarding,
     told: &'a mut Told,
     desk: &'a mut Desk,
+    /// The fleet that this is an edge of.
+    fleet: Option<Fleet>,
+    /// Accounts that have come, whose channels the chain is watched for.
+    watched_arrivals: u64,
     /// Envelopes whose answer the controller owes, and questions to be answered after the commit.
     pending: HashMap<RequestId, oneshot::Sender<Reply>>,
     questions: Vec<Envelope>,
@@ -189,12 +199,20 @@ impl<'a> Session<'a> {
         notifier: &'a mut Notifier,
         again: bool,
     ) -> Result<Self> {
+        let (place, role) = (config.ledger(seed), StoreRole::Provider);
         let (mut foundation, entries) =
-            Foundation::open::<ProviderEvent>(&config.common, StoreRole::Provider, seed).await?;
+            Foundation::open::<ProviderEvent>(&config.common, &place, role, seed).await?;
         if again {
             foundation.store.set(RECOVERED, &now().to_string()).await?;
         }
         let mut controller = Controller::new(config.common.network, desk.edge_addresses.clone());
+        let mut fleet = match &config.fleet {
+            Some(fleet) => {
+                let store = &mut foundation.store;
+                Some(Fleet::join(fleet, store, &mut controller, dataplane).await?)
+            }
+            None => None,
+        };
         for entry in &entries {
             controller.replay(entry)?;
         }
@@ -202,6 +220,9 @@ impl<'a> Session<'a> {
         give_back_memory();
         dataplane.set_edge(&desk.edge_addresses, config.api_port)?;
         reconcile(&mut controller, dataplane, &foundation)?;
+        if let Some(fleet) = &mut fleet {
+            fleet.begin(&mut foundation.store).await?;
+        }
 
         let (internal, internals) = mpsc::channel(64);
         desk.front.checks().retain(|_, _| false);
@@ -213,6 +234,8 @@ impl<'a> Session<'a> {
             guarding,
             told,
             desk,
+            fleet,
+            watched_arrivals: 0,
             pending: HashMap::new(),
             questions: Vec::new(),
             answering: Vec::new(),
@@ -246,6 +269,7 @@ impl<'a> Session<'a> {
         let mut addresses = every(ADDRESSES_INTERVAL);
         let mut drift = every(DRIFT_INTERVAL);
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
+        let mut beat = Box::pin(sleep(Duration::ZERO));
 
         self.renew_offer();
         let resumed = self.controller.resume();
@@ -282,9 +306,17 @@ impl<'a> Session<'a> {
                     let _ = self.keep_status();
                 }
                 events = self.told.next() => {
-                    for key in self.told.note(&events?) {
+                    let events = events?;
+                    self.newcomers(&events);
+                    for key in self.told.note(&events) {
                         self.read_one(key, &mut out);
                     }
+                }
+                () = &mut beat, if self.fleet.is_some() => {
+                    self.beat(&mut out).await?;
+                    self.settle(std::mem::take(&mut out)).await?;
+                    self.watch_arrived();
+                    self.unpark(&mut out);
                 }
                 () = &mut usage => {
                     let busy = self.read_usage(&mut out);
@@ -319,6 +351,12 @@ impl<'a> Session<'a> {
                 () = &mut *stop => return Ok(()),
             }
             self.settle(out).await?;
+            if let Some(fleet) = &self.fleet {
+                let due = Instant::from_std(fleet.next_beat(&self.controller));
+                if due != beat.deadline() {
+                    beat.as_mut().reset(due);
+                }
+            }
         }
     }
 
@@ -372,6 +410,7 @@ impl<'a> Session<'a> {
     }
 
     fn take(&mut self, envelope: Envelope, out: &mut Batch<ProviderEvent, Action>) {
+        let Some(envelope) = self.park(envelope) else { return };
         let request = RequestId(self.next_request);
         let input = match envelope.ask {
             Ask::Open(station, from, open) => {

@@ -1,0 +1,213 @@
+//! Two edges of one fleet, and a subscriber whose cable is moved from one to the other.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result};
+use bitcoin::Amount;
+use bitmesh_core::wire::AccountReport;
+use bitmesh_user::{
+    runloop::status::{FleetStatus, Phase, Status, WalletStatus},
+    wallet::seed,
+};
+use tempfile::TempDir;
+
+use crate::{
+    daemon::{Daemon, eventually},
+    netns::Namespace,
+    offload::Offload,
+    postgres::{self, Server},
+    regtest::{self, Node},
+    sweep::{own_name, sweep},
+    topology::{LAN, UPLINK, WAN},
+};
+
+/// The internet host, by whichever edge.
+pub const INTERNET: &str = "10.78.9.9";
+/// What both edges are for stations.
+const GATEWAY: &str = "10.77.0.1";
+const GATEWAY_MAC: [u8; 6] = [0x02, 0xbb, 0, 0, 0, 1];
+/// Port of an edge towards the database alone.
+pub const DATABASE_PORT: &str = "db0";
+/// Ports of the switch, by edge.
+const PORTS: [&str; 2] = ["a0", "b0"];
+/// Time that a step which needs a block or two may take.
+const STEP: Duration = Duration::from_secs(90);
+
+/// The networks.
+pub struct Fabric {
+    /// Pays.
+    pub subscriber: Namespace,
+    switch: Namespace,
+    /// Sell.
+    pub edges: [Namespace; 2],
+    /// Where traffic goes.
+    pub internet: Namespace,
+    /// Where node and database run.
+    pub chain: Namespace,
+}
+
+impl Fabric {
+    /// Makes them, with the subscriber at the first edge.
+    pub fn new() -> Result<Self> {
+        sweep();
+        let fabric = Self {
+            subscriber: Namespace::create("subscriber")?,
+            switch: Namespace::create("switch")?,
+            edges: [Namespace::create("edge-a")?, Namespace::create("edge-b")?],
+            internet: Namespace::create("internet")?,
+            chain: Namespace::create("chain")?,
+        };
+        let Self { subscriber, switch, edges, internet, chain } = &fabric;
+        subscriber.connect(UPLINK, switch, "s0")?;
+        subscriber.connect("node0", chain, "subscriber0")?;
+        subscriber.address(UPLINK, "10.77.0.2", 24)?;
+        subscriber.address("node0", "10.79.2.2", 30)?;
+        chain.address("subscriber0", "10.79.2.1", 30)?;
+        internet.address("lo", INTERNET, 32)?;
+        internet.set_up("lo", true)?;
+        for (i, edge) in edges.iter().enumerate() {
+            let [to_node, to_database, to_edge] =
+                [format!("node-{i}"), format!("db-{i}"), format!("edge-{i}")];
+            switch.connect(PORTS[i], edge, LAN)?;
+            internet.connect(&to_edge, edge, WAN)?;
+            edge.connect("node0", chain, &to_node)?;
+            edge.connect(DATABASE_PORT, chain, &to_database)?;
+            edge.set_mac(LAN, GATEWAY_MAC)?;
+            edge.set_up(LAN, true)?;
+            edge.address(LAN, GATEWAY, 24)?;
+            edge.address(WAN, &format!("10.78.{i}.1"), 24)?;
+            internet.address(&to_edge, &format!("10.78.{i}.2"), 24)?;
+            edge.default_route(&format!("10.78.{i}.2"))?;
+            edge.address("node0", &format!("10.79.1{i}.2"), 30)?;
+            chain.address(&to_node, &format!("10.79.1{i}.1"), 30)?;
+            edge.address(DATABASE_PORT, &format!("10.79.2{i}.2"), 30)?;
+            chain.address(&to_database, &format!("10.79.2{i}.1"), 30)?;
+            edge.sysctl("ipv4/ip_forward", "1")?;
+            edge.offloads_off(LAN, &[Offload::Tso, Offload::Gro])?;
+            internet.offloads_off(&to_edge, &[Offload::Gro])?;
+        }
+        subscriber.offloads_off(UPLINK, &[Offload::Tso, Offload::Gso, Offload::Gro])?;
+        switch.bridge("br0", &["s0", PORTS[0], PORTS[1]])?;
+        subscriber.default_route(GATEWAY)?;
+        switch.set_up(PORTS[1], false)?;
+        internet.default_route("10.78.0.1")?;
+        Ok(fabric)
+    }
+
+    /// Moves the subscriber's cable to the second edge, and the way back with it.
+    pub fn roam(&self) -> Result<()> {
+        self.switch.set_up(PORTS[0], false)?;
+        self.internet.set_up("edge-0", false)?;
+        self.switch.set_up(PORTS[1], true)?;
+        self.internet.default_route("10.78.1.1")
+    }
+
+    /// Cuts an edge off from the database, or lets it reach it again.
+    pub fn reach_database(&self, edge: usize, reach: bool) -> Result<()> {
+        self.edges[edge].set_up(DATABASE_PORT, reach)
+    }
+}
+
+/// The processes.
+pub struct Fleet<'a> {
+    /// The chain.
+    pub node: Node<'a>,
+    /// The ledger.
+    pub database: Server<'a>,
+    /// Sell.
+    pub edges: [Daemon<'a>; 2],
+    /// Buys.
+    pub subscriber: Daemon<'a>,
+    _data: TempDir,
+}
+
+impl<'a> Fleet<'a> {
+    /// Both edges sell, with this hold time in seconds and more flags; the subscriber is not started yet.
+    pub fn new(fabric: &'a Fabric, hold: u64, more: &[&str]) -> Result<Self> {
+        let node = Node::start(&fabric.chain)?;
+        let chain = &fabric.chain;
+        let launch =
+            Box::new(|program: &std::path::Path| -> Result<Command> { chain.command(program) });
+        let addresses = "10.79.20.1,10.79.21.1";
+        let database = Server::start(&own_name("fleet-"), launch, addresses)?;
+        database.create("fleet")?;
+        let data = tempfile::Builder::new().prefix(&own_name("data-")).tempdir()?;
+        fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711))?;
+        let hold = hold.to_string();
+        let mut started: Vec<Daemon<'a>> = Vec::new();
+        for (i, namespace) in fabric.edges.iter().enumerate() {
+            let (user, password) = (postgres::USER, postgres::PASSWORD);
+            let store = format!("postgres://{user}:{password}@10.79.2{i}.1/fleet");
+            let url = node.url(&format!("10.79.1{i}.1"));
+            let (name, instance) = (format!("edge-{i}"), own_name(&format!("fleet{i}")));
+            let own = ["sell", "--lan", LAN, "--wan", WAN, "--network", "regtest"];
+            let source = ["--node", &url, "--node-user", regtest::USER];
+            let fleet = ["--store", &store, "--edge", &name, "--hold", &hold];
+            let rest = ["--node-password", regtest::PASSWORD, "--instance", &instance];
+            let args = [&own[..], &source, &fleet, &rest, &["--price", "1000"], more].concat();
+            let directory = data.path().join(&name);
+            let mut daemon = Daemon::new(namespace, &directory, &args)?;
+            if let Some(first) = started.first() {
+                // All edges of a fleet have one seed.
+                for file in seed::FILES {
+                    let from = first.directory().join(file);
+                    if from.exists() {
+                        fs::copy(from, directory.join(file))?;
+                    }
+                }
+            }
+            daemon.start()?;
+            started.push(daemon);
+        }
+        let edges = started.try_into().map_err(|_| anyhow::anyhow!("two edges"))?;
+        let url = node.url("10.79.2.1");
+        let args = ["buy", "--budget", "90000", "--capacity", "100000", "--lifetime", "400"];
+        let source = ["--node", &url, "--node-user", regtest::USER];
+        let instance = own_name("fleet-buy");
+        let rest = ["--node-password", regtest::PASSWORD, "--instance", &instance];
+        let args = [&args[..], &source, &rest, &["--network", "regtest"]].concat();
+        let subscriber = Daemon::new(&fabric.subscriber, &data.path().join("buy"), &args)?;
+        Ok(Self { node, database, edges, subscriber, _data: data })
+    }
+
+    /// Starts the subscriber, gives it coins, and mines until its channel takes payments.
+    pub fn open_channel(&mut self) -> Result<()> {
+        self.subscriber.start()?;
+        let wallet: WalletStatus = self.subscriber.json(&["wallet"])?;
+        self.node.send(&wallet.address, Amount::from_sat(300_000))?;
+        self.node.mine(1)?;
+        eventually("a funding in the mempool", STEP, || {
+            Ok((!self.node.mempool()?.is_empty()).then_some(()))
+        })
+        .with_context(|| self.logs())?;
+        self.node.mine(1)?;
+        eventually("a channel", STEP, || {
+            let Status::Subscriber(status) = self.subscriber.json(&["status"])? else {
+                anyhow::bail!("not a subscriber")
+            };
+            Ok((status.phase == Phase::Buying).then_some(()))
+        })
+        .with_context(|| self.logs())
+    }
+
+    /// What an edge says of its fleet.
+    pub fn status(&self, edge: usize) -> Result<FleetStatus> {
+        match self.edges[edge].json(&["status"])? {
+            Status::Provider(status) => status.fleet.context("an edge of a fleet"),
+            Status::Subscriber(_) => anyhow::bail!("an edge sells"),
+        }
+    }
+
+    /// What an edge has of stations that paid.
+    pub fn accounts(&self, edge: usize) -> Result<Vec<AccountReport>> {
+        let all: Vec<AccountReport> = self.edges[edge].json(&["stations"])?;
+        Ok(all.into_iter().filter(|account| account.bought_octets.0 > 0).collect())
+    }
+
+    /// What everybody logged.
+    pub fn logs(&self) -> String {
+        let of = |name: &str, daemon: &Daemon<'_>| format!("--- {name}\n{}", daemon.log());
+        let [a, b] = &self.edges;
+        [of("edge a", a), of("edge b", b), of("subscriber", &self.subscriber)].join("\n")
+    }
+}
