@@ -18,7 +18,7 @@ use bitcoin::{Block, BlockHash};
 use super::{Action, Controller, Out, Refusal};
 use crate::{
     account::AccountId,
-    channel::{ChannelId, Entry, InvalidEvent},
+    channel::{ChannelId, Entry, InvalidEvent, ProviderEvent},
     fleet::{EdgeNumber, FleetEntry, Member, Taken},
     ledger::Usage,
     station::Station,
@@ -28,6 +28,10 @@ use crate::{
 /// at once would else fly between them and serve nobody; so each edge serves it in turn, and half of the time
 /// none of its stations at the other one gets anything.
 pub const STAY_MIN: Duration = Duration::from_secs(2);
+
+/// Blocks that this edge may be behind another: those are undone for an account that comes from there,
+/// so that it is served at once. Further behind, it waits until this edge has followed.
+const BEHIND_MAX_BLOCKS: u32 = 6;
 
 /// What an edge of a fleet keeps beside what a lone one does.
 #[derive(Debug)]
@@ -53,6 +57,9 @@ struct Arrival {
     accounts: BTreeSet<AccountId>,
     /// Their channels, stations and blocks.
     folded: Box<Controller>,
+    /// What blocks came to for them. It is written when they take their place, not before: until then the
+    /// ledger has them where the other edge left them, with the blocks that they saw there.
+    passed: Vec<Entry<ProviderEvent>>,
     /// None of the blocks that they have seen is on this edge's chain.
     lost: bool,
 }
@@ -85,7 +92,7 @@ impl Arrival {
     }
 
     /// Undoes its newest block, unless there is none before it.
-    fn undo(&mut self, out: &mut Out) -> bool {
+    fn undo(&mut self) -> bool {
         let Some((height, _)) = self.tip().filter(|_| self.folded.book.tips().len() > 1) else {
             return false;
         };
@@ -93,24 +100,22 @@ impl Arrival {
         self.folded.book.disconnect(height, &mut undone);
         self.folded.follow_new(0, &mut undone);
         self.folded.doubt();
-        pass_on(&undone, out);
+        self.note(&undone);
         true
     }
 
-    fn follow(&mut self, height: u32, block: &Block, out: &mut Out) {
+    fn follow(&mut self, height: u32, block: &Block) {
         let mut followed = Out::default();
         self.folded.book.connect(height, block.block_hash(), &block.txdata, &mut followed);
         self.folded.follow_new(0, &mut followed);
-        pass_on(&followed, out);
+        self.note(&followed);
     }
-}
 
-/// The blocks themselves are this edge's already.
-fn pass_on(from: &Out, out: &mut Out) {
-    for entry in from.entries() {
-        if !matches!(entry, Entry::Block { .. } | Entry::BlockGone { .. }) {
-            out.record(entry.clone());
-        }
+    /// The blocks themselves are this edge's already.
+    fn note(&mut self, decided: &Out) {
+        let of_blocks =
+            |entry: &&Entry<_>| matches!(entry, Entry::Block { .. } | Entry::BlockGone { .. });
+        self.passed.extend(decided.entries().iter().filter(|entry| !of_blocks(entry)).cloned());
     }
 }
 
@@ -157,7 +162,7 @@ impl Controller {
         if !folded.accounts.ids().all(|id| taken.accounts.contains(&id)) {
             return Err(InvalidEvent("an account that was not asked for"));
         }
-        let arrival = Arrival { accounts: taken.accounts, folded, lost: false };
+        let arrival = Arrival { accounts: taken.accounts, folded, passed: Vec::new(), lost: false };
         if let Some(fleet) = &mut self.fleet {
             fleet.arrivals.push(arrival);
         }
@@ -362,9 +367,9 @@ impl Controller {
             let follows = block.header.prev_blockhash == tip
                 || known.is_some() && self.book.tips().any(|seen| seen == (at, tip));
             if follows {
-                arrival.follow(height, block, out);
+                arrival.follow(height, block);
             } else {
-                arrival.lost = !arrival.undo(out);
+                arrival.lost = !arrival.undo();
             }
         }
         self.look_at_arrivals(now, out);
@@ -385,13 +390,14 @@ impl Controller {
         let mut waiting = Vec::new();
         let mut ready = Vec::new();
         for mut arrival in std::mem::take(&mut fleet.arrivals) {
+            let near = oldest..=newest.saturating_add(BEHIND_MAX_BLOCKS);
             let strays = |tip: Option<(u32, BlockHash)>| {
                 tip.is_some_and(|(height, hash)| {
-                    height >= oldest && own.get(&height) != Some(&hash)
+                    near.contains(&height) && own.get(&height) != Some(&hash)
                 })
             };
             while strays(arrival.tip()) && !arrival.lost {
-                arrival.lost = !arrival.undo(out);
+                arrival.lost = !arrival.undo();
             }
             let same = arrival
                 .tip()
@@ -405,6 +411,9 @@ impl Controller {
     }
 
     fn settle_in(&mut self, arrival: Arrival, now: Duration, out: &mut Out) {
+        for entry in arrival.passed {
+            out.record(entry);
+        }
         let folded = *arrival.folded;
         self.book.absorb(folded.book);
         self.accounts.absorb(folded.accounts);
