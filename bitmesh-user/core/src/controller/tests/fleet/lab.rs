@@ -258,6 +258,11 @@ impl Lab {
         }
     }
 
+    /// The newest blocks leave the chain.
+    pub(super) fn lose(&mut self, depth: usize) {
+        self.chain.truncate(self.chain.len().saturating_sub(depth).max(1));
+    }
+
     /// An edge sees up to so many blocks of the chain.
     pub(super) fn see(&mut self, edge: usize, most: usize) {
         for _ in 0..most {

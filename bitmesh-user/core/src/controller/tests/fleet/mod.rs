@@ -134,6 +134,50 @@ fn blocks_that_only_the_other_edge_has_seen_are_undone() {
 }
 
 #[test]
+fn a_crash_on_the_way_leaves_an_account_with_the_blocks_that_it_came_with() {
+    let mut lab = Lab::new();
+    lab.open(0, 1, 20).unwrap();
+    let account = lab.channels[0].account;
+    let status = |lab: &Lab| lab.controller(1).channel(&lab.channels[0].id).unwrap().status;
+    lab.mine(vec![lab.funding(0)]);
+    lab.mine(vec![]);
+    // It saw the funding in a block, which this edge has yet to see.
+    lab.see(0, 2);
+    lab.want(1, account);
+    lab.take(1, 0);
+    lab.edges[1].controller = None;
+    lab.start(1);
+    assert_eq!(status(&lab), ChannelStatus::Unfunded);
+    lab.see(1, 2);
+    assert_eq!(status(&lab), ChannelStatus::Open);
+    lab.pay(1, 0, 1).unwrap();
+}
+
+#[test]
+fn a_block_that_was_followed_on_the_way_and_then_replaced_funds_nothing() {
+    let mut lab = Lab::new();
+    lab.open(0, 1, 20).unwrap();
+    let account = lab.channels[0].account;
+    lab.mine(vec![lab.funding(0)]);
+    lab.mine(vec![]);
+    lab.see(1, 2);
+    lab.want(1, account);
+    lab.take(1, 1);
+    assert_eq!(lab.controller(1).place(account), Place::Arriving);
+    lab.edges[1].controller = None;
+    lab.lose(2);
+    for _ in 0..3 {
+        lab.mine(vec![]);
+    }
+    lab.start(1);
+    lab.see(1, 5);
+    lab.take(1, 5);
+    assert_eq!(lab.controller(1).place(account), Place::Here);
+    let status = lab.controller(1).channel(&lab.channels[0].id).unwrap().status;
+    assert_eq!(status, ChannelStatus::Unfunded);
+}
+
+#[test]
 fn an_account_that_was_away_for_longer_than_blocks_are_remembered_comes_all_the_same() {
     let mut lab = Lab::new();
     lab.open(0, 1, 20).unwrap();
