@@ -19,7 +19,10 @@ use nix::unistd::Group;
 use serde::{Deserialize, Serialize};
 
 use super::{API_PORT, ChainArg, Common, CommonArgs, SourceConfig, instance, merge};
-use crate::dataplane::{self, UploadHook};
+use crate::{
+    dataplane::{self, UploadHook},
+    telemetry,
+};
 
 /// Price unless another is set, in msat per MiB.
 const PRICE_MSAT_PER_MIB: u64 = 500;
@@ -316,6 +319,7 @@ impl SellConfig {
             flags.common.chain = Some(ChainArg::Node);
         }
         let mut new = flags.judge()?;
+        telemetry::check_filter(new.settings.common.log.as_deref())?;
         new.settings.common.chain = self.settings.common.chain;
         let names = |settings: &SellArgs| match serde_json::to_value(settings) {
             Ok(serde_json::Value::Object(names)) => names,
