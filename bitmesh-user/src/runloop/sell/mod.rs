@@ -131,7 +131,7 @@ pub async fn sell(ready: Ready) -> Result<()> {
                     session.desk.front.failed(&format!("{error:#}"), now());
                 }
                 match ended {
-                    Ok(()) => return stop.bounds(session.finish()).await,
+                    Ok(()) => return stop.bounds(Box::pin(session.finish())).await,
                     Err(error) => error,
                 }
             }
