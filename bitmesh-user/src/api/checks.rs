@@ -25,7 +25,7 @@ use bitmesh_core::{
 
 /// Parts that are locked one by one.
 const SHARDS: usize = 64;
-/// Channels in one part, about 160 octets each; a full part starts anew.
+/// Channels in one part, about 160 octets each; in a full part one leaves for each that comes.
 const SHARD_CHANNELS: usize = 2_048;
 
 /// What looking at a payment before the loop does came to.
@@ -85,8 +85,11 @@ impl Checks {
     pub fn put(&self, channel: ChannelId, check: PaymentCheck, paid: Amount) {
         let known = Arc::new(Known { check, paid: AtomicU64::new(paid.to_sat()) });
         let mut shard = self.shard(&channel).write().unwrap_or_else(PoisonError::into_inner);
-        if shard.len() >= SHARD_CHANNELS {
-            shard.clear();
+        if shard.len() >= SHARD_CHANNELS
+            && !shard.contains_key(&channel)
+            && let Some(any) = shard.keys().next().copied()
+        {
+            shard.remove(&any);
         }
         shard.insert(channel, known);
     }
@@ -208,5 +211,27 @@ mod tests {
         let mut large = payment(&channel, 7, 3);
         large.paid = Amount::from_sat(100_000);
         assert!(matches!(checks.judge(&id, &large), Verdict::Unknown));
+    }
+
+    #[test]
+    fn in_a_full_part_one_leaves_for_each_that_comes() {
+        let (checks, channel) = (Checks::default(), funded());
+        let check = channel.payment_check(110).unwrap();
+        let id = |number: usize| {
+            let mut octets = [0; 32];
+            octets[24..].copy_from_slice(&number.to_be_bytes());
+            ChannelId::from_bytes(octets)
+        };
+        for number in 0..SHARD_CHANNELS {
+            checks.put(id(number), check.clone(), Amount::ZERO);
+        }
+        checks.put(id(5), check.clone(), Amount::ONE_SAT);
+        let known = |checks: &Checks| {
+            (0..=SHARD_CHANNELS).filter(|number| checks.get(&id(*number)).is_some()).count()
+        };
+        assert_eq!(known(&checks), SHARD_CHANNELS);
+        checks.put(id(SHARD_CHANNELS), check, Amount::ZERO);
+        assert!(checks.get(&id(SHARD_CHANNELS)).is_some());
+        assert_eq!(known(&checks), SHARD_CHANNELS);
     }
 }

@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,11 +22,23 @@ use super::{
     ApiError, Ask, Body, Envelope, Pay, Proof, Reply,
     checks::{Checks, Verdict},
 };
+use crate::telemetry::Life;
 
-/// How long a commit may take before requests are refused and not made to wait.
+/// How long a turn of the loop may take, a commit above all, before requests are refused and not made
+/// to wait.
 pub const SLOW_STORE: Duration = Duration::from_secs(2);
+/// How long the loop may wait, which its timers don't let it, or be at anything but a commit before
+/// it counts as hung.
+const TURN_MAX: Duration = Duration::from_secs(30);
+/// The same of a commit: a disk may be slow, and starting anew would not make it faster.
+const STORING_MAX: Duration = Duration::from_mins(5);
+/// The same of a start, which reads the whole ledger.
+const STARTING_MAX: Duration = Duration::from_mins(30);
 /// So that no moment of a run is 0, which stands for none.
 const HEAD_START: Duration = Duration::from_mins(1);
+/// Bits that say what the loop is at, below since when.
+const DOING_BITS: u32 = 2;
+const DOING_MASK: u64 = (1 << DOING_BITS) - 1;
 /// When to try again what was refused because of the store.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -41,6 +53,32 @@ pub enum StoreState {
     Slow,
     /// It can't: nothing is acknowledged and nothing is granted until it can.
     Failed,
+}
+
+/// What the loop is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// It waits for something to do.
+    Waiting,
+    /// It does what came.
+    Turn,
+    /// It waits for the store.
+    Storing,
+    /// It reads the ledger.
+    Starting,
+}
+
+impl Doing {
+    const ALL: [Self; 4] = [Self::Waiting, Self::Turn, Self::Storing, Self::Starting];
+
+    /// How long it may last before the loop counts as hung.
+    fn longest(self) -> Duration {
+        match self {
+            Self::Waiting | Self::Turn => TURN_MAX,
+            Self::Storing => STORING_MAX,
+            Self::Starting => STARTING_MAX,
+        }
+    }
 }
 
 /// The store at a glance.
@@ -72,9 +110,10 @@ pub struct Front {
     /// What `status` said last.
     status: Mutex<Option<Value>>,
     started: Instant,
-    /// Milliseconds after `started` at which the commit that is going on began; 0 while there is
-    /// none.
-    writing: AtomicU64,
+    /// What the loop is at, below the milliseconds after `started` since when; 0 before it said so.
+    doing: AtomicU64,
+    /// Whether nobody is let in any more.
+    stopping: AtomicBool,
 }
 
 impl Front {
@@ -87,7 +126,8 @@ impl Front {
             store: Mutex::new(store),
             status: Mutex::default(),
             started: Instant::now().checked_sub(HEAD_START).unwrap_or_else(Instant::now),
-            writing: AtomicU64::new(0),
+            doing: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
         })
     }
 
@@ -110,22 +150,27 @@ impl Front {
         if let Some(error) = self.trouble() {
             return refused(error);
         }
+        if self.stopping.load(Ordering::Relaxed) {
+            return refused(ApiError::stopping());
+        }
         let (reply, mut answer) = oneshot::channel();
-        self.mailbox.try_send(Envelope { ask, reply }).map_err(|error| match error {
-            TrySendError::Full(_) => ApiError::busy(),
-            TrySendError::Closed(_) => ApiError::stopping(),
-        })?;
+        if let Err(error) = self.mailbox.try_send(Envelope { ask, reply }) {
+            return refused(match error {
+                TrySendError::Full(_) => ApiError::busy(),
+                TrySendError::Closed(_) => ApiError::stopping(),
+            });
+        }
         let answered = if patient {
             answer.await
         } else {
             loop {
                 match tokio::time::timeout(SLOW_STORE, &mut answer).await {
                     Ok(answered) => break answered,
-                    Err(_) => {
-                        if let Some(error) = self.trouble() {
-                            return refused(error);
-                        }
-                    }
+                    Err(_) => match self.trouble() {
+                        Some(error) => return refused(error),
+                        None if is_status => return refused(ApiError::busy()),
+                        None => {}
+                    },
                 }
             }
         };
@@ -156,16 +201,44 @@ impl Front {
         let _ = self.mailbox.send(Envelope { ask: Ask::Pay(pay), reply }).await;
     }
 
+    /// Lets nobody in any more; payments that are being verified still come back.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// What the loop is at from now on.
+    pub fn doing(&self, doing: Doing) {
+        self.doing_since(doing, Instant::now());
+    }
+
+    fn doing_since(&self, doing: Doing, since: Instant) {
+        let millis = since.saturating_duration_since(self.started).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX).max(1);
+        self.doing.store(millis << DOING_BITS | doing as u64, Ordering::Relaxed);
+    }
+
+    /// What the loop is at, and for how long.
+    fn lasts(&self) -> Option<(Doing, Duration)> {
+        let doing = self.doing.load(Ordering::Relaxed);
+        let since = Duration::from_millis(doing >> DOING_BITS);
+        let what = Doing::ALL.into_iter().find(|what| doing & DOING_MASK == *what as u64);
+        what.filter(|_| doing != 0).map(|what| (what, self.started.elapsed().saturating_sub(since)))
+    }
+
+    /// How the loop does, for systemd.
+    pub fn life(&self) -> Life {
+        match self.lasts() {
+            Some((doing, lasts)) if lasts >= doing.longest() => Life::Hung,
+            None | Some((Doing::Starting, _)) => Life::Starting,
+            Some(_) => Life::Well,
+        }
+    }
+
     /// A commit begins; it ends with what this returns.
     pub fn writing(&self) -> Writing<'_> {
         let since = Instant::now();
-        self.begin(since);
+        self.doing_since(Doing::Storing, since);
         Writing { front: self, since }
-    }
-
-    fn begin(&self, since: Instant) {
-        let millis = since.saturating_duration_since(self.started).as_millis();
-        self.writing.store(u64::try_from(millis).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
     }
 
     /// The store failed; `now` is in seconds since 1970.
@@ -216,13 +289,15 @@ impl Front {
         Ok(Body::of(&status))
     }
 
+    /// For how long a commit has been going on, if that is too long.
     fn slow(&self) -> Option<Duration> {
-        let since = match self.writing.load(Ordering::Relaxed) {
-            0 => return None,
-            since => Duration::from_millis(since),
-        };
-        let lasts = self.started.elapsed().saturating_sub(since);
-        (lasts >= SLOW_STORE).then_some(lasts)
+        let (doing, lasts) = self.lasts()?;
+        (doing == Doing::Storing && lasts >= SLOW_STORE).then_some(lasts)
+    }
+
+    /// Whether the loop has been at one thing for too long.
+    fn stuck(&self) -> bool {
+        self.lasts().is_some_and(|(doing, lasts)| doing == Doing::Turn && lasts >= SLOW_STORE)
     }
 
     /// Why nothing can be stored at present.
@@ -236,6 +311,8 @@ impl Front {
             ("store", "this edge can't write payments down at present, and takes none")
         } else if slow {
             ("slow-store", "this edge's disk is too slow at present to take payments")
+        } else if self.stuck() {
+            ("busy", "this edge is busy with something else than requests at present")
         } else {
             return None;
         };
@@ -253,7 +330,7 @@ pub struct Writing<'a> {
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
-        self.front.writing.store(0, Ordering::Relaxed);
+        self.front.doing(Doing::Turn);
         let millis = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut store = self.front.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.slowest_commit_ms = store.slowest_commit_ms.max(millis);
@@ -307,11 +384,74 @@ mod tests {
         let (front, _mailbox) = front();
         front.keep_status(json!({}));
         let before = SLOW_STORE.checked_sub(Duration::from_millis(500)).unwrap();
-        front.begin(Instant::now().checked_sub(before).unwrap());
+        front.doing_since(Doing::Storing, Instant::now().checked_sub(before).unwrap());
         assert_eq!(front.store().state, StoreState::Working);
-        front.begin(Instant::now().checked_sub(SLOW_STORE).unwrap());
+        front.doing_since(Doing::Storing, Instant::now().checked_sub(SLOW_STORE).unwrap());
         assert_eq!(front.ask(Ask::Offer).await.unwrap_err().body.error, "slow-store");
         let told = front.ask(Ask::Status).await.unwrap().value();
         assert_eq!(told["store"]["state"], "slow");
+    }
+
+    #[tokio::test]
+    async fn status_is_answered_though_nobody_reads_the_mailbox() {
+        let (front, mailbox) = front();
+        let (asked, nobody) = (Instant::now(), Duration::from_secs(10));
+        let refused = tokio::time::timeout(nobody, front.ask(Ask::Status)).await.unwrap();
+        assert_eq!(refused.unwrap_err().body.error, "busy");
+        assert!(asked.elapsed() >= SLOW_STORE, "the loop was not waited for");
+        front.keep_status(json!({"stations": 3}));
+        let told = tokio::time::timeout(nobody, front.ask(Ask::Status)).await.unwrap();
+        assert_eq!(told.unwrap().value()["stations"], 3);
+        // Full, then closed: the last figures all the same.
+        while front.mailbox.try_send(status()).is_ok() {}
+        assert_eq!(front.ask(Ask::Status).await.unwrap().value()["stations"], 3);
+        drop(mailbox);
+        assert_eq!(front.ask(Ask::Status).await.unwrap().value()["stations"], 3);
+    }
+
+    fn status() -> Envelope {
+        Envelope { ask: Ask::Status, reply: oneshot::channel().0 }
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_hangs_is_not_waited_for_and_the_loop_counts_as_hung_after_a_while() {
+        let (front, _mailbox) = front();
+        let ago = |ago: Duration| Instant::now().checked_sub(ago).unwrap();
+        assert_eq!(front.life(), Life::Starting);
+        front.doing_since(Doing::Turn, ago(SLOW_STORE));
+        assert_eq!(front.ask(Ask::Offer).await.unwrap_err().body.error, "busy");
+        assert_eq!((front.store().state, front.life()), (StoreState::Working, Life::Well));
+        let nearly = TURN_MAX.checked_sub(Duration::from_secs(1)).unwrap();
+        for doing in [Doing::Turn, Doing::Waiting] {
+            front.doing_since(doing, ago(nearly));
+            assert_eq!(front.life(), Life::Well, "{doing:?}");
+            front.doing_since(doing, ago(TURN_MAX));
+            assert_eq!(front.life(), Life::Hung, "{doing:?}");
+        }
+        front.doing_since(Doing::Storing, ago(TURN_MAX));
+        assert_eq!(front.life(), Life::Well);
+        drop(front.writing());
+        assert_eq!(front.lasts().unwrap().0, Doing::Turn);
+        front.doing(Doing::Starting);
+        assert_eq!(front.life(), Life::Starting);
+    }
+
+    #[tokio::test]
+    async fn at_the_end_nobody_is_let_in_and_what_was_verified_comes_back() {
+        let (front, mut mailbox) = front();
+        front.stop();
+        assert_eq!(front.ask(Ask::Offer).await.unwrap_err().body.error, "stopping");
+        let pay = Pay {
+            channel: "00".repeat(32).parse().unwrap(),
+            payment: PaymentRequest { paid: bitcoin::Amount::ZERO, signature: signature() },
+            station: None,
+            proof: Proof::Missed,
+        };
+        front.again(pay, oneshot::channel().0).await;
+        assert!(matches!(mailbox.recv().await.unwrap().ask, Ask::Pay(_)));
+    }
+
+    fn signature() -> bitcoin::secp256k1::ecdsa::Signature {
+        bitcoin::secp256k1::ecdsa::Signature::from_compact(&[1; 64]).unwrap()
     }
 }

@@ -20,7 +20,7 @@ mod wallet;
 pub use admin::{ADMIN_SOCKET, AdminError, ask_admin, serve_admin};
 pub use checks::{Checks, Verdict};
 pub use client::{ClientError, Provider};
-pub use front::{Front, SLOW_STORE, StoreState, StoreStatus, Writing};
+pub use front::{Doing, Front, SLOW_STORE, StoreState, StoreStatus, Writing};
 pub use gate::{Gate, Payers};
 pub use ops::{Ops, listen_for_ops, serve_ops};
 pub use public::router;
@@ -189,6 +189,14 @@ pub struct Envelope {
     pub ask: Ask,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Reply>,
+}
+
+impl Envelope {
+    /// Whether nobody waits for the answer any more, and asks again if it is still wanted. A payment
+    /// and a wish to close are good whoever waits.
+    pub fn is_given_up(&self) -> bool {
+        self.reply.is_closed() && !matches!(self.ask, Ask::Pay(_) | Ask::Close(..))
+    }
 }
 
 /// An answer's body, or why there is none.

@@ -11,6 +11,7 @@ mod wallet;
 use std::{
     io::{self, Write as _},
     path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -242,6 +243,9 @@ struct DoctorArgs {
     json: bool,
 }
 
+/// How long threads that wait for something are waited for at the end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl Cli {
     /// Does what was typed.
     pub fn run(self) -> Result<()> {
@@ -251,7 +255,11 @@ impl Cli {
             Command::Sell(args) => {
                 // Rights are given up by the only thread, before a runtime makes more.
                 let ready = runloop::prepare(args.resolve()?)?;
-                runtime()?.block_on(runloop::sell(ready))
+                let runtime = runtime()?;
+                let ended = runtime.block_on(runloop::sell(ready));
+                // A disk that hangs holds its thread.
+                runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+                ended
             }
             Command::Doctor(args) => args.run(),
             Command::Bench(args) => args.run(),

@@ -396,6 +396,21 @@ mod tests {
         assert_eq!(mode & 0o777, 0o700);
     }
 
+    #[test]
+    fn a_file_that_is_read_again_holds_as_a_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let toml = "lan = [\"eth1\"]\nprice = 5\n";
+        let config = sell(directory.path(), toml, SellArgs::default()).unwrap();
+        let file = directory.path().join("bitmesh.toml");
+        std::fs::write(&file, "lan = [\"eth1\"]\nprice = 6\nlog = \"info,=,\"\n").unwrap();
+        let error = config.reread().err().unwrap();
+        assert!(format!("{error:#}").contains("--log"), "{error:#}");
+        std::fs::write(&file, "lan = [\"eth1\"]\nprice = 6\nlog = \"warn\"\n").unwrap();
+        let reread = config.reread().unwrap();
+        assert_eq!(reread.changed, ["log", "price"]);
+        assert_eq!(reread.config.schedule, Schedule::flat(6));
+    }
+
     fn named(source: &SourceConfig) -> String {
         match source {
             SourceConfig::Light { peers } => peers.join(" "),

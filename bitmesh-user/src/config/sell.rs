@@ -25,6 +25,7 @@ use super::{API_PORT, ChainArg, Common, CommonArgs, SourceConfig, instance, merg
 use crate::{
     dataplane::{self, UploadHook},
     store::{Address, Fleet, Place},
+    telemetry,
     wallet::{self, Seed},
 };
 
@@ -363,6 +364,7 @@ impl SellConfig {
             flags.common.chain = Some(ChainArg::Node);
         }
         let mut new = flags.judge()?;
+        telemetry::check_filter(new.settings.common.log.as_deref())?;
         new.settings.common.chain = self.settings.common.chain;
         let names = |settings: &SellArgs| match serde_json::to_value(settings) {
             Ok(serde_json::Value::Object(names)) => names,

@@ -52,6 +52,11 @@ pub fn set_filter(filter: Option<&str>) -> Result<()> {
     SET_FILTER.get().map_or(Ok(()), |set| set(filter))
 }
 
+/// Whether a filter is one.
+pub fn check_filter(filter: Option<&str>) -> Result<()> {
+    parse(filter).map(drop)
+}
+
 fn parse(filter: Option<&str>) -> Result<EnvFilter> {
     let text = filter.unwrap_or(DEFAULT_FILTER);
     EnvFilter::try_new(text).with_context(|| {

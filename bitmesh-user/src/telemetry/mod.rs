@@ -11,5 +11,5 @@ mod notify;
 
 pub use figures::{figures, float, install, render};
 pub use health::Health;
-pub use log::{LogFormat, set_filter, start_log};
-pub use notify::Notifier;
+pub use log::{LogFormat, check_filter, set_filter, start_log};
+pub use notify::{Life, Notifier, pulse};

@@ -1,25 +1,55 @@
 //! Word to systemd, where it started us and asks for it (`sd_notify(3)`); else to nobody.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tracing::warn;
+use tracing::{error, warn};
 
-/// What systemd was told.
-#[derive(Debug)]
-pub struct Notifier {
-    /// How often it wants a sign of life.
-    watchdog: Option<Duration>,
-    last: Option<Instant>,
-    status: String,
-    ready: bool,
+/// How often it is looked whether the loop lives, where systemd wants no sign of life.
+const PULSE_INTERVAL: Duration = Duration::from_secs(10);
+/// By how much a start that goes on has its time extended, in microseconds.
+const START_EXTENSION_USEC: u32 = 60_000_000;
+
+/// How a daemon's loop does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It reads its ledger.
+    Starting,
+    /// It works, or waits for a disk that is slow.
+    Well,
+    /// It hangs, and is to be started again.
+    Hung,
 }
 
-impl Default for Notifier {
-    fn default() -> Self {
-        let watchdog = sd_notify::watchdog_enabled();
-        Self { watchdog, last: None, status: String::new(), ready: false }
+/// Tells systemd that a loop lives, for as long as `life` says so. It runs beside the loop, which may
+/// wait for its disk or be deep in its ledger for longer than the watchdog waits.
+pub async fn pulse(life: impl Fn() -> Life) {
+    let interval = sd_notify::watchdog_enabled().map_or(PULSE_INTERVAL, |watchdog| watchdog / 4);
+    let mut pulse = tokio::time::interval(interval);
+    let mut before = Life::Starting;
+    loop {
+        pulse.tick().await;
+        let now = life();
+        match now {
+            Life::Starting => {
+                let more = NotifyState::ExtendTimeoutUsec(START_EXTENSION_USEC);
+                tell(&[NotifyState::Watchdog, more]);
+            }
+            Life::Well => tell(&[NotifyState::Watchdog]),
+            Life::Hung if before != Life::Hung => {
+                error!("the loop hangs: systemd is told no more that it lives");
+            }
+            Life::Hung => {}
+        }
+        before = now;
     }
+}
+
+/// What systemd was told.
+#[derive(Debug, Default)]
+pub struct Notifier {
+    status: String,
+    ready: bool,
 }
 
 impl Notifier {
@@ -35,16 +65,6 @@ impl Notifier {
         if self.status != status {
             status.clone_into(&mut self.status);
             tell(&[NotifyState::Status(status)]);
-        }
-    }
-
-    /// The loop itself is alive. To be called from nowhere else: a loop that hangs is to be started
-    /// again.
-    pub fn alive(&mut self) {
-        let Some(interval) = self.watchdog else { return };
-        if self.last.is_none_or(|last| last.elapsed() >= interval / 4) {
-            self.last = Some(Instant::now());
-            tell(&[NotifyState::Watchdog]);
         }
     }
 

@@ -368,6 +368,8 @@ impl Controller {
             }
         }
         self.closes_due(&mut out);
+        // A ledger is read before the chain: while it was, no funding had a confirmation.
+        self.forget_sure();
         out
     }
 

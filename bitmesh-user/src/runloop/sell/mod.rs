@@ -11,18 +11,20 @@ mod fleet;
 mod guarding;
 mod outage;
 mod start;
+mod stop;
 mod tending;
 mod told;
+mod turns;
 mod verifying;
 mod watch;
 
-use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use bitcoin::Block;
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, ChannelId, FeeEstimates, ProviderChannel, ProviderEvent},
+    channel::{Batch, FeeEstimates, ProviderChannel, ProviderEvent},
     controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
 };
@@ -31,7 +33,6 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Semaphore, mpsc, oneshot},
     task::JoinSet,
-    time::{Instant, Interval, MissedTickBehavior, interval, sleep},
 };
 use tracing::{info, warn};
 
@@ -43,18 +44,20 @@ use self::{
     fleet::Fleet,
     guarding::Guarding,
     outage::{Patience, outlast},
+    stop::Stop,
     told::Told,
+    turns::{Event, Timers},
     watch::Watch,
 };
 use super::{Foundation, now, status::Status, stop_signal, wallet::Answering};
 use crate::{
-    api::{Ask, Envelope, MAILBOX_REQUESTS, Pay, Proof, Reply, value},
+    api::{Ask, Doing, Envelope, MAILBOX_REQUESTS, Pay, Proof, Reply, value},
     chain::ChainEvent,
     config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Change, Dataplane},
     guard::Guard,
     store::{StoreError, StoreRole},
-    telemetry::Notifier,
+    telemetry::{self, Notifier},
     wallet::{Role, Seed},
 };
 
@@ -94,16 +97,33 @@ pub async fn sell(ready: Ready) -> Result<()> {
     let events = dataplane.take_events().context("the kernel's events are taken")?;
     let mut told = Told::new(events)?;
     let mut desk = Desk::new(&config).await?;
-    let mut stop = stop_signal()?;
+    let mut stop = Stop::new(stop_signal()?);
     let mut hangup = signal(SignalKind::hangup())?;
     let mut patience = Patience::default();
     let mut ran = false;
     let mut notifier = Notifier::default();
+    let mut beside = JoinSet::new();
+    let front = desk.front.clone();
+    beside.spawn(telemetry::pulse(move || front.life()));
     loop {
-        notifier.alive();
+        desk.front.doing(Doing::Starting);
+        if ran {
+            // Who came while the store's failure was noticed.
+            desk.refuse_waiting();
+        }
         let lent = (&mut dataplane, &mut guarding, &mut told, &mut desk);
-        let failure = match Session::start(&config, &mut seed, lent, &mut notifier, ran).await {
-            Ok(mut session) => {
+        let start = Session::start(&config, &mut seed, lent, &mut notifier, ran);
+        let started = tokio::select! {
+            started = start => Some(started),
+            _ = stop.asked() => None,
+        };
+        let failure = match started {
+            None => {
+                notifier.stopping();
+                desk.close().await;
+                return Ok(());
+            }
+            Some(Ok(mut session)) => {
                 ran = true;
                 patience.reset();
                 session.guarding.selling().await;
@@ -115,21 +135,19 @@ pub async fn sell(ready: Ready) -> Result<()> {
                     session.desk.front.failed(&format!("{error:#}"), now());
                 }
                 match ended {
-                    Ok(()) => return session.finish().await,
+                    Ok(()) => return stop.bounds(Box::pin(session.finish())).await,
                     Err(error) => error,
                 }
             }
-            Err(error) => error,
+            Some(Err(error)) => error,
         };
         // Everything but what the kernel enforces starts from the disk.
         if !ran || !failure.is::<StoreError>() {
             return Err(failure);
         }
         let (here, kernel) = ((&mut desk, &mut guarding), (&mut told, &mut dataplane));
-        let directory = &config.common.data_dir;
-        if !outlast(&failure, directory, &mut patience, here, kernel, (&mut stop, &mut notifier))
-            .await?
-        {
+        let signals = (&mut stop, &mut hangup, &mut notifier);
+        if !outlast(&failure, &mut config, &mut patience, here, kernel, signals).await? {
             desk.close().await;
             return Ok(());
         }
@@ -188,6 +206,10 @@ struct Session<'a> {
     internals: mpsc::Receiver<Internal>,
     /// Places for payments that are being verified.
     verifying: Arc<Semaphore>,
+    /// Nobody gets in any more.
+    draining: bool,
+    /// Answers that tasks owe.
+    answers: JoinSet<()>,
     tasks: JoinSet<()>,
 }
 
@@ -247,6 +269,8 @@ impl<'a> Session<'a> {
             internal,
             internals,
             verifying: verifying::places(),
+            draining: false,
+            answers: JoinSet::new(),
             tasks: JoinSet::new(),
         };
         session.renew_terms();
@@ -255,25 +279,14 @@ impl<'a> Session<'a> {
     }
 
     /// Until it is told to stop, or the store fails.
-    async fn run(
-        &mut self,
-        stop: &mut Pin<Box<dyn Future<Output = ()> + Send>>,
-        hangup: &mut Signal,
-    ) -> Result<()> {
+    async fn run(&mut self, stop: &mut Stop, hangup: &mut Signal) -> Result<()> {
         let mut chain = self.foundation.follow(self.controller.book());
-        let mut usage = Box::pin(sleep(USAGE_INTERVAL));
-        let mut pace = USAGE_INTERVAL;
-        let mut checkpoint = every(CHECKPOINT_INTERVAL);
-        let mut fees = every(FEES_INTERVAL);
-        let mut alarms = every(ALARMS_INTERVAL);
-        let mut addresses = every(ADDRESSES_INTERVAL);
-        let mut drift = every(DRIFT_INTERVAL);
+        let mut timers = Timers::new();
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
-        let mut beat = Box::pin(sleep(Duration::ZERO));
 
         self.renew_offer();
         let resumed = self.controller.resume();
-        self.settle(resumed).await?;
+        stop.bounds(self.settle(resumed)).await?;
         self.desk.front.works(now());
         let _ = self.keep_status();
         info!(
@@ -285,78 +298,12 @@ impl<'a> Session<'a> {
         self.tend();
         self.notifier.ready();
         loop {
-            let mut out = Batch::default();
-            tokio::select! {
-                _ = self.desk.mailbox.recv_many(&mut envelopes, BATCH_REQUESTS) => {
-                    for envelope in envelopes.drain(..) {
-                        self.take(envelope, &mut out);
-                    }
-                }
-                event = chain.recv() => {
-                    let event = event.context("the task that follows the chain has ended")?;
-                    self.chain(event, &mut out)?;
-                }
-                Some(internal) = self.internals.recv() => {
-                    let input = self.internal(internal);
-                    self.controller.handle(input, &mut out);
-                }
-                _ = fees.tick() => self.ask_fees(),
-                _ = alarms.tick() => {
-                    self.tell_alarms();
-                    let _ = self.keep_status();
-                }
-                events = self.told.next() => {
-                    let events = events?;
-                    self.newcomers(&events);
-                    for key in self.told.note(&events) {
-                        self.read_one(key, &mut out);
-                    }
-                }
-                () = &mut beat, if self.fleet.is_some() => {
-                    self.beat(&mut out).await?;
-                    self.settle(std::mem::take(&mut out)).await?;
-                    self.watch_arrived();
-                    self.unpark(&mut out);
-                }
-                () = &mut usage => {
-                    let busy = self.read_usage(&mut out);
-                    pace = if busy { USAGE_INTERVAL } else { (pace * 2).min(USAGE_INTERVAL_IDLE) };
-                    usage.as_mut().reset(Instant::now() + pace);
-                }
-                _ = checkpoint.tick() => {
-                    self.tend();
-                    // Before anything is decided that is not stored yet.
-                    let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
-                    self.foundation.tidy::<ProviderEvent>(forgotten).await?;
-                    self.renew_offer();
-                    // Finished tasks are let go.
-                    while self.tasks.try_join_next().is_some() {}
-                    if self.read_usage(&mut out) {
-                        pace = USAGE_INTERVAL;
-                    }
-                    usage.as_mut().reset(Instant::now() + pace);
-                    self.controller.handle(Input::Checkpoint, &mut out);
-                    if std::mem::take(&mut self.crowded) {
-                        self.settle(std::mem::take(&mut out)).await?;
-                        self.make_room(&mut out);
-                    }
-                }
-                _ = addresses.tick() => self.read_addresses().await,
-                _ = drift.tick() => self.find_drift(&mut out),
-                change = self.guarding.change() => {
-                    let gone = "the guard has ended; the programs and the belt hold: start again";
-                    self.changed(change.context(gone)?).await;
-                }
-                _ = hangup.recv() => self.reload(),
-                () = &mut *stop => return Ok(()),
+            let event =
+                self.next(&mut chain, &mut timers, (&mut *stop, hangup), &mut envelopes).await;
+            if matches!(event, Event::Stop) {
+                return Ok(());
             }
-            self.settle(out).await?;
-            if let Some(fleet) = &self.fleet {
-                let due = Instant::from_std(fleet.next_beat(&self.controller));
-                if due != beat.deadline() {
-                    beat.as_mut().reset(due);
-                }
-            }
+            stop.bounds(self.turn(event, &mut timers, &mut envelopes)).await?;
         }
     }
 
@@ -365,6 +312,7 @@ impl<'a> Session<'a> {
         self.drain().await?;
         self.desk.close().await;
         self.tasks.shutdown().await;
+        self.answers.shutdown().await;
         self.foundation.close().await?;
         info!(
             "stopped; the programs stay on the ports and let through what was paid for. \
@@ -385,7 +333,7 @@ impl<'a> Session<'a> {
             actions = self.commit(more).await?;
         }
         for (answering, reply) in std::mem::take(&mut self.answering) {
-            self.tasks.spawn(async move {
+            self.answers.spawn(async move {
                 let _ = reply.send(answering.await);
             });
         }
@@ -397,9 +345,15 @@ impl<'a> Session<'a> {
     }
 
     async fn commit(&mut self, out: Batch<ProviderEvent, Action>) -> Result<Vec<Action>> {
-        self.keep_checks(&out);
-        let _writing = self.desk.front.writing();
-        self.foundation.commit(out, self.controller.book()).await
+        let paid = self.forget_checks(&out);
+        let actions = {
+            let _writing = self.desk.front.writing();
+            self.foundation.commit(out, self.controller.book()).await?
+        };
+        for (channel, sum) in paid {
+            self.desk.front.checks().paid(&channel, sum);
+        }
+        Ok(actions)
     }
 
     /// What `status` shows, kept for when this loop can't be asked.
@@ -410,6 +364,9 @@ impl<'a> Session<'a> {
     }
 
     fn take(&mut self, envelope: Envelope, out: &mut Batch<ProviderEvent, Action>) {
+        if envelope.is_given_up() {
+            return;
+        }
         let Some(envelope) = self.park(envelope) else { return };
         let request = RequestId(self.next_request);
         let input = match envelope.ask {
@@ -552,10 +509,4 @@ fn give_back_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
-}
-
-fn every(period: Duration) -> Interval {
-    let mut interval = interval(period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }

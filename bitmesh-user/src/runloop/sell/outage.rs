@@ -2,14 +2,25 @@
 //! ports are followed, and it is tried whether the fault is over. The kernel goes on enforcing what
 //! was granted.
 
-use std::{fs, io::Write as _, path::Path, pin::Pin, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    signal::unix::Signal,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tracing::{error, info};
 
-use super::{super::now, ADDRESSES_INTERVAL, desk::Desk, guarding::Guarding, told::Told};
-use crate::{dataplane::Dataplane, telemetry::Notifier};
+use super::{
+    super::now, ADDRESSES_INTERVAL, desk::Desk, guarding::Guarding, stop::Stop,
+    tending::read_settings, told::Told,
+};
+use crate::{api::Doing, config::SellConfig, dataplane::Dataplane, telemetry::Notifier};
 
 /// Pause before the disk is looked at again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,28 +52,30 @@ impl Patience {
 /// Waits until the disk takes something again; `false` when the daemon is to stop.
 pub(super) async fn outlast(
     failure: &anyhow::Error,
-    directory: &Path,
+    config: &mut SellConfig,
     patience: &mut Patience,
     (desk, guarding): (&mut Desk, &mut Guarding),
     (told, dataplane): (&mut Told, &mut Dataplane),
-    (stop, notifier): (&mut Pin<Box<dyn Future<Output = ()> + Send>>, &mut Notifier),
+    (stop, hangup, notifier): (&mut Stop, &mut Signal, &mut Notifier),
 ) -> Result<bool> {
     error!("{failure:#}; nothing is acknowledged until it works again, credit stays good");
     desk.front.failed(&format!("{failure:#}"), now());
     desk.refuse_waiting();
     let mut addresses = interval(ADDRESSES_INTERVAL);
     addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut probe = Box::pin(sleep(patience.next()));
+    let directory = config.common.data_dir.clone();
+    let mut probe = Box::pin(try_after(patience.next(), directory.clone()));
     loop {
+        desk.front.doing(Doing::Waiting);
         tokio::select! {
-            () = &mut probe => match try_disk(directory).await {
+            tried = &mut probe => match tried {
                 Ok(()) => {
                     info!("the disk takes files: trying again from what is on it");
                     return Ok(true);
                 }
                 Err(error) => {
                     desk.front.failed(&format!("{error:#}"), now());
-                    probe = Box::pin(sleep(PROBE_INTERVAL));
+                    probe = Box::pin(try_after(PROBE_INTERVAL, directory.clone()));
                 }
             },
             change = guarding.change() => {
@@ -73,13 +86,27 @@ pub(super) async fn outlast(
                 told.note(&events?);
             }
             _ = addresses.tick() => {
-                notifier.alive();
                 notifier.status("the store can't write: nothing is sold until it can");
                 desk.read_addresses(dataplane).await;
             }
-            () = &mut *stop => return Ok(false),
+            _ = hangup.recv() => {
+                notifier.reloading();
+                read_settings(config);
+                notifier.reloaded();
+            }
+            _ = stop.asked() => {
+                notifier.stopping();
+                return Ok(false);
+            }
         }
     }
+}
+
+/// The same after a pause; whoever waits for it hears other things meanwhile, for a disk that hangs
+/// too.
+async fn try_after(pause: Duration, directory: PathBuf) -> Result<()> {
+    sleep(pause).await;
+    try_disk(&directory).await
 }
 
 /// Writes a file, syncs it and takes it away again.

@@ -1,24 +1,30 @@
-//! What the operator and systemd want of a running provider: settings read again, a sign of life, and
-//! an end that leaves nobody without an answer.
+//! What the operator and systemd want of a running provider: settings read again, a word on how it
+//! does, and an end that leaves nobody without an answer.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use bitmesh_core::{channel::Batch, controller::Input};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use super::{BATCH_REQUESTS, Session};
-use crate::{config::Reread, telemetry};
+use crate::{
+    config::{Reread, SellConfig},
+    telemetry,
+};
 
-/// Time in which what waits in the mailbox is answered at the end.
+/// Time in which what waits in the mailbox, is being verified or waits for the node is answered at
+/// the end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+/// Pause while payments are being verified.
+const DRAIN_PAUSE: Duration = Duration::from_millis(2);
 /// Time for the last answers to leave.
 const DRAIN_FLUSH: Duration = Duration::from_millis(200);
 
 impl Session<'_> {
-    /// A sign of life, by the loop between two commits.
+    /// What `systemctl status` shows.
     pub(super) fn tend(&mut self) {
-        self.notifier.alive();
         let tip = self.controller.book().tip();
         let chain = if self.controller.synced() { "block" } else { "chain not seen since block" };
         let lan = self.config.lan.join(", ");
@@ -28,24 +34,9 @@ impl Session<'_> {
     /// Reads the settings again and takes over what can change while it runs.
     pub(super) fn reload(&mut self) {
         self.notifier.reloading();
-        match self.config.reread() {
-            Ok(Reread { config, changed, restart }) => {
-                let log = config.settings.common.log.clone();
-                self.config = config;
-                if changed.iter().any(|name| name == "log")
-                    && let Err(error) = telemetry::set_filter(log.as_deref())
-                {
-                    error!("{error:#}");
-                }
-                self.renew_terms();
-                self.issue_offer();
-                let list = if changed.is_empty() { "nothing".into() } else { changed.join(", ") };
-                info!("settings were read again: {list} changed; earlier offers hold to their end");
-                if !restart.is_empty() {
-                    warn!("{} changed in the settings and take a restart", restart.join(", "));
-                }
-            }
-            Err(error) => error!("{error:#}; everything stays as it was"),
+        if read_settings(&mut self.config) {
+            self.renew_terms();
+            self.issue_offer();
         }
         self.notifier.reloaded();
     }
@@ -53,21 +44,33 @@ impl Session<'_> {
     /// Nobody gets in any more; who is in is answered.
     pub(super) async fn drain(&mut self) -> Result<()> {
         self.notifier.stopping();
-        self.desk.mailbox.close();
-        let since = Instant::now();
-        let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
-        while since.elapsed() < DRAIN_DEADLINE {
-            let mut out = Batch::default();
-            while envelopes.len() < BATCH_REQUESTS
-                && let Ok(envelope) = self.desk.mailbox.try_recv()
-            {
-                envelopes.push(envelope);
-            }
-            if envelopes.is_empty() {
+        self.desk.front.stop();
+        self.draining = true;
+        let deadline = Instant::now() + DRAIN_DEADLINE;
+        // Payments that are being verified come back through the mailbox.
+        while self.take_waiting().await? || self.verifies() {
+            if Instant::now() >= deadline {
                 break;
             }
-            for envelope in envelopes.drain(..) {
-                self.take(envelope, &mut out);
+            if self.verifies() {
+                sleep(DRAIN_PAUSE).await;
+            }
+        }
+        self.desk.mailbox.close();
+        self.take_waiting().await?;
+        while !(self.pending.is_empty() && self.answers.is_empty()) {
+            let mut out = Batch::default();
+            tokio::select! {
+                Some(internal) = self.internals.recv() => {
+                    let input = self.internal(internal);
+                    self.controller.handle(input, &mut out);
+                }
+                Some(_) = self.answers.join_next() => {}
+                () = sleep_until(deadline) => {
+                    let owed = self.pending.len() + self.answers.len();
+                    warn!("{owed} requests that wait for the node are left without an answer");
+                    break;
+                }
             }
             self.settle(out).await?;
         }
@@ -75,7 +78,47 @@ impl Session<'_> {
         self.read_usage(&mut out);
         self.controller.handle(Input::Checkpoint, &mut out);
         self.settle(out).await?;
-        tokio::time::sleep(DRAIN_FLUSH).await;
+        sleep(DRAIN_FLUSH).await;
         Ok(())
     }
+
+    /// Answers what waits in the mailbox, up to a batch; whether there was anything.
+    async fn take_waiting(&mut self) -> Result<bool> {
+        let mut out = Batch::default();
+        let mut taken = 0;
+        while taken < BATCH_REQUESTS
+            && let Ok(envelope) = self.desk.mailbox.try_recv()
+        {
+            self.take(envelope, &mut out);
+            taken += 1;
+        }
+        if taken > 0 {
+            self.settle(out).await?;
+        }
+        Ok(taken > 0)
+    }
+}
+
+/// Reads the settings again and takes over what can change while it runs; whether they could be
+/// read.
+pub(super) fn read_settings(config: &mut SellConfig) -> bool {
+    let Reread { config: new, changed, restart } = match config.reread() {
+        Ok(reread) => reread,
+        Err(error) => {
+            error!("{error:#}; everything stays as it was");
+            return false;
+        }
+    };
+    *config = new;
+    if changed.iter().any(|name| name == "log")
+        && let Err(error) = telemetry::set_filter(config.settings.common.log.as_deref())
+    {
+        error!("{error:#}");
+    }
+    let list = if changed.is_empty() { "nothing".into() } else { changed.join(", ") };
+    info!("settings were read again: {list} changed; earlier offers hold to their end");
+    if !restart.is_empty() {
+        warn!("{} changed in the settings and take a restart", restart.join(", "));
+    }
+    true
 }

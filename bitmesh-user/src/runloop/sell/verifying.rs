@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use bitmesh_core::{
-    channel::{Batch, Entry, ProviderChannel, ProviderEvent},
+    bitcoin::Amount,
+    channel::{Batch, ChannelId, Entry, ProviderChannel, ProviderEvent},
     controller::Action,
     fleet::FleetEntry,
 };
@@ -29,7 +30,7 @@ impl Session<'_> {
         pay: Pay,
         reply: oneshot::Sender<Reply>,
     ) -> Option<(Pay, oneshot::Sender<Reply>)> {
-        if !matches!(pay.proof, Proof::None) {
+        if self.draining || !matches!(pay.proof, Proof::None) {
             return Some((pay, reply));
         }
         let Some(check) = self.controller.payment_check(&pay.channel, pay.payment.paid) else {
@@ -49,14 +50,24 @@ impl Session<'_> {
         None
     }
 
-    /// Lets no check outlive what it says: to be called before anything of a batch is told.
-    pub(super) fn keep_checks(&self, out: &Batch<ProviderEvent, Action>) {
+    /// Whether payments are on their way back from being verified.
+    pub(super) fn verifies(&self) -> bool {
+        self.verifying.available_permits() < VERIFICATIONS_WAITING_MAX
+    }
+
+    /// Lets no check outlive what it says: to be called before anything of a batch is told. Gives
+    /// the new sums, to be told once they are durable.
+    pub(super) fn forget_checks(
+        &self,
+        out: &Batch<ProviderEvent, Action>,
+    ) -> Vec<(ChannelId, Amount)> {
         let checks = self.desk.front.checks();
+        let mut sums = Vec::new();
         let mut outdated = false;
         for entry in out.entries() {
             match entry {
                 Entry::Channel { channel, event: ProviderEvent::Paid { paid, .. } } => {
-                    checks.paid(channel, *paid);
+                    sums.push((*channel, *paid));
                 }
                 Entry::Channel { channel, .. } => checks.forget(channel),
                 Entry::Block { .. }
@@ -72,6 +83,7 @@ impl Session<'_> {
                 now.is_some_and(|now| now.agrees(check))
             });
         }
+        sums
     }
 }
 

@@ -207,6 +207,27 @@ fn p9_p13_a_restart_takes_back_what_was_granted_on_a_funding_that_counts_no_more
 }
 
 #[test]
+fn after_a_restart_only_what_is_at_risk_is_counted_as_such() {
+    let mut provider = Provider::generous();
+    let (sure, tx) = provider.offered(SUBSCRIBER);
+    provider.mine(101, vec![tx.clone()]);
+    provider.mine(102, vec![]);
+    provider.pay_on(&sure, SUBSCRIBER, &tx, 10).unwrap();
+    let (risky, tx) = provider.offered(3);
+    provider.pay_on(&risky, 3, &tx, 10).unwrap();
+    // As it is read from the disk: channels first, then blocks.
+    let mut again = Controller::new(Network::Regtest, vec![]);
+    let (blocks, channels): (Vec<_>, Vec<_>) =
+        provider.journal.iter().partition(|entry| matches!(entry, Entry::Block { .. }));
+    for entry in channels.into_iter().chain(blocks) {
+        again.replay(entry).unwrap();
+    }
+    assert_eq!(again.unsure.len(), 2);
+    let _ = again.resume().release(&Durable::committed());
+    assert_eq!(again.unsure.into_iter().collect::<Vec<_>>(), [risky.channel]);
+}
+
+#[test]
 fn a_funding_that_replaces_another_takes_its_place_and_either_may_confirm() {
     let mut provider = Provider::generous();
     let (channel, first) = provider.offered(SUBSCRIBER);
