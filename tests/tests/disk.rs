@@ -6,15 +6,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use bitmesh_core::wire::{ErrorBody, PaymentReply};
 use bitmesh_tests::{
-    daemon::eventually, faults::Point, payers::Stand, till::Till, topology::Topology,
+    daemon::eventually,
+    faults::Point,
+    payers::Stand,
+    till::{API_PORT, Till},
+    topology::Topology,
+};
+use bitmesh_user::{
+    api::{ClientError, StoreState},
+    http,
 };
 
 /// How long a fault lasts.
 const FAULT: Duration = Duration::from_secs(3);
 /// Time that a provider has to take payments again.
 const BACK: Duration = Duration::from_secs(20);
+/// Time after which a commit counts as slow, and some for a busy machine.
+const SLOW: Duration = Duration::from_millis(2_500);
+/// Time that `status` takes at most, whatever the disk does.
+const TOLD: Duration = Duration::from_secs(2);
 /// A log is written into the database at about a thousand pages.
 const CHECKPOINT_PAYMENTS: u32 = 600;
 
@@ -34,6 +47,33 @@ fn pay(till: &Till<'_>, payments: u32) -> Result<()> {
     Ok(())
 }
 
+/// A payment that is refused with a code, and nothing else.
+fn refused(answer: Result<PaymentReply, ClientError>, code: &str) -> Result<()> {
+    match answer {
+        Ok(reply) => bail!("acknowledged on a disk that does not work: {reply:?}"),
+        Err(ClientError::Refused { status: 503, body }) if body.error == code => Ok(()),
+        Err(other) => bail!("{other:?}, and not {code}"),
+    }
+}
+
+/// Whoever asks is told what is wrong and when to come again; `status` says it, too.
+fn all_are_told(till: &Till<'_>, stand: &Stand, code: &str, state: StoreState) -> Result<()> {
+    let url = format!("http://{}:{API_PORT}/v1/account", stand.edge);
+    let (status, wait, body) = stand.namespace.block_on(async || {
+        let answer = http::plain().build()?.get(&url).send().await?;
+        let wait = answer.headers().get("Retry-After").context("no Retry-After")?;
+        let wait: u64 = wait.to_str()?.parse()?;
+        Ok((answer.status(), wait, answer.json::<ErrorBody>().await?))
+    })?;
+    ensure!(status == 503 && body.error == code, "{status}, {body:?}");
+    ensure!((1..60).contains(&wait), "to be tried again after {wait} s");
+    let asked = Instant::now();
+    let store = till.world.provider_status()?.store;
+    ensure!(asked.elapsed() < TOLD, "status took {:?}", asked.elapsed());
+    ensure!(store.state == state && store.error.is_some() && store.engine == "SQLite", "{store:?}");
+    Ok(())
+}
+
 /// While something fails: no payment is acknowledged, nothing is credited, stations are held to
 /// what they have.
 fn nothing_is_taken(till: &Till<'_>, stand: &Stand) -> Result<()> {
@@ -42,10 +82,10 @@ fn nothing_is_taken(till: &Till<'_>, stand: &Stand) -> Result<()> {
     std::thread::scope(|scope| {
         let traffic = scope.spawn(|| stand.send(&over));
         let until = Instant::now() + FAULT;
-        let refused = (|| {
+        let met = (|| -> Result<()> {
             while Instant::now() < until {
-                let answer = till.payer(0)?.pay()?;
-                ensure!(answer.is_err(), "acknowledged on a disk that fails");
+                refused(till.payer(0)?.pay()?, "store")?;
+                all_are_told(till, stand, "store", StoreState::Failed)?;
                 till.check_durable()?;
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -53,7 +93,7 @@ fn nothing_is_taken(till: &Till<'_>, stand: &Stand) -> Result<()> {
         })();
         over.store(true, Ordering::SeqCst);
         traffic.join().map_err(|_| anyhow::anyhow!("the traffic's thread died"))??;
-        refused
+        met
     })?;
     let after = till.honoured(0)?;
     ensure!(after.limit == before, "{after:?}, it was {before}");
@@ -66,6 +106,8 @@ fn all_is_well_again(till: &mut Till<'_>) -> Result<()> {
     till.faults.end();
     eventually("payments that are taken again", BACK, || Ok(till.payer(0)?.pay()?.ok()))
         .with_context(|| till.world.provider.log())?;
+    let store = till.world.provider_status()?.store;
+    ensure!(store.state == StoreState::Working && store.error.is_none(), "{store:?}");
     pay(till, 30)?;
     till.check_durable()?;
     till.check_credited_once()?;
@@ -158,7 +200,16 @@ fn p14_on_a_slow_disk_payments_wait_and_none_is_good_before_it_is_durable() -> R
     // Longer than a payer waits.
     till.faults.delay(Point::LogSync, Duration::from_secs(8));
     let before = till.honoured(0)?.limit;
-    till.payer(0)?.pay()?.err().context("acknowledged before its sync")?;
+    let payer = till.payer(0)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let waits = scope.spawn(|| payer.pay());
+        till.faults.wait(Point::LogSync, BACK)?;
+        std::thread::sleep(SLOW);
+        all_are_told(&till, &stands[0], "slow-store", StoreState::Slow)?;
+        refused(payer.pay()?, "slow-store")?;
+        let answer = waits.join().map_err(|_| anyhow::anyhow!("the payer's thread died"))??;
+        answer.err().context("acknowledged before its sync").map(drop)
+    })?;
     ensure!(till.honoured(0)?.limit == before, "credited before its sync");
     till.check_durable()?;
     all_is_well_again(&mut till)

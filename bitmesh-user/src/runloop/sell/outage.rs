@@ -20,7 +20,9 @@ use super::{
     super::now, ADDRESSES_INTERVAL, desk::Desk, guarding::Guarding, stop::Stop,
     tending::read_settings, told::Told,
 };
-use crate::{api::Doing, config::SellConfig, dataplane::Dataplane, telemetry::Notifier};
+use crate::{
+    api::Doing, config::SellConfig, dataplane::Dataplane, store::StoreError, telemetry::Notifier,
+};
 
 /// Pause before the disk is looked at again.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,8 +60,9 @@ pub(super) async fn outlast(
     (told, dataplane): (&mut Told, &mut Dataplane),
     (stop, hangup, notifier): (&mut Stop, &mut Signal, &mut Notifier),
 ) -> Result<bool> {
-    error!("{failure:#}; nothing is acknowledged until it works again, credit stays good");
-    desk.front.failed(&format!("{failure:#}"), now());
+    let why = said(failure);
+    error!("{why}; nothing is acknowledged until it works again, credit stays good");
+    desk.front.failed(&why, now());
     desk.refuse_waiting();
     let mut addresses = interval(ADDRESSES_INTERVAL);
     addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -109,6 +112,12 @@ async fn try_after(pause: Duration, directory: PathBuf) -> Result<()> {
     try_disk(&directory).await
 }
 
+/// What failed, once: an error of the store says what its sources say.
+pub(super) fn said(failure: &anyhow::Error) -> String {
+    let store = failure.downcast_ref::<StoreError>();
+    store.map_or_else(|| format!("{failure:#}"), ToString::to_string)
+}
+
 /// Writes a file, syncs it and takes it away again.
 async fn try_disk(directory: &Path) -> Result<()> {
     let path = directory.join(PROBE_FILE);
@@ -140,6 +149,15 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 16, 16, 16]);
         patience.reset();
         assert_eq!(patience.next(), PROBE_INTERVAL);
+    }
+
+    #[test]
+    fn a_failure_of_the_store_is_told_once() {
+        let failed = sqlx::Error::Io(std::io::Error::other("the disk burns"));
+        let told = said(&anyhow::Error::from(StoreError::from(failed)).context("a commit"));
+        assert_eq!(told.matches("burns").count(), 1, "{told}");
+        let other = anyhow::anyhow!("no place").context("a probe");
+        assert_eq!(said(&other), "a probe: no place");
     }
 
     #[tokio::test]
