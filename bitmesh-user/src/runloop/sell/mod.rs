@@ -49,7 +49,7 @@ use crate::{
     config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Change, Dataplane},
     guard::Guard,
-    store::{StoreError, StoreRole},
+    store::{StoreError, StoreRole, TIDY_INTERVAL_IDLE},
     telemetry::Notifier,
     wallet::{Role, Seed},
 };
@@ -240,6 +240,7 @@ impl<'a> Session<'a> {
         let mut chain = self.foundation.follow(self.controller.book());
         let mut usage = Box::pin(sleep(USAGE_INTERVAL));
         let mut pace = USAGE_INTERVAL;
+        let mut tidy = Box::pin(sleep(TIDY_INTERVAL_IDLE));
         let mut checkpoint = every(CHECKPOINT_INTERVAL);
         let mut fees = every(FEES_INTERVAL);
         let mut alarms = every(ALARMS_INTERVAL);
@@ -248,8 +249,13 @@ impl<'a> Session<'a> {
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
 
         self.renew_offer();
-        let resumed = self.controller.resume();
+        let mut resumed = self.controller.resume();
+        if self.foundation.store.went_back().is_some() {
+            // What the kernel counted since is nowhere else.
+            self.controller.handle(Input::Checkpoint, &mut resumed);
+        }
         self.settle(resumed).await?;
+        self.foundation.store.goes_on(now()).await?;
         self.desk.front.works(now());
         let _ = self.keep_status();
         info!(
@@ -293,9 +299,6 @@ impl<'a> Session<'a> {
                 }
                 _ = checkpoint.tick() => {
                     self.tend();
-                    // Before anything is decided that is not stored yet.
-                    let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
-                    self.foundation.tidy::<ProviderEvent>(forgotten).await?;
                     self.renew_offer();
                     // Finished tasks are let go.
                     while self.tasks.try_join_next().is_some() {}
@@ -308,6 +311,11 @@ impl<'a> Session<'a> {
                         self.settle(std::mem::take(&mut out)).await?;
                         self.make_room(&mut out);
                     }
+                }
+                () = &mut tidy => {
+                    let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
+                    let pause = self.foundation.store.tidy::<ProviderEvent>(forgotten).await?;
+                    tidy.as_mut().reset(Instant::now() + pause);
                 }
                 _ = addresses.tick() => self.read_addresses().await,
                 _ = drift.tick() => self.find_drift(&mut out),
