@@ -260,7 +260,7 @@ fn turns(channels: u32, payments: u64) -> Vec<Entry<Event>> {
 pub(super) async fn a_folded_journal_comes_to_the_same(home: impl Home) {
     let (mut store, _) = loaded(&home).await;
     let entries = turns(40, 100);
-    for batch in entries.chunks(333) {
+    for batch in entries.chunks(31) {
         store.commit(batch, None).await.unwrap();
     }
     // In several steps, with a rest that stays, a restart between and payments after.
@@ -309,14 +309,16 @@ pub(super) async fn a_fold_that_ends_early_changes_nothing(home: impl Home) {
         let done = asked(store.tidy_beyond::<Event>(7, |_| false), times).await;
         drop(store);
         if let Some(done) = done {
-            assert!(done.unwrap().folded > 0);
+            // It may have come to its end before, with nobody left to hear of it.
+            assert_eq!(done.unwrap().left, 0);
             break;
         }
         early += 1;
     }
-    assert!(early > 4, "it ended early {early} times");
+    assert!(early > 1, "it ended early {early} times");
     let (store, found) = loaded(&home).await;
     assert!(told(&found) == told(&entries));
+    assert_eq!(store.known.journal_rows, 7);
     store.close().await.unwrap();
 }
 

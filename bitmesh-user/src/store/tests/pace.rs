@@ -123,9 +123,9 @@ async fn pay(channels: u32, time: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "measures, with --release and --nocapture: takes three minutes of a quiet machine"]
+#[ignore = "measures, with --release and --nocapture: takes two minutes of a quiet machine"]
 async fn folding_keeps_up_with_ten_thousand_payments_a_second() {
-    for channels in [100, 1_000, 10_000] {
+    for channels in [1_000, 10_000] {
         pay(channels, Duration::from_mins(1)).await;
     }
 }
