@@ -368,16 +368,8 @@ impl Accounts {
     /// life. It is refused when it is more than what was ever bought; what was voided since is to be
     /// reclaimed.
     pub fn adopt(&mut self, kernel: &[(Station, Octets, Usage)]) -> Result<(), Ahead> {
-        for (station, limit, usage) in kernel {
-            self.read(*station, *usage);
-            match self.leases_of(*station) {
-                Some(leases) => leases.adopt(*station, *limit),
-                None if *limit > Octets(0) => {
-                    let (station, honoured) = (*station, *limit);
-                    return Err(Ahead { station, honoured, known: Octets(0) });
-                }
-                None => {}
-            }
+        if let Some((station, honoured, known)) = self.adopt_beyond(kernel).first().copied() {
+            return Err(Ahead { station, honoured, known });
         }
         for (station, ..) in kernel {
             let Some(account) = self.seat(*station).and_then(|seat| self.all.get(&seat.account))
@@ -391,6 +383,26 @@ impl Accounts {
             }
         }
         Ok(())
+    }
+
+    /// The same, after the ledger went back: what the kernel counted is taken over, and whatever limits
+    /// exceed what is known of is to be reclaimed. Stations that nobody pays for and that could use
+    /// something, with their limits and what they used: they are to get nothing more.
+    pub fn adopt_beyond(
+        &mut self,
+        kernel: &[(Station, Octets, Usage)],
+    ) -> Vec<(Station, Octets, Octets)> {
+        let mut strays = Vec::new();
+        for (station, limit, usage) in kernel {
+            self.read(*station, *usage);
+            let billed = self.usage(*station).billed();
+            match self.leases_of(*station) {
+                Some(leases) => leases.adopt(*station, *limit),
+                None if *limit > billed => strays.push((*station, *limit, billed)),
+                None => {}
+            }
+        }
+        strays
     }
 
     /// An account of several stations is to be looked at.

@@ -41,6 +41,8 @@ pub enum Kind {
     ChainLost,
     /// It answers, and has no new block for a time that is very long.
     ChainStalls,
+    /// The ledger goes on from an older copy.
+    WentBack,
     /// A channel is to be claimed, and its claim costs more than its share of what was paid.
     ClaimWaits {
         /// Which channel.

@@ -156,7 +156,7 @@ impl RestoreArgs {
             restore.give_up()?;
             return Err(error.context(format!("{} was not restored", self.file.display())));
         }
-        let restored = restore.put()?;
+        let restored = restore.put().await?;
         print(self.place.json, &value(&restored), &restored, told)
     }
 }

@@ -28,8 +28,9 @@ use anyhow::{Context as _, Result};
 use axum::http::StatusCode;
 use bitcoin::{FeeRate, Network, Transaction, secp256k1::Secp256k1};
 use bitmesh_core::{
+    alarm::{self, Alarm, Level},
     bitcoin,
-    channel::{Batch, Book, ChannelId, Compact, Entry, Machine},
+    channel::{Batch, Book, Compact, Entry, Machine},
     offer::SignedOffer,
 };
 use metrics::{counter, histogram};
@@ -72,12 +73,9 @@ const BROADCAST_PAUSE: Duration = Duration::from_secs(3);
 /// ones must not leave it without a block to go on from.
 const BIRTHDAY_DEPTH_BLOCKS: u32 = 10;
 
-/// Time after which no further step of folding the ledger is begun; payments wait meanwhile.
-const TIDY_TIME: Duration = Duration::from_millis(10);
-/// The same, while more than so many rows wait.
-const TIDY_TIME_BEHIND: Duration = Duration::from_millis(150);
-/// Rows that may wait before more time is taken.
-const TIDY_BEHIND_ROWS: u64 = 100_000;
+/// How long it is told that the ledger went back, in seconds: subscribers that come once a week have paid
+/// again by then.
+const WENT_BACK_TOLD_SECONDS: u64 = 8 * 24 * 3_600;
 /// Changes of the wallet that are kept one by one.
 const WALLET_CHANGES_MAX: usize = 64;
 
@@ -111,8 +109,8 @@ impl Foundation {
     {
         let mut store = Store::open(place, role, common.network).await?;
         let mut entries = store.load::<E>().await?;
-        if let Some(from) = store.went_back().await? {
-            warn!("{}", went_back(role, &from));
+        if let Some(from) = store.went_back() {
+            warn!("{}", went_back(role, from));
         }
         let changes = store.wallet_changes().await?;
         let source = open_source(common, &entries)?;
@@ -167,6 +165,14 @@ impl Foundation {
         let events = follow(source, watched, tips, CHAIN_INTERVAL);
         self.source_height = events.source_height();
         events
+    }
+
+    /// Tells for a while that the ledger goes on from an older copy.
+    fn went_back(&self, now: u64) -> Option<Alarm> {
+        let (since, from) = self.store.gone_on_from()?;
+        let message = went_back(self.role, from);
+        let told = now < since.saturating_add(WENT_BACK_TOLD_SECONDS);
+        told.then_some(Alarm { kind: alarm::Kind::WentBack, level: Level::Warning, message })
     }
 
     fn chain_status(&self, height: u32, synced: bool) -> ChainStatus {
@@ -235,21 +241,6 @@ impl Foundation {
         Ok(out.release(&durable))
     }
 
-    /// Folds old rows of the ledger, for as long as nobody notices.
-    async fn tidy<E>(&mut self, may_forget: impl Fn(&ChannelId) -> bool) -> Result<(), StoreError>
-    where
-        E: Serialize + DeserializeOwned + Compact,
-    {
-        let start = Instant::now();
-        loop {
-            let left = self.store.tidy::<E>(&may_forget).await?.left;
-            let time = if left > TIDY_BEHIND_ROWS { TIDY_TIME_BEHIND } else { TIDY_TIME };
-            if left == 0 || start.elapsed() >= time {
-                return Ok(());
-            }
-        }
-    }
-
     async fn close(self) -> Result<(), StoreError> {
         self.store.close().await
     }
@@ -260,7 +251,8 @@ fn went_back(role: StoreRole, from: &str) -> String {
     let means = match role {
         StoreRole::Provider => {
             "what was paid after that is not known until each subscriber sends its next sum, which \
-             takes its place; channels that were opened after it are lost"
+             takes its place; what was used is known from the kernel, unless the box was started anew; \
+             channels that were opened after it are lost"
         }
         StoreRole::Subscriber => {
             "the provider may have been paid more after that than is known here; it keeps what it was \

@@ -1,6 +1,7 @@
 //! What a store knows of its rows without reading them: enough to write the next ones.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     io,
 };
@@ -111,23 +112,23 @@ impl Known {
         let (mut write, mut changes, mut sum) = self.start();
         let mut bodies = Vec::new();
         let mut usage = BTreeMap::new();
+        for (channel, event) in dense(entries) {
+            let from = bodies.len();
+            serde_json::to_writer(&mut bodies, event.as_ref()).map_err(StoreError::Encode)?;
+            let before = changes.tails.get(&channel).or_else(|| self.tails.get(&channel));
+            let before = before.copied().unwrap_or_else(|| Tail::start(&channel));
+            let body = bodies.get(from..).unwrap_or_default();
+            let tail = before.after(body).ok_or_else(too_many)?;
+            sum.toggle_tail(&before);
+            sum.toggle_tail(&tail);
+            changes.tails.insert(channel, tail);
+            changes.key_indexes.extend(event.key_index());
+            let (n, body) = (i64::from(before.n), from..bodies.len());
+            write.journal.push(NewEvent { channel, n, body, digest: tail.digest });
+        }
         for entry in entries {
             match entry {
-                Entry::Channel { channel, event } => {
-                    let from = bodies.len();
-                    serde_json::to_writer(&mut bodies, event).map_err(StoreError::Encode)?;
-                    let channel = *channel.as_bytes();
-                    let before = changes.tails.get(&channel).or_else(|| self.tails.get(&channel));
-                    let before = before.copied().unwrap_or_else(|| Tail::start(&channel));
-                    let body = bodies.get(from..).unwrap_or_default();
-                    let tail = before.after(body).ok_or_else(too_many)?;
-                    sum.toggle_tail(&before);
-                    sum.toggle_tail(&tail);
-                    changes.tails.insert(channel, tail);
-                    changes.key_indexes.extend(event.key_index());
-                    let (n, body) = (i64::from(before.n), from..bodies.len());
-                    write.journal.push(NewEvent { channel, n, body, digest: tail.digest });
-                }
+                Entry::Channel { .. } => {}
                 Entry::Block { height, hash } => {
                     let (height, hash) = (i64::from(*height), hash.to_byte_array());
                     let forgotten = height - i64::from(TIPS_KEPT);
@@ -187,18 +188,20 @@ impl Known {
         after
     }
 
-    /// One setting.
-    pub(super) fn setting(&self, name: &str, value: Option<&str>) -> (Write, Changes) {
+    /// Settings; `None` removes one.
+    pub(super) fn set(&self, these: &[(&str, Option<&str>)]) -> (Write, Changes) {
         let (mut write, mut changes, mut sum) = self.start();
         let mut settings = self.settings.clone();
-        let before = match value {
-            Some(value) => settings.insert(name.to_owned(), value.to_owned()),
-            None => settings.remove(name),
-        };
-        for value in before.iter().chain(settings.get(name)) {
-            sum.toggle(&setting_digest(name, value));
+        for (name, value) in these {
+            let before = match value {
+                Some(value) => settings.insert((*name).to_owned(), (*value).to_owned()),
+                None => settings.remove(*name),
+            };
+            for value in before.iter().chain(settings.get(*name)) {
+                sum.toggle(&setting_digest(name, value));
+            }
+            write.settings.push(((*name).to_owned(), value.map(str::to_owned)));
         }
-        write.settings.push((name.to_owned(), value.map(str::to_owned)));
         changes.settings = Some(settings);
         self.finish(&mut write, &mut changes, sum);
         (write, changes)
@@ -254,6 +257,30 @@ impl Known {
             self.wallet = wallet;
         }
     }
+}
+
+/// The events of channels, each with its channel, where those that one can stand for are one: at
+/// the place of the last of them.
+fn dense<E: Compact>(entries: &[Entry<E>]) -> impl Iterator<Item = (Digest, Cow<'_, E>)> {
+    let mut events: Vec<Option<(Digest, Cow<'_, E>)>> = Vec::with_capacity(entries.len());
+    let mut newest = HashMap::new();
+    for entry in entries {
+        let Entry::Channel { channel, event } = entry else { continue };
+        let channel = *channel.as_bytes();
+        let mut this = Cow::Borrowed(event);
+        let before = newest.insert(channel, events.len());
+        if let Some(slot) = before.and_then(|at| events.get_mut(at))
+            && let Some((_, before)) = slot
+        {
+            let mut all = before.as_ref().clone();
+            if all.absorb(event.clone()).is_none() {
+                this = Cow::Owned(all);
+                *slot = None;
+            }
+        }
+        events.push(Some((channel, this)));
+    }
+    events.into_iter().flatten()
 }
 
 /// What a fleet's entry changes. A lone edge records none.

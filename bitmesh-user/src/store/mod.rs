@@ -47,7 +47,7 @@ pub use self::{
     fleet::{AccountCounts, Found},
     lock::check_unlocked,
     postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
-    tidy::Tidied,
+    tidy::TIDY_INTERVAL_IDLE,
     upkeep::{Facts, Look, Restore, Restored, accept},
 };
 
@@ -58,6 +58,9 @@ pub const ENGINE: &str = "SQLite";
 const PURPOSE: &str = "purpose";
 /// Name of the setting that says that it goes on from an older copy, which the next start tells.
 const WENT_BACK: &str = "went-back";
+/// Name of the setting that says the same once all follows from it: since when, in seconds since
+/// 1970, and what it goes on from.
+const GONE_ON: &str = "gone-on-from";
 
 /// What is in a data directory of this.
 pub const FILES: [&str; 7] = [
@@ -203,15 +206,23 @@ impl Store {
         Ok(())
     }
 
-    /// Whether it goes on from an older copy since it was opened last: from when that is, in words.
-    /// Told once.
-    pub async fn went_back(&mut self) -> Result<Option<String>, StoreError> {
-        let said = self.known.settings.get(WENT_BACK).cloned();
-        if said.is_some() {
-            let (write, changes) = self.known.setting(WENT_BACK, None);
-            self.write(&write, changes).await?;
-        }
-        Ok(said)
+    /// What it goes on from, where an older copy was put in its place: until [`Self::goes_on`].
+    pub fn went_back(&self) -> Option<&str> {
+        self.known.settings.get(WENT_BACK).map(String::as_str)
+    }
+
+    /// All that follows from an older copy was done, at `now` in seconds since 1970.
+    pub async fn goes_on(&mut self, now: u64) -> Result<(), StoreError> {
+        let Some(from) = self.went_back() else { return Ok(()) };
+        let told = format!("{now} {from}");
+        let (write, changes) = self.known.set(&[(WENT_BACK, None), (GONE_ON, Some(&told))]);
+        self.write(&write, changes).await
+    }
+
+    /// Since when it goes on from an older copy, and from which: the last, if there was one.
+    pub fn gone_on_from(&self) -> Option<(u64, &str)> {
+        let (since, from) = self.known.settings.get(GONE_ON)?.split_once(' ')?;
+        Some((since.parse().ok()?, from))
     }
 
     /// The wallet's changes, oldest first.
@@ -237,7 +248,7 @@ impl Store {
 
     /// Sets a setting, durably.
     pub async fn set(&mut self, name: &str, value: &str) -> Result<(), StoreError> {
-        let (write, changes) = self.known.setting(name, Some(value));
+        let (write, changes) = self.known.set(&[(name, Some(value))]);
         self.write(&write, changes).await
     }
 

@@ -20,6 +20,7 @@ use super::{
     journal::Digest,
     layout1,
     schema::{self, Dialect},
+    settled::settle,
 };
 
 /// Name of the database in the data directory.
@@ -49,6 +50,8 @@ const INSERT_MARK: &str = "INSERT INTO commits (edge, committed, sum) VALUES ($1
 const SELECT_MARK: &str = "SELECT committed, sum FROM commits WHERE edge = $1";
 const UPDATE_MARK: &str =
     "UPDATE commits SET committed = $1, sum = $2 WHERE edge = $3 AND committed = $1 - 1";
+
+const RAISE_MARK: &str = "UPDATE commits SET committed = $1 WHERE edge = $2 AND committed < $1";
 
 const SELECT_CHANNELS: &str = "SELECT channel, n, body, digest, seal FROM channels \
     WHERE channel > $1 ORDER BY channel LIMIT $2";
@@ -157,6 +160,13 @@ impl SqliteEngine {
             digest: self.digest(row, 3)?,
             seal: self.digest(row, 4)?,
         })
+    }
+
+    /// The next commit has a higher number than `committed`.
+    pub(super) async fn count_from(&mut self, committed: i64) -> Result<(), StoreError> {
+        let query = sqlx::query(RAISE_MARK).bind(committed).bind(EDGE);
+        query.execute(&mut self.connection).await?;
+        Ok(())
     }
 
     async fn put(&mut self, write: &Write) -> Result<(), StoreError> {
@@ -402,6 +412,14 @@ impl Engine for SqliteEngine {
     fn close(self: Box<Self>) -> Work<'static, ()> {
         Box::pin(async { Ok(self.connection.close().await?) })
     }
+}
+
+/// Takes the log of a directory's own file, which has to be locked, into it: one file is left.
+pub(super) async fn merge_log(directory: &Path) -> Result<(), StoreError> {
+    settle(&directory.join(LOG))?;
+    let mut connection = SqliteConnection::connect_with(&options(&directory.join(FILE))).await?;
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut connection).await?;
+    Ok(connection.close().await?)
 }
 
 /// Writes a copy of what a connection sees into a new file.

@@ -1,6 +1,9 @@
 //! Folds the oldest rows of the journal into one row a channel, a bounded step at a time.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use bitmesh_core::channel::{ChannelId, Compact};
 use serde::{Serialize, de::DeserializeOwned};
@@ -14,13 +17,36 @@ use super::{
 
 /// Rows of the journal that are never folded: the newest. To fold a payment costs more than to write it, and the
 /// longer it waits, the more of the same channel are folded with it.
-const ROWS_KEPT: u64 = 32_768;
-/// Rows that a step folds at most: each can be of another channel, whose page is written anew.
-const ROWS_PER_STEP: i64 = 512;
+pub(super) const ROWS_KEPT: u64 = 32_768;
+/// Rows that a step folds at least, if there are so many, and at most: payments wait meanwhile. The
+/// more there are, the more of the same channel are folded at once.
+const ROWS_PER_STEP: (u64, u64) = (512, 4_096);
+/// Part of the rows that wait which a step folds.
+const STEP_DIVISOR: u64 = 8;
+/// How long after a look the next one is due, while rows wait.
+pub const TIDY_INTERVAL: Duration = Duration::from_millis(100);
+/// The same, while none do.
+pub const TIDY_INTERVAL_IDLE: Duration = Duration::from_secs(1);
+/// Time after which a look begins no further step, for each [`ROWS_KEPT`] that wait, and at most: what
+/// comes in faster than it is folded gets more time, until it is not.
+const LOOK_TIME: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+
+/// Rows that a step folds of `waiting`.
+fn step_rows(waiting: u64) -> u64 {
+    let (least, most) = ROWS_PER_STEP;
+    (waiting / STEP_DIVISOR).clamp(least, most).min(waiting)
+}
+
+/// How long a look may take while so many rows wait.
+fn look_time(waiting: u64) -> Duration {
+    let (each, most) = LOOK_TIME;
+    let times = u32::try_from(waiting.div_ceil(ROWS_KEPT)).unwrap_or(u32::MAX);
+    each.saturating_mul(times).min(most)
+}
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tidied {
+pub(super) struct Tidied {
     /// Rows of the journal that were folded.
     pub folded: usize,
     /// Channels that were forgotten.
@@ -52,20 +78,29 @@ impl<E: Compact> Folding<E> {
 }
 
 impl Store {
-    /// Folds the oldest rows of the journal, where it is long enough, and forgets channels that
-    /// `may_forget` allows, if nothing of theirs is needed to know the next key. What is loaded
-    /// after comes to the same.
+    /// Folds the oldest rows of the journal for a short time, where it is long enough, and forgets channels
+    /// that `may_forget` allows, if nothing of theirs is needed to know the next key. What is loaded
+    /// after comes to the same. How long to wait before the next time.
     ///
     /// # Panics
     /// When what is there was not loaded.
     pub async fn tidy<E>(
         &mut self,
         may_forget: impl Fn(&ChannelId) -> bool,
-    ) -> Result<Tidied, StoreError>
+    ) -> Result<Duration, StoreError>
     where
         E: Serialize + DeserializeOwned + Compact,
     {
-        self.tidy_beyond::<E>(ROWS_KEPT, may_forget).await
+        let start = Instant::now();
+        loop {
+            let left = self.tidy_beyond::<E>(ROWS_KEPT, &may_forget).await?.left;
+            if left == 0 {
+                return Ok(TIDY_INTERVAL_IDLE);
+            }
+            if start.elapsed() >= look_time(left) {
+                return Ok(TIDY_INTERVAL);
+            }
+        }
     }
 
     pub(super) async fn tidy_beyond<E>(
@@ -77,11 +112,11 @@ impl Store {
         E: Serialize + DeserializeOwned + Compact,
     {
         assert!(self.loaded, "a ledger is loaded before it is written");
-        let spare = self.known.journal_rows.saturating_sub(kept);
-        let step = ROWS_PER_STEP.min(i64::try_from(spare).unwrap_or(i64::MAX));
-        if step == 0 {
+        let waiting = self.known.journal_rows.saturating_sub(kept);
+        if waiting == 0 {
             return Ok(Tidied::default());
         }
+        let step = i64::try_from(step_rows(waiting)).unwrap_or(i64::MAX);
         let rows = self.engine.journal(0, step).await?;
         let Some(last) = rows.last() else { return Ok(Tidied::default()) };
         let folded_to = Some(last.seq);

@@ -11,6 +11,7 @@ use bitmesh_core::{
     channel::{Compact, Entry},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tracing::warn;
 
 use super::{
     PURPOSE, Place, StoreError, StoreRole, WENT_BACK,
@@ -140,10 +141,12 @@ pub async fn accept(place: &Place) -> Result<i64, StoreError> {
         return Err(StoreError::Missing(place.directory.clone()));
     }
     let mut engine = super::open_file(&place.directory).await?;
-    let mark = went_back(&mut engine, "what was there when it was accepted").await?;
+    let found = engine.mark().await?.committed;
+    let mark =
+        went_back(&mut engine, "what was there when it was accepted", &place.directory).await?;
     Box::new(engine).close().await?;
     note(&place.directory, &mark)?;
-    Ok(mark.committed)
+    Ok(found)
 }
 
 /// A copy that was found whole, in the data directory, and can take the place of the ledger.
@@ -151,6 +154,8 @@ pub async fn accept(place: &Place) -> Result<i64, StoreError> {
 pub struct Restore {
     directory: PathBuf,
     temporary: PathBuf,
+    /// Its last commit as a backup, and as it is now.
+    found: i64,
     mark: Mark,
     _lock: fs::File,
 }
@@ -179,7 +184,8 @@ impl Restore {
         let mut copy = SqliteEngine::look_at_any(file).await?;
         copy.back_up(&temporary).await?;
         Box::new(copy).close().await?;
-        let mut restore = Self { directory, temporary, mark: Mark::default(), _lock: lock };
+        let mut restore =
+            Self { directory, temporary, found: 0, mark: Mark::default(), _lock: lock };
         let checked = restore.check(file, older).await;
         if checked.is_err() {
             remove_all(&restore.temporary)?;
@@ -202,7 +208,8 @@ impl Restore {
             }
         }
         let what = format!("commit {} in {}", known.mark.committed, file.display());
-        self.mark = went_back(&mut engine, &what).await?;
+        self.found = known.mark.committed;
+        self.mark = went_back(&mut engine, &what, &self.directory).await?;
         Box::new(engine).close().await
     }
 
@@ -224,26 +231,59 @@ impl Restore {
         &self.temporary
     }
 
-    /// Puts it in the place of the ledger, which is kept aside.
-    pub fn put(self) -> Result<Restored, StoreError> {
-        let path = self.directory.join(sqlite::FILE);
-        let io = |source| StoreError::Io { path: path.clone(), source };
-        let mut aside = None;
-        if path.exists() {
-            let old = aside::vacant(&path, "before-restore");
-            for suffix in BESIDE.into_iter().chain([""]) {
-                match fs::rename(with(&path, suffix), with(&old, suffix)) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    done => done.map_err(io)?,
-                }
-            }
-            aside = Some(old);
-        }
-        fs::rename(&self.temporary, &path).map_err(io)?;
-        fs::File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(io)?;
+    /// Puts it in the place of the ledger, which is kept aside. Wherever that ends, one of the two is
+    /// there and whole.
+    pub async fn put(self) -> Result<Restored, StoreError> {
+        let aside = self.set_aside().await?;
+        self.take_place()?;
         note(&self.directory, &self.mark)?;
         remove_all(&self.temporary)?;
-        Ok(Restored { commits: self.mark.committed, aside })
+        Ok(Restored { commits: self.found, aside })
+    }
+
+    /// Gives the ledger that is there a second name. Its log, which must not be beside another file,
+    /// is taken into it first, if it is whole.
+    pub(super) async fn set_aside(&self) -> Result<Option<PathBuf>, StoreError> {
+        let path = self.directory.join(sqlite::FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        if let Err(error) = sqlite::merge_log(&self.directory).await {
+            warn!("{}: its log could not be taken into it: {error}", path.display());
+        }
+        let aside = aside::vacant(&path, "before-restore");
+        for suffix in [""].into_iter().chain(BESIDE) {
+            let (from, to) = (with(&path, suffix), with(&aside, suffix));
+            match fs::hard_link(&from, &to) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(_) => {
+                    // A file system without second names.
+                    let copied = fs::copy(&from, &to).and_then(|_| fs::File::open(&to)?.sync_all());
+                    copied.map_err(|source| StoreError::Io { path: to, source })?;
+                }
+                Ok(()) => {}
+            }
+        }
+        self.sync_directory()?;
+        Ok(Some(aside))
+    }
+
+    /// The copy gets the ledger's name. What is left beside that is of a ledger that is damaged and has
+    /// another name by now.
+    pub(super) fn take_place(&self) -> Result<(), StoreError> {
+        let path = self.directory.join(sqlite::FILE);
+        for suffix in BESIDE {
+            remove(&with(&path, suffix))?;
+        }
+        self.sync_directory()?;
+        let renamed = fs::rename(&self.temporary, &path);
+        renamed.map_err(|source| StoreError::Io { path, source })?;
+        self.sync_directory()
+    }
+
+    fn sync_directory(&self) -> Result<(), StoreError> {
+        let synced = fs::File::open(&self.directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|source| StoreError::Io { path: self.directory.clone(), source })
     }
 
     /// Gives it up.
@@ -252,11 +292,20 @@ impl Restore {
     }
 }
 
-/// Writes down for the next start that it goes on from an older copy.
-async fn went_back(engine: &mut SqliteEngine, what: &str) -> Result<Mark, StoreError> {
+/// Writes down for the next start that it goes on from an older copy. Its last commit is newer
+/// after that than any that the witness in a directory saw, so that it can take the ledger's place before
+/// the witness knows.
+async fn went_back(
+    engine: &mut SqliteEngine,
+    what: &str,
+    directory: &Path,
+) -> Result<Mark, StoreError> {
+    if let Some(said) = witness::said(directory) {
+        engine.count_from(said.committed).await?;
+    }
     let settings = engine.settings().await?.into_iter().collect();
     let known = Known { mark: engine.mark().await?, settings, ..Known::default() };
-    let (write, _) = known.setting(WENT_BACK, Some(what));
+    let (write, _) = known.set(&[(WENT_BACK, Some(what))]);
     engine.write(&write).await?;
     Ok(write.mark)
 }
@@ -269,19 +318,21 @@ fn note(directory: &Path, mark: &Mark) -> Result<(), StoreError> {
 }
 
 fn remove_all(path: &Path) -> Result<(), StoreError> {
-    for suffix in BESIDE.into_iter().chain([""]) {
-        let path = with(path, suffix);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(StoreError::Io { path, source }),
-            Ok(()) => {}
+    BESIDE.into_iter().chain([""]).try_for_each(|suffix| remove(&with(path, suffix)))
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::Io { path: path.to_owned(), source })
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Any event: what it means is not asked.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Anything(
     #[expect(dead_code, reason = "it is read to see that it can be")] serde_json::Value,
 );

@@ -207,7 +207,7 @@ fn provider(status: &ProviderStatus) {
     let price = status.offer.as_ref().and_then(|offer| offer.offer.schedule.tiers.first());
     gauge!("bitmesh_price_msat_per_mib").set(float(price.map_or(0, |tier| tier.msat_per_mib)));
     gauge!("bitmesh_selling").set(float(u8::from(status.offer.is_some())));
-    let names = ["chain-lost", "chain-stalls", "claim-waits", "claim-late"];
+    let names = ["chain-lost", "chain-stalls", "went-back", "claim-waits", "claim-late"];
     for (name, level) in
         names.iter().flat_map(|name| [(name, Level::Warning), (name, Level::Error)])
     {
@@ -223,6 +223,7 @@ fn kind_name(kind: &Kind) -> &'static str {
         Kind::ChainLost => "chain-lost",
         Kind::ChainStalls => "chain-stalls",
         Kind::ClaimWaits { .. } => "claim-waits",
+        Kind::WentBack => "went-back",
         Kind::ClaimLate { .. } => "claim-late",
     }
 }

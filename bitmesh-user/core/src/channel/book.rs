@@ -13,7 +13,7 @@ pub const TIPS_KEPT: u32 = 100;
 /// What both roles' channels have in common.
 pub trait Machine: Sized {
     /// What its journal holds.
-    type Event: Clone + Compact;
+    type Event: Compact;
 
     /// Starts from the first event.
     fn open(event: &Self::Event) -> Result<Self, InvalidEvent>;

@@ -3,7 +3,7 @@
 use super::{ProviderEvent, SubscriberEvent};
 
 /// An event that a store may keep together with others.
-pub trait Compact: Sized {
+pub trait Compact: Clone {
     /// Takes in the event that follows it in its channel's journal, where one can stand for both;
     /// else gives that back.
     #[must_use = "an event that was not taken in is lost"]

@@ -667,6 +667,18 @@ impl Controller {
         self.accounts.adopt(kernel)
     }
 
+    /// The same, after the ledger went back ([`Accounts::adopt_beyond`]). [`Self::resume`] reclaims what
+    /// is too much, and the next checkpoint writes down what was used.
+    pub fn adopt_beyond(
+        &mut self,
+        kernel: &[(Station, Octets, Usage)],
+    ) -> Vec<(Station, Octets, Octets)> {
+        for (station, _, usage) in kernel {
+            self.read(*station, *usage);
+        }
+        self.accounts.adopt_beyond(kernel)
+    }
+
     /// Index of the wallet key that the next channel uses.
     pub fn next_key_index(&self) -> u32 {
         self.next_key_index

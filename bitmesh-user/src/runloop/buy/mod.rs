@@ -41,13 +41,11 @@ use crate::{
     config::BuyConfig,
     dataplane::Observer,
     gateway::Gateway,
-    store::{ENGINE, StoreRole},
+    store::{ENGINE, StoreRole, TIDY_INTERVAL_IDLE},
 };
 
 /// How often the own count is read and payments are decided.
 const COUNT_INTERVAL: Duration = Duration::from_millis(10);
-/// How often the ledger is folded.
-const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before a request that failed is made again.
 const RETRY: Duration = Duration::from_millis(500);
 /// How often the provider's view is fetched while nothing is paid.
@@ -207,10 +205,11 @@ impl Session {
         let mut chain = self.foundation.follow(self.buyer.book());
         let mut count = interval(COUNT_INTERVAL);
         count.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut tidy = interval(TIDY_INTERVAL);
+        let mut tidy = interval(TIDY_INTERVAL_IDLE);
         let mut stop = stop_signal()?;
         let resumed = self.buyer.resume();
         self.settle(resumed).await?;
+        self.foundation.store.goes_on(now()).await?;
         loop {
             let mut out = Batch::default();
             tokio::select! {
@@ -226,7 +225,8 @@ impl Session {
                 _ = count.tick() => self.drive(&mut out),
                 _ = tidy.tick() => {
                     let over = |id: &ChannelId| self.buyer.may_forget(id);
-                    self.foundation.tidy::<SubscriberEvent>(over).await?;
+                    let pause = self.foundation.store.tidy::<SubscriberEvent>(over).await?;
+                    tidy.reset_after(pause);
                 }
                 () = &mut stop => return Ok(()),
             }

@@ -60,16 +60,23 @@ pub(super) async fn edge_addresses(gateway: &Gateway, lan: &[Interface]) -> Resu
 }
 
 /// The kernel's table may be ahead in usage, never in what an account's stations may use together:
-/// what was bought was on disk first.
+/// what was bought was on disk first. Where the ledger went back, it may be, and what is too much is taken
+/// back.
 pub(super) fn reconcile(
     controller: &mut Controller,
-    dataplane: &Dataplane,
+    dataplane: &mut Dataplane,
     foundation: &Foundation,
 ) -> Result<()> {
     let kernel: Vec<_> = dataplane
         .stations()
         .map(|(key, limit, used)| (Station::from(key), Octets(limit), usage_of(&used)))
         .collect();
+    if foundation.store.went_back().is_some() {
+        for (station, _, used) in controller.adopt_beyond(&kernel) {
+            dataplane.set_limit(station.key(), used.0)?;
+        }
+        return Ok(());
+    }
     controller.adopt(&kernel).or_else(|Ahead { station, honoured, known }| {
         bail!(
             "the kernel honours {honoured} for {station} and who shares with it, the ledger in {} \

@@ -285,8 +285,13 @@ impl<'a> Session<'a> {
         let mut envelopes = Vec::with_capacity(BATCH_REQUESTS);
 
         self.renew_offer();
-        let resumed = self.controller.resume();
+        let mut resumed = self.controller.resume();
+        if self.foundation.store.went_back().is_some() {
+            // What the kernel counted since is nowhere else.
+            self.controller.handle(Input::Checkpoint, &mut resumed);
+        }
         stop.bounds(self.settle(resumed)).await?;
+        self.foundation.store.goes_on(now()).await?;
         self.desk.front.works(now());
         let _ = self.keep_status();
         info!(

@@ -21,6 +21,7 @@ use crate::{
     api::{Doing, Envelope},
     chain::{self, ChainEvent},
     dataplane::{Change, StationEvent},
+    store::TIDY_INTERVAL_IDLE,
 };
 
 /// When things are due.
@@ -32,6 +33,7 @@ pub(super) struct Timers {
     alarms: Interval,
     addresses: Interval,
     drift: Interval,
+    tidy: Pin<Box<Sleep>>,
     /// The next sign of life of a fleet's edge.
     beat: Pin<Box<Sleep>>,
 }
@@ -46,6 +48,7 @@ impl Timers {
             alarms: every(ALARMS_INTERVAL),
             addresses: every(ADDRESSES_INTERVAL),
             drift: every(DRIFT_INTERVAL),
+            tidy: Box::pin(sleep(TIDY_INTERVAL_IDLE)),
             beat: Box::pin(sleep(std::time::Duration::ZERO)),
         }
     }
@@ -67,6 +70,7 @@ pub(super) enum Event {
     Checkpoint,
     Addresses,
     Drift,
+    Tidy,
     Beat,
     Guard(Option<Change>),
     Reload,
@@ -94,6 +98,7 @@ impl Session<'_> {
             _ = timers.checkpoint.tick() => Event::Checkpoint,
             _ = timers.addresses.tick() => Event::Addresses,
             _ = timers.drift.tick() => Event::Drift,
+            () = &mut timers.tidy => Event::Tidy,
             () = &mut timers.beat, if self.fleet.is_some() => Event::Beat,
             change = self.guarding.change() => Event::Guard(change),
             _ = hangup.recv() => Event::Reload,
@@ -146,6 +151,12 @@ impl Session<'_> {
             Event::Checkpoint => self.checkpoint(timers, &mut out).await?,
             Event::Addresses => self.read_addresses().await,
             Event::Drift => self.find_drift(&mut out),
+            Event::Tidy => {
+                let _writing = self.desk.front.writing();
+                let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
+                let pause = self.foundation.store.tidy::<ProviderEvent>(forgotten).await?;
+                timers.tidy.as_mut().reset(Instant::now() + pause);
+            }
             Event::Beat => {
                 self.beat(&mut out).await?;
                 self.settle(std::mem::take(&mut out)).await?;
@@ -175,12 +186,6 @@ impl Session<'_> {
         out: &mut Batch<ProviderEvent, super::Action>,
     ) -> Result<()> {
         self.tend();
-        {
-            // Before anything is decided that is not stored yet.
-            let _writing = self.desk.front.writing();
-            let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
-            self.foundation.tidy::<ProviderEvent>(forgotten).await?;
-        }
         self.renew_offer();
         // Finished tasks are let go.
         while self.tasks.try_join_next().is_some() {}

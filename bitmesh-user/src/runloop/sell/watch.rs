@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Instant};
 use bitmesh_core::alarm::{self, Alarm, Kind, Level, Sight};
 use tracing::{error, info, warn};
 
-use super::Session;
+use super::{super::now, Session};
 
 /// Since when the chain is not seen, and what was logged of it.
 pub(super) struct Watch {
@@ -41,7 +41,9 @@ impl Session<'_> {
             lost_seconds: lost,
             silent_seconds: silent.max(lost.unwrap_or(0)),
         };
-        alarm::alarms(book.iter(), sight)
+        let mut alarms = alarm::alarms(book.iter(), sight);
+        alarms.extend(self.foundation.went_back(now()));
+        alarms
     }
 
     /// Logs alarms that are new or worse, and the end of others.

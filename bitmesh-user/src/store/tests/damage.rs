@@ -136,8 +136,23 @@ async fn p15_an_older_copy_is_refused_until_it_is_accepted() {
     accept(&place).await.unwrap();
     let mut store = open(home.path()).await.unwrap();
     assert!(store.load::<ProviderEvent>().await.unwrap() == whole.0);
-    assert!(store.went_back().await.unwrap().is_some());
-    assert!(store.went_back().await.unwrap().is_none(), "told once");
+    assert!(store.went_back().is_some_and(|from| from.contains("accepted")));
+    store.close().await.unwrap();
+    // Until it was done, however often it is started.
+    let mut store = open(home.path()).await.unwrap();
+    store.load::<ProviderEvent>().await.unwrap();
+    assert!(store.went_back().is_some() && store.gone_on_from().is_none());
+    store.goes_on(1_234).await.unwrap();
+    store.goes_on(5_678).await.unwrap();
+    store.close().await.unwrap();
+    let mut store = open(home.path()).await.unwrap();
+    assert!(store.load::<ProviderEvent>().await.unwrap() == whole.0);
+    assert_eq!(store.went_back(), None);
+    assert!(
+        store
+            .gone_on_from()
+            .is_some_and(|(since, from)| since == 1_234 && from.contains("accepted"))
+    );
     store.close().await.unwrap();
     load(home.path()).await.unwrap();
     // Gone altogether is older, too.
@@ -179,7 +194,7 @@ async fn a_copy_is_put_back_and_what_was_there_is_kept() {
 
     let error = Restore::prepare(&place, &backup, false).await.unwrap_err();
     assert!(matches!(error, StoreError::Older { .. }), "{error}");
-    let restored = Restore::prepare(&place, &backup, true).await.unwrap().put().unwrap();
+    let restored = Restore::prepare(&place, &backup, true).await.unwrap().put().await.unwrap();
     assert!(load(home.path()).await.unwrap() == whole);
     let aside = restored.aside.unwrap();
     let mut look = Look::file(&aside).await.unwrap();
@@ -189,4 +204,47 @@ async fn a_copy_is_put_back_and_what_was_there_is_kept() {
     fs::write(&backup, [0x5a; 8_192]).unwrap();
     assert!(Restore::prepare(&place, &backup, true).await.is_err());
     assert!(load(home.path()).await.unwrap() == whole, "nothing was changed");
+}
+
+/// A kill after any step of a restore leaves the old ledger or the new one, with what was in the log.
+#[tokio::test]
+async fn p15_a_restore_that_ends_early_leaves_the_old_ledger_or_the_new_one() {
+    let (home, whole) = ledger().await;
+    let place = Place::file(home.path());
+    let backup = home.path().join("backup");
+    let mut look = Look::open(&place).await.unwrap();
+    look.back_up(&backup).await.unwrap();
+    look.close().await.unwrap();
+    let mut store = open(home.path()).await.unwrap();
+    store.load::<ProviderEvent>().await.unwrap();
+    store.commit::<ProviderEvent>(&[], Some("{\"later\":1}")).await.unwrap();
+    // As a kill leaves it.
+    let log = format!("{}-wal", sqlite::FILE);
+    let files = [sqlite::FILE, witness::FILE, &log, "backup"];
+    let killed = copy(home.path(), &files);
+    drop(store);
+    let newest = load(copy(killed.path(), &files).path()).await.unwrap();
+    assert!(newest != whole);
+    for steps in 0..3 {
+        let copy = copy(killed.path(), &files);
+        let place = Place::file(copy.path());
+        let restore = Restore::prepare(&place, &copy.path().join("backup"), true).await.unwrap();
+        if steps > 0 {
+            let aside = restore.set_aside().await.unwrap().unwrap();
+            let (mut aside, purpose) = (Look::file(&aside).await.unwrap(), "of the newest");
+            let kept = aside.entries::<ProviderEvent>().await.unwrap();
+            assert!(kept.1.wallet_changes > 17, "{purpose}");
+            aside.close().await.unwrap();
+        }
+        if steps > 1 {
+            restore.take_place().unwrap();
+        }
+        drop(restore);
+        let found = load(copy.path()).await.unwrap();
+        assert!(found == if steps > 1 { whole.clone() } else { newest.clone() }, "{steps} steps");
+        // And it can be done again.
+        let restore = Restore::prepare(&place, &copy.path().join("backup"), true).await.unwrap();
+        restore.put().await.unwrap();
+        assert!(load(copy.path()).await.unwrap() == whole);
+    }
 }

@@ -9,10 +9,10 @@ use super::{Home, Place, open, refused};
 use crate::store::sqlite::{FILE, options};
 
 /// A directory of its own.
-struct Directory(TempDir);
+pub(super) struct Directory(TempDir);
 
 impl Directory {
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 }
@@ -31,7 +31,7 @@ impl Home for Directory {
     }
 }
 
-fn directory() -> Directory {
+pub(super) fn directory() -> Directory {
     Directory(tempfile::tempdir().unwrap())
 }
 
