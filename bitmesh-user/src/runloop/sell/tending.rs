@@ -19,6 +19,7 @@ impl Session<'_> {
     /// A sign of life, by the loop between two commits.
     pub(super) fn tend(&mut self) {
         self.notifier.alive();
+        self.desk.gate.payers.sweep(|station| self.controller.payer(station));
         let tip = self.controller.book().tip();
         let chain = if self.controller.synced() { "block" } else { "chain not seen since block" };
         let lan = self.config.lan.join(", ");
