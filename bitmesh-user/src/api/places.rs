@@ -137,7 +137,16 @@ impl Places {
         address: IpAddr,
         account: Option<AccountId>,
     ) -> Result<Seated, NoPlace> {
-        let now = millis(self.0.start);
+        self.enter_at(station, address, account, millis(self.0.start))
+    }
+
+    fn enter_at(
+        &self,
+        station: Option<Station>,
+        address: IpAddr,
+        account: Option<AccountId>,
+        now: u64,
+    ) -> Result<Seated, NoPlace> {
         let mut taken = self.lock();
         let own = taken.by_address.get(&(station, address));
         if own.is_some_and(|own| own.len() >= PLACES_PER_ADDRESS) {

@@ -12,13 +12,15 @@ pub struct Notifier {
     watchdog: Option<Duration>,
     last: Option<Instant>,
     status: String,
+    /// Why settings could not be read again.
+    trouble: Option<String>,
     ready: bool,
 }
 
 impl Default for Notifier {
     fn default() -> Self {
         let watchdog = sd_notify::watchdog_enabled();
-        Self { watchdog, last: None, status: String::new(), ready: false }
+        Self { watchdog, last: None, status: String::new(), trouble: None, ready: false }
     }
 }
 
@@ -32,10 +34,21 @@ impl Notifier {
 
     /// What `systemctl status` shows.
     pub fn status(&mut self, status: &str) {
+        let status = match &self.trouble {
+            Some(trouble) => format!("{status}; the settings were not taken: {trouble}"),
+            None => status.to_owned(),
+        };
         if self.status != status {
-            status.clone_into(&mut self.status);
-            tell(&[NotifyState::Status(status)]);
+            tell(&[NotifyState::Status(&status)]);
+            self.status = status;
         }
+    }
+
+    /// Settings could not be read again: `systemctl reload` doesn't tell, so the status does from now
+    /// on, until they can.
+    pub fn reload_failed(&mut self, why: &str) {
+        // One line is what systemd takes.
+        self.trouble = Some(why.replace('\n', " "));
     }
 
     /// The loop itself is alive. To be called from nowhere else: a loop that hangs is to be started
@@ -50,6 +63,7 @@ impl Notifier {
 
     /// Settings are read again; [`Self::reloaded`] ends it.
     pub fn reloading(&mut self) {
+        self.trouble = None;
         match NotifyState::monotonic_usec_now() {
             Ok(now) => tell(&[NotifyState::Reloading, now]),
             Err(_) => tell(&[NotifyState::Reloading]),

@@ -46,7 +46,10 @@ impl Session<'_> {
                     warn!("{} changed in the settings and take a restart", restart.join(", "));
                 }
             }
-            Err(error) => error!("{error:#}; everything stays as it was"),
+            Err(error) => {
+                self.notifier.reload_failed(&format!("{error:#}"));
+                error!("{error:#}; everything stays as it was");
+            }
         }
         self.notifier.reloaded();
     }
