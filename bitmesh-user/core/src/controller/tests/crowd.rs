@@ -108,7 +108,7 @@ fn a4_what_a_block_or_a_mempool_has_shown_money_of_is_never_pushed_out() {
 fn a_payer_is_known_by_its_account_after_a_restart_too_and_by_whether_it_has_credit() {
     let mut provider = Provider::new();
     let paid = provider.opened();
-    let waiting = provider.open(1, provider.request(20), NOW).unwrap();
+    let waiting = provider.open(2, provider.request(20), NOW).unwrap();
     let (payer, stranger) = (paid.station.unwrap(), waiting.station.unwrap());
     assert_eq!((provider.controller.payer(payer), provider.controller.payers().count()), (None, 0));
     provider.pay(&paid, 3);
