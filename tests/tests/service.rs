@@ -20,7 +20,7 @@ use bitmesh_tests::{
     traffic::{Direction, Server, transfer},
     world::{Trade, World, ask},
 };
-use bitmesh_user::dataplane;
+use bitmesh_user::{config::API_PORT, dataplane};
 use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -216,6 +216,16 @@ fn figures_are_the_ledgers_and_outlive_a_restart() -> Result<()> {
     world.provider.start()?;
     let ((_, text), _) = eventually("figures", WAIT, || Ok(read().ok()))?;
     ensure!(figure(&text, "bitmesh_paid_sat_total")? >= status.paid_sat);
+    ensure!(figure(&text, "bitmesh_store_working")? == 1);
+    // Who paid before the restart is no stranger after it, although nothing was granted since.
+    let _asks = topology.subscriber.run(|| {
+        let stream = std::net::TcpStream::connect((EDGE_V4, API_PORT))?;
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(stream)
+    })?;
+    let ((_, text), _) = read()?;
+    ensure!(figure(&text, "bitmesh_connections{kind=\"payer\"}")? >= 1, "{text}");
+    ensure!(figure(&text, "bitmesh_connections{kind=\"stranger\"}").is_err(), "{text}");
     Ok(())
 }
 
@@ -242,6 +252,11 @@ fn the_units_are_what_systemd_takes_and_leave_little_exposed() -> Result<()> {
     for (role, most) in [("sell", "40"), ("buy", "35")] {
         let printed = Command::new(bitmesh()?).args(["service", "print", role]).output()?;
         ensure!(printed.status.success());
+        let text = String::from_utf8(printed.stdout.clone())?;
+        let says = |line: &str| text.lines().any(|own| own == line);
+        // It is never given up, and the guard outlives the daemon for as long as it has to clean up.
+        ensure!(says("StartLimitIntervalSec=0") && says("RestartSec=5"), "{text}");
+        ensure!(role == "buy" || says("KillMode=control-group"), "{text}");
         let unit = folder.path().join(format!("bitmesh-{role}.service"));
         fs::write(&unit, &printed.stdout)?;
         analyze(&["verify"], &unit)?;

@@ -464,6 +464,12 @@ impl Accounts {
         self.seats.get(&station).copied()
     }
 
+    /// Stations that accounts pay for, and which.
+    pub fn seated(&self) -> impl Iterator<Item = (Station, AccountId)> + '_ {
+        let bound = self.seats.iter().filter(|(_, seat)| seat.bound);
+        bound.map(|(station, seat)| (*station, seat.account))
+    }
+
     /// A station's lifetime counters.
     pub fn usage(&self, station: Station) -> Usage {
         self.usage.get(&station).copied().unwrap_or_default()

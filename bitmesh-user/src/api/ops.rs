@@ -47,7 +47,16 @@ const BACKLOG: u32 = 64;
 #[derive(Clone, Debug)]
 pub struct Ops {
     front: Arc<Front>,
-    last: Arc<Mutex<Option<(Instant, Value)>>>,
+    last: Arc<Mutex<Option<Told>>>,
+}
+
+/// What there was when it was asked for last.
+#[derive(Clone, Debug)]
+struct Told {
+    at: Instant,
+    figures: Option<Value>,
+    /// The loop itself told it.
+    fresh: bool,
 }
 
 impl Ops {
@@ -63,22 +72,21 @@ impl Ops {
 
     /// The daemon's status, and whether the loop itself told it, now or a moment ago.
     async fn figures(&self) -> (Option<Value>, bool) {
+        // Those who ask meanwhile wait for this answer, and are told it, also when there is none.
         let mut last = self.last.lock().await;
-        if let Some((at, figures)) = &*last
-            && at.elapsed() < FIGURES_AGE
+        if let Some(told) = &*last
+            && told.at.elapsed() < FIGURES_AGE
         {
-            return (Some(figures.clone()), true);
+            return (told.figures.clone(), told.fresh);
         }
         let asked = timeout(FIGURES_DEADLINE, self.front.ask(Ask::Status)).await;
-        match asked.map(|told| told.map(Body::value)) {
+        let (figures, fresh) = match asked.map(|told| told.map(Body::value)) {
             // While the store does not work, the front tells what the loop told last.
-            Ok(Ok(figures)) if self.front.store().state == StoreState::Working => {
-                *last = Some((Instant::now(), figures.clone()));
-                (Some(figures), true)
-            }
-            Ok(Ok(figures)) => (Some(figures), false),
-            _ => (last.as_ref().map(|(_, figures)| figures.clone()), false),
-        }
+            Ok(Ok(figures)) => (Some(figures), self.front.store().state == StoreState::Working),
+            _ => (last.take().and_then(|told| told.figures), false),
+        };
+        *last = Some(Told { at: Instant::now(), figures: figures.clone(), fresh });
+        (figures, fresh)
     }
 }
 
@@ -115,7 +123,12 @@ pub async fn listen_for_ops(address: SocketAddr, lan: &[String]) -> Result<TcpLi
         let (index, _) = found
             .with_context(|| format!("--metrics {address}: no interface here has this address"))?;
         for name in lan {
-            if gateway.addressed(name).await.is_ok_and(|port| port.index == *index) {
+            let port = gateway.addressed(name).await.with_context(|| {
+                format!(
+                    "--metrics {address}: whether stations reach it can't be told without {name}"
+                )
+            })?;
+            if port.index == *index {
                 bail!(
                     "--metrics {address} is an address of the LAN port {name}: stations would read \
                      it. Take 127.0.0.1, or an address that they don't reach"

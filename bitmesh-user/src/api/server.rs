@@ -11,10 +11,13 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes},
-    http::{Method, StatusCode, header::CONTENT_LENGTH},
+    http::{
+        HeaderValue, Method, StatusCode,
+        header::{CONNECTION, CONTENT_LENGTH},
+    },
     response::{IntoResponse as _, Response},
 };
-use bitmesh_core::wire::BODY_MAX_OCTETS;
+use bitmesh_core::wire::{BODY_MAX_OCTETS, OpenRequest};
 use futures_util::StreamExt as _;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -31,6 +34,7 @@ use tracing::debug;
 
 use super::{
     ApiError, ErrorCode, Gate, Origin,
+    lately::Lately,
     paced::Paced,
     places::{NoPlace, Places, Seated},
     public::{Peer, is_binding},
@@ -52,6 +56,8 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(5);
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(1);
 /// Connections whose station is looked for at one time; more are closed.
 const LOOKUPS: usize = 1_024;
+/// Those of them that only addresses get which a station that pays had lately.
+const LOOKUPS_OF_PAYERS: usize = 256;
 /// Connections that are told at one time that there is no place; more are closed without a word.
 const REFUSALS: usize = 64;
 /// Time to tell them.
@@ -60,6 +66,8 @@ const REFUSAL_DEADLINE: Duration = Duration::from_secs(1);
 const REFUSAL_READ_OCTETS: u64 = 64 * 1_024;
 /// Connections that the kernel holds for us before they are accepted.
 const BACKLOG: u32 = 1_024;
+/// How the error of a payment is named that nobody signed.
+const WRONG_SIGNATURE: &str = "wrong-signature";
 /// Largest head of a request.
 const HEAD_MAX_OCTETS: usize = 16 * 1_024;
 
@@ -99,8 +107,10 @@ pub async fn serve_lan(
     gate: Gate,
 ) {
     let places = Places::default();
-    let (lookups, refusals) =
-        (Arc::new(Semaphore::new(LOOKUPS)), Arc::new(Semaphore::new(REFUSALS)));
+    let lately = Lately::default();
+    let lookups = Arc::new(Semaphore::new(LOOKUPS - LOOKUPS_OF_PAYERS));
+    let lookups_of_payers = Arc::new(Semaphore::new(LOOKUPS_OF_PAYERS));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
     let mut tasks = JoinSet::new();
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -113,19 +123,27 @@ pub async fn serve_lan(
             }
         };
         while tasks.try_join_next().is_some() {}
+        let address = peer.ip().to_canonical();
+        // Who paid from there a moment ago has lookups of its own, and keeps its place when one takes
+        // too long.
+        let known = lately.payer(address, &gate);
+        let lookups = if known.is_some() { &lookups_of_payers } else { &lookups };
         let Ok(looking) = lookups.clone().try_acquire_owned() else {
             counter!("bitmesh_connections_refused_total", "reason" => "lookups").increment(1);
             continue;
         };
-        let address = peer.ip().to_canonical();
         let (gateway, gate, router) = (gateway.clone(), gate.clone(), router.clone());
         let far = Far { gateway, gate, interface: interface.index, address, router };
-        let (places, refusals) = (places.clone(), refusals.clone());
+        let (places, refusals, lately) = (places.clone(), refusals.clone(), lately.clone());
         tasks.spawn(async move {
             let peer = far.peer().await;
             drop(looking);
-            let payer = far.gate.pays(peer.0);
-            match places.enter(peer.0, address, payer) {
+            lately.note(address, peer.0, &far.gate);
+            let (station, account) = match (peer.0, known) {
+                (None, Some((station, account))) => (Some(station), Some(account)),
+                (station, _) => (station, far.gate.account(station)),
+            };
+            match places.enter(station, address, account) {
                 Ok(seat) => serve_connection(stream, far, peer, seat).await,
                 Err(why) => {
                     counter!("bitmesh_connections_refused_total", "reason" => why.name())
@@ -160,12 +178,20 @@ impl Far {
     async fn answer(&self, at_first: Peer, seat: &Seated, request: Request<Incoming>) -> Response {
         let route = route_of(request.method(), request.uri().path());
         let since = Instant::now();
-        let answered = self.judge(at_first, seat, request).await;
-        let answer = answered.unwrap_or_else(ApiError::into_response);
+        let answered = self.judge(at_first, seat, route, request).await;
+        let mut answer = answered.unwrap_or_else(ApiError::into_response);
         histogram!("bitmesh_api_request_seconds", "route" => route).record(since.elapsed());
         if route == "pay" {
             let code = answer.extensions().get::<ErrorCode>().map(|code| code.0.clone());
-            let result = code.unwrap_or_else(|| "accepted".into());
+            if code.as_deref() == Some(WRONG_SIGNATURE) {
+                self.gate.wrong_signature(at_first.0);
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            let result = if answer.status().is_success() {
+                "accepted".into()
+            } else {
+                code.unwrap_or_else(|| "refused".into())
+            };
             counter!("bitmesh_payments_total", "result" => result).increment(1);
         }
         let code = answer.status().as_u16().to_string();
@@ -177,13 +203,14 @@ impl Far {
         &self,
         at_first: Peer,
         seat: &Seated,
+        route: &str,
         request: Request<Incoming>,
     ) -> Result<Response, ApiError> {
         let path = request.uri().path();
-        let payer = self.gate.pays(at_first.0);
-        self.gate.check_room(payer)?;
-        if request.method() == Method::POST && path == "/v1/channels" {
-            self.gate.check_open(at_first.0, self.interface)?;
+        let account = self.gate.account(at_first.0).or(seat.account());
+        self.gate.check_room(account.is_some())?;
+        if route == "pay" {
+            self.gate.check_pay(at_first.0)?;
         }
         // Who is bound to an account is who is there now: a connection outlives a MAC.
         let peer = if is_binding(path) { self.peer().await } else { at_first };
@@ -194,6 +221,11 @@ impl Far {
             return Err(too_large());
         }
         let body = timeout(BODY_DEADLINE, collect(body)).await.map_err(|_| too_slow())??;
+        // What the route refuses opens nothing.
+        if route == "open" && serde_json::from_slice::<OpenRequest>(&body).is_ok() {
+            self.gate.check_open(at_first.0, self.interface)?;
+        }
+        let _room = account.map(|account| self.gate.enter(account)).transpose()?;
         // From here on it waits for nobody but us.
         let _busy = seat.busy();
         let mut request = Request::from_parts(parts, Body::from(body));
@@ -275,7 +307,9 @@ async fn serve_connection(stream: TcpStream, far: Far, peer: Peer, seat: Seated)
 /// Says that there is no place, and lets go.
 async fn refuse(mut stream: TcpStream, why: NoPlace) -> std::io::Result<()> {
     let what = match why {
-        NoPlace::Address | NoPlace::Station => "this station has too many connections",
+        NoPlace::Address | NoPlace::Station | NoPlace::Account => {
+            "this station has too many connections"
+        }
         NoPlace::Full => "this edge has as many connections as it can hold",
     };
     let body = format!(

@@ -9,7 +9,7 @@ mod health;
 mod log;
 mod notify;
 
-pub use figures::{figures, float, install, render};
+pub use figures::{figures, float, install, render, upkeep};
 pub use health::Health;
 pub use log::{LogFormat, check_filter, set_filter, start_log};
 pub use notify::{Life, Notifier, pulse};

@@ -49,6 +49,8 @@ pub async fn pulse(life: impl Fn() -> Life) {
 #[derive(Debug, Default)]
 pub struct Notifier {
     status: String,
+    /// Why settings could not be read again.
+    trouble: Option<String>,
     ready: bool,
 }
 
@@ -62,14 +64,26 @@ impl Notifier {
 
     /// What `systemctl status` shows.
     pub fn status(&mut self, status: &str) {
+        let status = match &self.trouble {
+            Some(trouble) => format!("{status}; the settings were not taken: {trouble}"),
+            None => status.to_owned(),
+        };
         if self.status != status {
-            status.clone_into(&mut self.status);
-            tell(&[NotifyState::Status(status)]);
+            tell(&[NotifyState::Status(&status)]);
+            self.status = status;
         }
+    }
+
+    /// Settings could not be read again: `systemctl reload` doesn't tell, so the status does from now
+    /// on, until they can.
+    pub fn reload_failed(&mut self, why: &str) {
+        // One line is what systemd takes.
+        self.trouble = Some(why.replace('\n', " "));
     }
 
     /// Settings are read again; [`Self::reloaded`] ends it.
     pub fn reloading(&mut self) {
+        self.trouble = None;
         match NotifyState::monotonic_usec_now() {
             Ok(now) => tell(&[NotifyState::Reloading, now]),
             Err(_) => tell(&[NotifyState::Reloading]),

@@ -11,6 +11,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::{CHANNELS_PER_STATION_MAX, Controller, Out, Refusal};
 use crate::{
+    account::AccountId,
     channel::{ChannelId, ProviderChannel},
     station::Station,
     units::Octets,
@@ -73,6 +74,20 @@ impl Controller {
             (self.pays(station), Reverse(many), channel.key_index())
         };
         waiting.into_iter().map(|(id, channel)| (worth(channel), *id)).min()
+    }
+
+    /// The account that pays for a station, where it bought something, and whether any of that is left.
+    pub fn payer(&self, station: Station) -> Option<(AccountId, bool)> {
+        let seat = self.accounts.seat(station).filter(|seat| seat.bound)?;
+        let (bought, used) = (self.accounts.bought(seat.account), self.accounts.used(seat.account));
+        (bought > Octets(0)).then_some((seat.account, bought > used))
+    }
+
+    /// Every station whose account bought something, with the account.
+    pub fn payers(&self) -> impl Iterator<Item = (Station, AccountId)> + '_ {
+        let bought =
+            |(_, account): &(Station, AccountId)| self.accounts.bought(*account) > Octets(0);
+        self.accounts.seated().filter(bought)
     }
 
     /// Whether a station has an account that paid, or a channel with money in it.

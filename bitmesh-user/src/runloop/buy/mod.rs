@@ -42,6 +42,7 @@ use crate::{
     dataplane::Observer,
     gateway::Gateway,
     store::{ENGINE, StoreRole, TIDY_INTERVAL_IDLE},
+    telemetry::upkeep,
 };
 
 /// How often the own count is read and payments are decided.
@@ -161,6 +162,7 @@ impl Session {
         let mut tasks = JoinSet::new();
         let front = Front::new(requests, ENGINE, super::now());
         tasks.spawn(serve_admin(&config.common.data_dir, front, None)?);
+        tasks.spawn(upkeep());
         let unacknowledged = active
             .and_then(|id| buyer.book().get(&id))
             .is_some_and(|channel| channel.best().is_some());

@@ -66,7 +66,9 @@ impl Session<'_> {
             }
             Action::Grant { station, limit, usage, low } => {
                 let key = station.key();
-                self.desk.gate.payers.add(station);
+                if let Some((account, _)) = self.controller.payer(station) {
+                    self.desk.gate.payers.add(station, account);
+                }
                 let granted = self.grant(station, limit, usage);
                 if let Err(error) = granted.and_then(|()| self.dataplane.set_low(key, low.0)) {
                     warn!("{station} can't use what it bought yet: {error}");

@@ -20,6 +20,7 @@ use crate::{
     dataplane::{Change, Dataplane},
     gateway::{Gateway, Interface},
     store::ENGINE,
+    telemetry::upkeep,
 };
 
 pub(super) struct Desk {
@@ -73,6 +74,7 @@ impl Desk {
         }
         let (front, group) = (self.front.clone(), config.admin_group);
         self.tasks.spawn(serve_admin(&config.common.data_dir, front, group)?);
+        self.tasks.spawn(upkeep());
         if let Some(address) = config.metrics {
             let listener = listen_for_ops(address, &config.lan).await?;
             self.tasks.spawn(serve_ops(listener, Ops::new(self.front.clone())));

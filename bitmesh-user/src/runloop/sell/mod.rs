@@ -274,6 +274,10 @@ impl<'a> Session<'a> {
             tasks: JoinSet::new(),
         };
         session.renew_terms();
+        // Who paid before is no stranger, although nothing is granted to who holds all its credit.
+        for (station, account) in session.controller.payers() {
+            session.desk.gate.payers.add(station, account);
+        }
         session.desk.open(config).await?;
         Ok(session)
     }

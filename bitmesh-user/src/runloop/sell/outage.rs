@@ -94,7 +94,7 @@ pub(super) async fn outlast(
             }
             _ = hangup.recv() => {
                 notifier.reloading();
-                read_settings(config);
+                read_settings(config, notifier);
                 notifier.reloaded();
             }
             _ = stop.asked() => {

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 use super::{BATCH_REQUESTS, Session};
 use crate::{
     config::{Reread, SellConfig},
-    telemetry,
+    telemetry::{self, Notifier},
 };
 
 /// Time in which what waits in the mailbox, is being verified or waits for the node is answered at
@@ -25,6 +25,7 @@ const DRAIN_FLUSH: Duration = Duration::from_millis(200);
 impl Session<'_> {
     /// What `systemctl status` shows.
     pub(super) fn tend(&mut self) {
+        self.desk.gate.payers.sweep(|station| self.controller.payer(station));
         let tip = self.controller.book().tip();
         let chain = if self.controller.synced() { "block" } else { "chain not seen since block" };
         let lan = self.config.lan.join(", ");
@@ -34,7 +35,7 @@ impl Session<'_> {
     /// Reads the settings again and takes over what can change while it runs.
     pub(super) fn reload(&mut self) {
         self.notifier.reloading();
-        if read_settings(&mut self.config) {
+        if read_settings(&mut self.config, self.notifier) {
             self.renew_terms();
             self.issue_offer();
         }
@@ -101,10 +102,11 @@ impl Session<'_> {
 
 /// Reads the settings again and takes over what can change while it runs; whether they could be
 /// read.
-pub(super) fn read_settings(config: &mut SellConfig) -> bool {
+pub(super) fn read_settings(config: &mut SellConfig, notifier: &mut Notifier) -> bool {
     let Reread { config: new, changed, restart } = match config.reread() {
         Ok(reread) => reread,
         Err(error) => {
+            notifier.reload_failed(&format!("{error:#}"));
             error!("{error:#}; everything stays as it was");
             return false;
         }

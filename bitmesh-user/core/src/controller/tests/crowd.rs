@@ -103,3 +103,19 @@ fn a4_what_a_block_or_a_mempool_has_shown_money_of_is_never_pushed_out() {
     let unfunded = provider.controller.book.get(&channel.channel).unwrap();
     assert!(unfunded.speculative() && !unfunded.costless(), "it may be mined again");
 }
+
+#[test]
+fn a_payer_is_known_by_its_account_after_a_restart_too_and_by_whether_it_has_credit() {
+    let mut provider = Provider::new();
+    let paid = provider.opened();
+    let waiting = provider.open(2, provider.request(20), NOW).unwrap();
+    let (payer, stranger) = (paid.station.unwrap(), waiting.station.unwrap());
+    assert_eq!((provider.controller.payer(payer), provider.controller.payers().count()), (None, 0));
+    provider.pay(&paid, 3);
+    let account = AccountId::from(paid.channel);
+    for controller in [&provider.controller, &provider.replayed()] {
+        assert_eq!(controller.payers().collect::<Vec<_>>(), [(payer, account)]);
+        assert_eq!(controller.payer(payer), Some((account, true)));
+        assert_eq!(controller.payer(stranger), None);
+    }
+}

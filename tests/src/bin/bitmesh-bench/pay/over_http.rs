@@ -119,7 +119,7 @@ impl VerifyOnly {
             events.try_for_each(|event| channel.apply(&event))?;
             let check = channel.payment_check(height).context("a channel that takes nothing")?;
             front.checks().put(account.channel, check, Amount::ZERO);
-            gate.payers.add(account.station);
+            gate.payers.add(account.station, account.channel.into());
         }
         let (ready, listening) = std::sync::mpsc::channel();
         let (stop, stopped) = oneshot::channel();
