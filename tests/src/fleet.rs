@@ -19,6 +19,7 @@ use crate::{
     regtest::{self, Node},
     sweep::{own_name, sweep},
     topology::{LAN, UPLINK, WAN},
+    world::instance,
 };
 
 /// The internet host, by whichever edge.
@@ -139,7 +140,7 @@ impl<'a> Fleet<'a> {
             let (user, password) = (postgres::USER, postgres::PASSWORD);
             let store = format!("postgres://{user}:{password}@10.79.2{i}.1/fleet");
             let url = node.url(&format!("10.79.1{i}.1"));
-            let (name, instance) = (format!("edge-{i}"), own_name(&format!("fleet{i}")));
+            let (name, instance) = (format!("edge-{i}"), instance());
             let own = ["sell", "--lan", LAN, "--wan", WAN, "--network", "regtest"];
             let source = ["--node", &url, "--node-user", regtest::USER];
             let fleet = ["--store", &store, "--edge", &name, "--hold", &hold];
@@ -163,7 +164,7 @@ impl<'a> Fleet<'a> {
         let url = node.url("10.79.2.1");
         let args = ["buy", "--budget", "90000", "--capacity", "100000", "--lifetime", "400"];
         let source = ["--node", &url, "--node-user", regtest::USER];
-        let instance = own_name("fleet-buy");
+        let instance = instance();
         let rest = ["--node-password", regtest::PASSWORD, "--instance", &instance];
         let args = [&args[..], &source, &rest, &["--network", "regtest"]].concat();
         let subscriber = Daemon::new(&fabric.subscriber, &data.path().join("buy"), &args)?;
