@@ -85,8 +85,8 @@ pub(super) async fn enter(
         within(STATEMENT_TIMEOUT, query.execute(&mut *to)).await?;
         row = find(to, name).await?;
     }
-    let taken = || StoreError::EdgeTaken(name.to_owned());
-    let row = row.ok_or_else(taken)?;
+    let in_use = || StoreError::EdgeTaken(name.to_owned());
+    let row = row.ok_or_else(in_use)?;
     let ours = hex::encode(&row.token);
     if ours != fresh && !known.contains(&ours) {
         be_silent(to, name, &row).await?;
@@ -94,7 +94,7 @@ pub(super) async fn enter(
     let query =
         sqlx::query(sql::ENTER).bind(&token[..]).bind(hold_ms).bind(row.number).bind(row.epoch);
     let query = query.bind(row.beat);
-    let entered = within(STATEMENT_TIMEOUT, query.fetch_optional(to)).await?.ok_or_else(taken)?;
+    let entered = within(STATEMENT_TIMEOUT, query.fetch_optional(to)).await?.ok_or_else(in_use)?;
     write(&path, &Secrets { name: name.to_owned(), machine, tokens: vec![fresh] })?;
     Ok(Entered {
         number: row.number,

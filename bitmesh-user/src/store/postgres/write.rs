@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use sqlx::{
-    Connection as _, PgConnection, Postgres, Row as _, postgres::PgArguments, query::Query,
+    Connection as _, PgConnection, Postgres, Row as _,
+    postgres::{PgArguments, PgRow},
+    query::Query,
 };
 
 use super::{
@@ -74,14 +76,14 @@ impl PostgresEngine {
                 .bind(counted);
             if is_plain(write) {
                 return passed(
-                    within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(connection)).await?,
+                    &within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(connection)).await?,
                     fenced,
                 );
             }
             let mut transaction = within(STATEMENT_TIMEOUT, connection.begin()).await?;
             let to = &mut *transaction;
             passed(
-                within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(&mut *to)).await?,
+                &within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(&mut *to)).await?,
                 fenced,
             )?;
             put_rest(to, write, standing.edge, counted).await?;
@@ -108,7 +110,7 @@ fn is_plain(write: &Write) -> bool {
         && write.fleet.is_empty()
 }
 
-fn passed(row: sqlx::postgres::PgRow, fenced: StoreError) -> Result<(), StoreError> {
+fn passed(row: &PgRow, fenced: StoreError) -> Result<(), StoreError> {
     if row.try_get::<i64, _>(0)? == 1 { Ok(()) } else { Err(fenced) }
 }
 

@@ -135,7 +135,7 @@ async fn what_is_wrong_with_a_database_is_told_with_what_to_do() {
 async fn edges_that_start_at_once_make_the_tables_once_and_get_numbers_of_their_own() {
     let home = Database::fresh();
     let homes = ["one", "two", "three", "four"].map(|name| home.edge(name));
-    let stores: Vec<_> = futures_util::future::join_all(homes.iter().map(|home| open(home))).await;
+    let stores: Vec<_> = futures_util::future::join_all(homes.iter().map(open)).await;
     let mut numbers = Vec::new();
     for store in stores {
         let mut store = store.unwrap();
