@@ -152,7 +152,7 @@ fn p11_an_edge_that_is_cut_off_ends_to_grant_before_another_takes_over() -> Resu
 
     // Who was taken over comes back with nothing, under a new epoch.
     fabric.reach_database(0, true)?;
-    eventually("the edge's return", Duration::from_secs(60), || {
+    eventually("the edge's return", Duration::from_mins(1), || {
         Ok((fleet.accounts(0)?.is_empty() && fleet.status(0)?.may_grant).then_some(()))
     })
     .with_context(|| fleet.logs())?;

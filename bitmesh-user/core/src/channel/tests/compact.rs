@@ -50,14 +50,14 @@ fn spent(number: u8) -> Spent {
 fn journal<M: Machine + Clone>(
     first: M::Event,
     steps: &[Step],
-    event: impl Fn(Step, u64) -> Option<M::Event>,
+    event: impl Fn(Step, u64) -> M::Event,
 ) -> Vec<M::Event> {
     let mut channel = M::open(&first).unwrap();
     let mut events = vec![first];
     let mut sum = 0;
     for step in steps {
         let more = if let Step::Pay(more) = step { *more } else { 0 };
-        let Some(event) = event(*step, sum + more) else { continue };
+        let event = event(*step, sum + more);
         let before = channel.clone();
         if channel.apply(&event).is_ok() {
             sum += more;
@@ -97,8 +97,8 @@ fn fold<M: Machine>(events: &[M::Event]) -> M {
     channel
 }
 
-fn provider_event(step: Step, sum: u64) -> Option<ProviderEvent> {
-    Some(match step {
+fn provider_event(step: Step, sum: u64) -> ProviderEvent {
+    match step {
         Step::Pay(_) => paid(sum),
         Step::Fund(number) => ProviderEvent::Funded(funded_by(number)),
         Step::Unfund => ProviderEvent::Unfunded,
@@ -108,11 +108,11 @@ fn provider_event(step: Step, sum: u64) -> Option<ProviderEvent> {
         Step::Spend => ProviderEvent::Spent(spent(1)),
         Step::Unspend => ProviderEvent::Unspent,
         Step::Finish => ProviderEvent::Finished,
-    })
+    }
 }
 
-fn subscriber_event(step: Step, sum: u64) -> Option<SubscriberEvent> {
-    Some(match step {
+fn subscriber_event(step: Step, sum: u64) -> SubscriberEvent {
+    match step {
         Step::Pay(_) => SubscriberEvent::PaymentSigned {
             paid: sat(sum),
             signature: pay(&params(), sum),
@@ -127,8 +127,8 @@ fn subscriber_event(step: Step, sum: u64) -> Option<SubscriberEvent> {
         Step::Ask => SubscriberEvent::CloseRequested { height: 110 },
         Step::Spend => SubscriberEvent::Spent(spent(1)),
         Step::Unspend => SubscriberEvent::Unspent,
-        Step::Finish => return None,
-    })
+        Step::Finish => SubscriberEvent::Finished,
+    }
 }
 
 fn first_of_provider() -> ProviderEvent {
