@@ -19,6 +19,7 @@ use crate::{
     regtest::{self, Node},
     sweep::{own_name, sweep},
     topology::{LAN, UPLINK, WAN},
+    world::instance,
 };
 
 /// The internet host, by whichever edge.
@@ -65,10 +66,10 @@ impl Fabric {
         chain.address("subscriber0", "10.79.2.1", 30)?;
         internet.address("lo", INTERNET, 32)?;
         internet.set_up("lo", true)?;
-        for (i, edge) in edges.iter().enumerate() {
+        for (i, (edge, port)) in edges.iter().zip(PORTS).enumerate() {
             let [to_node, to_database, to_edge] =
                 [format!("node-{i}"), format!("db-{i}"), format!("edge-{i}")];
-            switch.connect(PORTS[i], edge, LAN)?;
+            switch.connect(port, edge, LAN)?;
             internet.connect(&to_edge, edge, WAN)?;
             edge.connect("node0", chain, &to_node)?;
             edge.connect(DATABASE_PORT, chain, &to_database)?;
@@ -104,7 +105,8 @@ impl Fabric {
 
     /// Cuts an edge off from the database, or lets it reach it again.
     pub fn reach_database(&self, edge: usize, reach: bool) -> Result<()> {
-        self.edges[edge].set_up(DATABASE_PORT, reach)
+        let edge = self.edges.get(edge).context("no such edge")?;
+        edge.set_up(DATABASE_PORT, reach)
     }
 }
 
@@ -139,7 +141,7 @@ impl<'a> Fleet<'a> {
             let (user, password) = (postgres::USER, postgres::PASSWORD);
             let store = format!("postgres://{user}:{password}@10.79.2{i}.1/fleet");
             let url = node.url(&format!("10.79.1{i}.1"));
-            let (name, instance) = (format!("edge-{i}"), own_name(&format!("fleet{i}")));
+            let (name, instance) = (format!("edge-{i}"), instance());
             let own = ["sell", "--lan", LAN, "--wan", WAN, "--network", "regtest"];
             let source = ["--node", &url, "--node-user", regtest::USER];
             let fleet = ["--store", &store, "--edge", &name, "--hold", &hold];
@@ -163,7 +165,7 @@ impl<'a> Fleet<'a> {
         let url = node.url("10.79.2.1");
         let args = ["buy", "--budget", "90000", "--capacity", "100000", "--lifetime", "400"];
         let source = ["--node", &url, "--node-user", regtest::USER];
-        let instance = own_name("fleet-buy");
+        let instance = instance();
         let rest = ["--node-password", regtest::PASSWORD, "--instance", &instance];
         let args = [&args[..], &source, &rest, &["--network", "regtest"]].concat();
         let subscriber = Daemon::new(&fabric.subscriber, &data.path().join("buy"), &args)?;
@@ -190,9 +192,13 @@ impl<'a> Fleet<'a> {
         .with_context(|| self.logs())
     }
 
+    fn edge(&self, edge: usize) -> Result<&Daemon<'a>> {
+        self.edges.get(edge).context("no such edge")
+    }
+
     /// What an edge says of its fleet.
     pub fn status(&self, edge: usize) -> Result<FleetStatus> {
-        match self.edges[edge].json(&["status"])? {
+        match self.edge(edge)?.json(&["status"])? {
             Status::Provider(status) => status.fleet.context("an edge of a fleet"),
             Status::Subscriber(_) => anyhow::bail!("an edge sells"),
         }
@@ -200,7 +206,7 @@ impl<'a> Fleet<'a> {
 
     /// What an edge has of stations that paid.
     pub fn accounts(&self, edge: usize) -> Result<Vec<AccountReport>> {
-        let all: Vec<AccountReport> = self.edges[edge].json(&["stations"])?;
+        let all: Vec<AccountReport> = self.edge(edge)?.json(&["stations"])?;
         Ok(all.into_iter().filter(|account| account.bought_octets.0 > 0).collect())
     }
 
