@@ -312,7 +312,7 @@ impl<'a> Session<'a> {
             if matches!(event, Event::Stop) {
                 return Ok(());
             }
-            stop.bounds(self.turn(event, &mut timers, &mut envelopes)).await?;
+            stop.bounds(Box::pin(self.turn(event, &mut timers, &mut envelopes))).await?;
         }
     }
 
