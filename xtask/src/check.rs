@@ -67,6 +67,8 @@ fn end_to_end() -> Result<()> {
         "bitmesh",
         "--locked",
     ]))?;
+    // Preloaded, and thus nothing that cargo builds along with the tests.
+    shell::run(cargo().args(["build", "--package", "bitmesh-faultlib", "--locked"]))?;
     let mut tests = cargo();
     tests
         .args(["test", "--package", "bitmesh-tests", "--locked", "--", "--test-threads=1"])
