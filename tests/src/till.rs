@@ -72,24 +72,11 @@ impl<'a> Till<'a> {
         Ledger::of(self.scratch.path())
     }
 
-    /// Nothing that is in force or was said is more than what a power cut would leave, and nothing of
-    /// that is more than what was signed. Nothing may change meanwhile.
+    /// Holds what is in force and was said against what a power cut would leave ([`check_durable`]).
+    /// Nothing may change meanwhile.
     pub fn check_durable(&self) -> Result<()> {
         let honoured = self.kernel.stations();
-        let ledger = self.after_a_power_cut()?;
-        for honoured in honoured {
-            let bought = ledger.bought(Station::from(honoured.key)).0;
-            ensure!(honoured.limit <= bought, "{honoured:?} is in force, {bought} is durable");
-            ensure!(honoured.used <= honoured.limit + FRAME, "{honoured:?} was overrun");
-        }
-        for payer in &self.payers {
-            let (paid, channel) = (ledger.paid(&payer.channel())?, payer.channel());
-            // An answer that left before a crash may be read after it.
-            let (acknowledged, signed) = (payer.acknowledged(), payer.signed());
-            ensure!(acknowledged <= paid, "{channel}: {acknowledged} acknowledged, {paid} durable");
-            ensure!(paid <= signed, "{channel}: {paid} is known, {signed} was signed");
-        }
-        Ok(())
+        check_durable(honoured, &self.payers, &self.after_a_power_cut()?)
     }
 
     /// Payers rest: the kernel honours what was acknowledged, once.
@@ -101,4 +88,26 @@ impl<'a> Till<'a> {
         }
         Ok(())
     }
+}
+
+/// Nothing that is in force or was said is more than what is durable, and nothing of that is more than
+/// what was signed.
+pub fn check_durable(
+    honoured: impl IntoIterator<Item = Honoured>,
+    payers: &[Payer<'_>],
+    ledger: &Ledger,
+) -> Result<()> {
+    for honoured in honoured {
+        let bought = ledger.bought(Station::from(honoured.key)).0;
+        ensure!(honoured.limit <= bought, "{honoured:?} is in force, {bought} is durable");
+        ensure!(honoured.used <= honoured.limit + FRAME, "{honoured:?} was overrun");
+    }
+    for payer in payers {
+        let (paid, channel) = (ledger.paid(&payer.channel())?, payer.channel());
+        // An answer that left before a crash may be read after it.
+        let (acknowledged, signed) = (payer.acknowledged(), payer.signed());
+        ensure!(acknowledged <= paid, "{channel}: {acknowledged} acknowledged, {paid} durable");
+        ensure!(paid <= signed, "{channel}: {paid} is known, {signed} was signed");
+    }
+    Ok(())
 }

@@ -23,15 +23,13 @@ use bitmesh_tests::{
     payers::{Payer, Stand},
     pinned::Pinned,
     sabotage::pins_of,
+    till::{API_PORT, DEAR, FRAME, check_durable},
     topology::{EDGE_OWN, INTERNET_V4, Topology, UPLINK},
     traffic::{Direction, Server, Transfer},
     world::{Trade, World},
 };
 use bitmesh_user::runloop::status::Phase;
 
-const API_PORT: u16 = 8_434;
-/// A satoshi buys a KiB, so that every payment matters.
-const DEAR: u64 = 1_024_000;
 const CAPACITY: Amount = Amount::from_sat(500_000);
 const COINS: Amount = Amount::from_sat(3_000_000);
 /// Stations that do nothing but pay and send, and channels of each: its channels share an account.
@@ -52,8 +50,6 @@ const SUBSCRIBER_KILLS: usize = 2;
 const HIT: Duration = Duration::from_secs(10);
 /// Time that a daemon has to answer payers again.
 const BACK: Duration = Duration::from_secs(20);
-/// A frame that two CPUs can let through beyond a limit.
-const FRAME: u64 = 1_500;
 
 /// Where to kill, in turn, and at which of the calls there at most: a transaction writes a few pages,
 /// and a batch is answered payer by payer.
@@ -109,25 +105,11 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// The provider is dead: nothing that is in force or was said is more than what is durable, and
-    /// nothing durable is more than what was signed.
+    /// The provider is dead: what is in force and was said is held against what is durable.
     fn check_dead(&self) -> Result<()> {
         let cut = self.scratch.path();
         self.faults.power_cut(cut)?;
-        let ledger = Ledger::of(cut)?;
-        for honoured in self.kernel.stations() {
-            let bought = ledger.bought(Station::from(honoured.key)).0;
-            ensure!(honoured.limit <= bought, "{honoured:?} is in force, {bought} is durable");
-            ensure!(honoured.used <= honoured.limit + FRAME, "{honoured:?} was overrun");
-        }
-        for payer in &self.payers {
-            let (paid, channel) = (ledger.paid(&payer.channel())?, payer.channel());
-            // An answer that left before the end may be read after it.
-            let (acknowledged, signed) = (payer.acknowledged(), payer.signed());
-            ensure!(acknowledged <= paid, "{channel}: {acknowledged} acknowledged, {paid} durable");
-            ensure!(paid <= signed, "{channel}: {paid} is known, {signed} was signed");
-        }
-        Ok(())
+        check_durable(self.kernel.stations(), &self.payers, &Ledger::of(cut)?)
     }
 
     /// Each payer has been answered once more.
