@@ -127,8 +127,9 @@ pub enum StoreError {
     },
     /// The server does not let us in.
     #[error(
-        "{place} refuses {user}: {why}; put the password into ~/.pgpass, or into a file that PGPASSFILE \
-         names (a line HOST:PORT:DATABASE:USER:PASSWORD, mode 0600), and check what the user may do"
+        "{place} refuses {user}: {why}; put the password into a file of mode 0600 that \
+         --store-password-file names (or into ~/.pgpass, a line HOST:PORT:DATABASE:USER:PASSWORD), and check \
+         what the user may do"
     )]
     Credentials {
         /// Which database.
@@ -152,8 +153,8 @@ pub enum StoreError {
     #[error(
         "{place} has {theirs} commits of this edge, and {ours} were acknowledged: it is an older copy, \
          of a standby that was not synchronous or from a backup. Start the server that has them, \
-         or name it in --store; if they are lost for good, move bitmesh.witness out of the data \
-         directory: what was paid since is forgotten until subscribers send their next sums"
+         or name it in --store; if they are lost for good: `bitmesh store accept --store ...`, and what was \
+         paid since is forgotten until subscribers send their next sums"
     )]
     Behind {
         /// Which database.
@@ -162,6 +163,18 @@ pub enum StoreError {
         theirs: i64,
         /// What it has to have.
         ours: i64,
+    },
+    /// The server can't be the one that has what was acknowledged.
+    #[error(
+        "{place} is not the server that has what was acknowledged: {why}. Stop the servers that were \
+         replaced, and name in --store the one that was promoted last. If the ledger was moved to another \
+         cluster on purpose, by a copy that lacks nothing: `bitmesh store accept --store ...`"
+    )]
+    OtherServer {
+        /// Which database.
+        place: String,
+        /// What each host is.
+        why: String,
     },
     /// Another seed's database.
     #[error(

@@ -51,9 +51,6 @@ pub use self::{
     upkeep::{Facts, Look, Restore, Restored, accept},
 };
 
-/// What it is called where people read it.
-pub const ENGINE: &str = "SQLite";
-
 /// Name of the setting that says what the ledger is for.
 const PURPOSE: &str = "purpose";
 /// Name of the setting that says that it goes on from an older copy, which the next start tells.
@@ -63,9 +60,10 @@ const WENT_BACK: &str = "went-back";
 const GONE_ON: &str = "gone-on-from";
 
 /// What is in a data directory of this.
-pub const FILES: [&str; 7] = [
+pub const FILES: [&str; 8] = [
     sqlite::FILE,
     postgres::IDENTITY,
+    postgres::CLUSTER,
     lock::FILE,
     witness::FILE,
     sqlite::LOG,
@@ -90,6 +88,22 @@ impl StoreRole {
             Self::Subscriber => "buying",
         }
     }
+}
+
+/// What keeps a ledger, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Which kind of database.
+    pub engine: String,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// The file, or the server that is used at present. No password.
+    #[serde(default)]
+    pub place: String,
+    /// What the operator should change about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Where a ledger is.
@@ -238,6 +252,11 @@ impl Store {
         assert!(self.loaded, "a ledger is loaded before it is written");
         let (write, changes) = self.known.whole_wallet(change);
         self.write(&write, changes).await
+    }
+
+    /// What keeps it at present.
+    pub fn kept(&self) -> Kept {
+        self.engine.kept()
     }
 
     /// A setting that outlives the daemon.

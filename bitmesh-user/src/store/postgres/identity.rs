@@ -165,7 +165,11 @@ fn read(path: &PathBuf) -> Result<Secrets, StoreError> {
 }
 
 fn write(path: &Path, secrets: &Secrets) -> Result<(), StoreError> {
-    let text = serde_json::to_string(secrets).map_err(StoreError::Encode)?;
+    write_durably(path, &serde_json::to_string(secrets).map_err(StoreError::Encode)?)
+}
+
+/// Puts a file of ours in the place of what is there: whatever happens, one of the two is there whole.
+pub(super) fn write_durably(path: &Path, text: &str) -> Result<(), StoreError> {
     let fresh = path.with_extension("new");
     let put = || {
         let mut options = fs::OpenOptions::new();

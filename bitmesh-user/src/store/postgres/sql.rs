@@ -47,6 +47,14 @@ pub(super) const OWN_TABLES: [&str; 2] = [
 pub(super) const SESSION: &str = "SET statement_timeout = 5000; SET lock_timeout = 5000; \
     SET idle_in_transaction_session_timeout = 10000; SET synchronous_commit = 'on'";
 pub(super) const READ_ONLY: &str = "SHOW transaction_read_only";
+/// What the server is, and which standbys a commit waits for.
+pub(super) const SERVER: &str =
+    "SELECT version(), current_setting('synchronous_standby_names', true)";
+/// Which cluster it is of, and how often one of it was promoted: the name of the log that is written now
+/// begins with that, in hexadecimal digits. PostgreSQL's alone: others have no such thing.
+pub(super) const HISTORY: &str = "SELECT system_identifier::TEXT, \
+    ('x' || lpad(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), 16, '0'))::BIT(64)::BIGINT \
+    FROM pg_control_system()";
 pub(super) const HAS_LAYOUT: &str = "SELECT COUNT(*) FROM information_schema.tables \
     WHERE table_schema = current_schema() AND table_name = 'layout'";
 pub(super) const INSERT_LAYOUT: &str = "INSERT INTO layout (one, number) VALUES (1, $1)";
