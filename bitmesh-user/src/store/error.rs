@@ -196,10 +196,33 @@ pub enum StoreError {
     BackUpByItself(String),
     /// A lone box's ledger is where an edge of a fleet wants to start.
     #[error(
-        "{0} has the ledger of a lone box: its channels would be out of sight in a fleet. Let it sell \
-         without --store until they are closed and claimed, and start the edge with another --data-dir"
+        "{0} has the ledger of a lone box: its channels would be out of sight in a fleet. `bitmesh store \
+         move` with the same --store and --edge takes it along"
     )]
     Lone(PathBuf),
+    /// An edge's directory is where a lone box wants to start.
+    #[error(
+        "{0} is of an edge of a fleet, whose ledger is in the fleet's database: name that with --store, or \
+         choose another --data-dir"
+    )]
+    OfFleet(PathBuf),
+    /// A lone box's ledger was moved, or was about to be.
+    #[error(
+        "{place} was moved to {to} as edge {edge}, or is about to be, and is not written any more: `bitmesh \
+         store move` with that --store and --edge finishes it, and with --abandon gives it up where \
+         nothing has come of it. Then start with, or without, --store"
+    )]
+    Moving {
+        /// The file.
+        place: String,
+        /// Which database.
+        to: String,
+        /// The edge's name.
+        edge: String,
+    },
+    /// A ledger can't be moved as it is.
+    #[error("this ledger can't be moved: {0}")]
+    Unmovable(String),
     /// A lone edge was asked for what only a fleet has.
     #[error(
         "this ledger is one edge's alone; a fleet's is named by --store postgres://USER@HOST/DATABASE"

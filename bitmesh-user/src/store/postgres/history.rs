@@ -150,7 +150,8 @@ mod tests {
     #[test]
     fn a_server_is_named_with_its_version() {
         let of = |told| split_version(told);
-        let told = "PostgreSQL 17.4 (Debian 17.4-1.pgdg120+2) on x86_64-pc-linux-gnu, compiled by gcc";
+        let told =
+            "PostgreSQL 17.4 (Debian 17.4-1.pgdg120+2) on x86_64-pc-linux-gnu, compiled by gcc";
         assert_eq!(of(told), ("PostgreSQL".into(), "17.4".into()));
         let told = "CockroachDB CCL v24.1.2 (x86_64-pc-linux-gnu, built 2024/07/03)";
         assert_eq!(of(told), ("CockroachDB".into(), "v24.1.2".into()));

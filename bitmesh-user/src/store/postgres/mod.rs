@@ -9,6 +9,7 @@ mod connect;
 mod fleet;
 mod history;
 mod identity;
+mod moving;
 mod sql;
 mod write;
 
@@ -23,6 +24,10 @@ use sqlx::{
     query::Query,
 };
 
+pub use self::{
+    address::{Address, AddressError},
+    fleet::{Beat, EdgeRow, Wanted},
+};
 use self::{
     connect::{
         Connected, Known, READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_passing, is_race,
@@ -30,14 +35,11 @@ use self::{
     },
     history::{History, Server},
 };
-pub use self::{
-    address::{Address, AddressError},
-    fleet::{Beat, EdgeRow, Wanted},
-};
 pub(super) use self::{
     fleet::{FleetChange, TakenRows},
     history::FILE as CLUSTER,
     identity::FILE as IDENTITY,
+    moving::{Entrance, Members},
 };
 use super::{
     Kept, StoreError,

@@ -1,6 +1,7 @@
 //! PostgreSQL: the suite on a real server, and what is a fleet's alone.
 
 mod faults;
+mod moving;
 mod roaming;
 #[path = "../../../../tests/src/postgres.rs"]
 mod server;
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 
 use self::server::{PASSWORD, Server, USER, here};
 use super::*;
+use crate::store::postgres::FleetChange;
 
 /// One server for all tests that do it no harm; gone with the last of them.
 static SHARED: Mutex<Weak<Server<'static>>> = Mutex::new(Weak::new());
