@@ -36,14 +36,14 @@ impl Mover {
             usage(1, 7),
             usage(2, 9),
         ];
-        let mover = Self { directory, fleet, entries };
-        let (mut store, _) = loaded(&mover).await;
-        store.commit(&mover.entries[..4], Some("{}")).await.unwrap();
+        let lone = Self { directory, fleet, entries };
+        let (mut store, _) = loaded(&lone).await;
+        store.commit(&lone.entries[..4], Some("{}")).await.unwrap();
         store.tidy_beyond::<Event>(0, |_| false).await.unwrap();
-        store.commit(&mover.entries[4..], Some("more")).await.unwrap();
+        store.commit(&lone.entries[4..], Some("more")).await.unwrap();
         store.set("budget", "5").await.unwrap();
         store.close().await.unwrap();
-        mover
+        lone
     }
 
     /// As an edge of the fleet.
@@ -121,17 +121,17 @@ fn members() -> Vec<(Member, AccountId)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lone_ledger_moves_whole_and_the_box_by_itself_is_nobody_any_more() {
     let database = Database::fresh();
-    let mover = Mover::new(&database, "tower").await;
-    let dry = mover.write(true).await.unwrap().moved().clone();
+    let lone = Mover::new(&database, "tower").await;
+    let dry = lone.write(true).await.unwrap().moved().clone();
     assert_eq!((dry.accounts, dry.channels, dry.stations, dry.aside), (2, 3, 2, None));
-    mover.check_stayed().await;
-    let moved = mover.run().await.unwrap();
+    lone.check_stayed().await;
+    let moved = lone.run().await.unwrap();
     assert_eq!((moved.number, moved.accounts, moved.channels, moved.forgotten), (1, 2, 3, 0));
     assert!(moved.aside.unwrap().exists());
     let accounts = "SELECT COUNT(*) FROM accounts WHERE edge = 1 AND tip IS NULL";
     assert_eq!(database.sql(accounts), "2");
-    mover.check_moved().await;
-    let error = mover.begin().await.unwrap_err();
+    lone.check_moved().await;
+    let error = lone.begin().await.unwrap_err();
     assert!(matches!(error, StoreError::OfFleet(_)), "{error}");
 }
 
@@ -140,39 +140,39 @@ async fn a_move_that_ends_at_any_step_is_the_boxs_or_the_fleets_and_goes_on() {
     // The last step that was done: the mark, the rows, the commit.
     for step in 0..3 {
         let database = Database::fresh();
-        let mover = Mover::new(&database, "tower").await;
+        let lone = Mover::new(&database, "tower").await;
         match step {
-            0 => drop(mover.begin().await.unwrap().set_mark().await.unwrap()),
-            1 => drop(mover.write(false).await.unwrap()),
-            _ => mover.write(false).await.unwrap().conclude_alone().await.unwrap(),
+            0 => drop(lone.begin().await.unwrap().set_mark().await.unwrap()),
+            1 => drop(lone.write(false).await.unwrap()),
+            _ => lone.write(false).await.unwrap().conclude_alone().await.unwrap(),
         }
-        let error = open(&mover).await.unwrap_err();
+        let error = open(&lone).await.unwrap_err();
         assert!(matches!(error, StoreError::Moving { .. }), "step {step}: {error}");
         assert!(error.to_string().contains("store move"), "{error}");
-        let error = mover.open_edge().await.unwrap_err();
+        let error = lone.open_edge().await.unwrap_err();
         assert!(matches!(error, StoreError::Lone(_)), "step {step}: {error}");
-        let abandoned = mover.begin().await.unwrap().abandon().await;
+        let abandoned = lone.begin().await.unwrap().abandon().await;
         if step == 2 {
             let error = abandoned.unwrap_err().to_string();
             assert!(error.contains("finishes it"), "{error}");
         } else {
             abandoned.unwrap();
-            mover.check_stayed().await;
+            lone.check_stayed().await;
         }
-        let moved = mover.run().await.unwrap();
+        let moved = lone.run().await.unwrap();
         assert_eq!(moved.number == 0, step == 2, "step {step}: {moved:?}");
-        mover.check_moved().await;
+        lone.check_moved().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_move_is_told_and_stays() {
     let database = Database::fresh();
-    let mover = Mover::new(&database, "tower").await;
-    let told = async |mover: &Mover| {
-        let error = mover.run().await.unwrap_err().to_string();
-        mover.begin().await.unwrap().abandon().await.unwrap();
-        mover.check_stayed().await;
+    let lone = Mover::new(&database, "tower").await;
+    let told = async |lone: &Mover| {
+        let error = lone.run().await.unwrap_err().to_string();
+        lone.begin().await.unwrap().abandon().await.unwrap();
+        lone.check_stayed().await;
         error
     };
     // Who is there already: an edge with a station of ours.
@@ -183,10 +183,10 @@ async fn what_can_not_move_is_told_and_stays() {
     write.fleet = vec![FleetChange::Station { station, account }];
     store.write(&write, changes).await.unwrap();
     store.close().await.unwrap();
-    let error = told(&mover).await;
+    let error = told(&lone).await;
     assert!(error.contains("1 of its stations"), "{error}");
     database.sql("DELETE FROM station_members");
-    let named = Mover { fleet: fleet(&database.url(), "other"), ..mover };
+    let named = Mover { fleet: fleet(&database.url(), "other"), ..lone };
     let error = told(&named).await;
     assert!(error.contains("--edge"), "{error}");
     let mut seeds = Mover { fleet: fleet(&database.url(), "tower"), ..named };
@@ -205,16 +205,16 @@ async fn what_can_not_move_is_told_and_stays() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_are_not_read_back_as_they_were_written_are_not_committed() {
     let database = Database::fresh();
-    let mover = Mover::new(&database, "tower").await;
+    let lone = Mover::new(&database, "tower").await;
     open(&database.edge("first")).await.unwrap().close().await.unwrap();
     database.sql(
         "CREATE FUNCTION lie() RETURNS TRIGGER LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$; \
          CREATE TRIGGER lies BEFORE INSERT ON usage FOR EACH ROW EXECUTE FUNCTION lie()",
     );
-    let error = mover.run().await.unwrap_err().to_string();
+    let error = lone.run().await.unwrap_err().to_string();
     assert!(error.contains("usage read back"), "{error}");
     assert_eq!(database.sql("SELECT COUNT(*) FROM journal"), "0");
     database.sql("DROP TRIGGER lies ON usage");
-    mover.run().await.unwrap();
-    mover.check_moved().await;
+    lone.run().await.unwrap();
+    lone.check_moved().await;
 }
