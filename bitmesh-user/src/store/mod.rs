@@ -16,6 +16,7 @@ mod layout1;
 mod load;
 mod lock;
 mod postgres;
+mod rows;
 mod schema;
 mod settled;
 mod sqlite;
@@ -238,6 +239,11 @@ impl Store {
         assert!(self.loaded, "a ledger is loaded before it is written");
         let (write, changes) = self.known.whole_wallet(change);
         self.write(&write, changes).await
+    }
+
+    /// Rows of the journal that are not folded yet.
+    pub fn journal_rows(&self) -> u64 {
+        self.known.journal_rows
     }
 
     /// A setting that outlives the daemon.
