@@ -6,7 +6,7 @@ use bitmesh_core::{
     bitcoin::{Amount, Network, OutPoint, Transaction, TxOut},
     buyer::{Action, Buyer},
     channel::{
-        Batch, CAPACITY_MIN, ChannelId, ChannelParams, ChannelStatus, DUST, Durable, Entry,
+        Batch, CAPACITY_MIN, ChannelId, ChannelParams, ChannelStatus, DUST, Entry,
         PROTOCOL_VERSION, RESERVE, Refund, SubscriberChannel, SubscriberEvent, close_digest,
     },
     controller::Refusal,
@@ -26,7 +26,8 @@ use super::{
     kernel::{FRAME_MAX, Kernel},
     keys::Owner,
     replay::{check_alike, replay},
-    seller::{Crash, Step, hand_in, is_close, next_step, station, told},
+    seller::{Step, hand_in, is_close, next_step, station, told},
+    settle::{Crash, End, settle},
     world::{Answer, Ask, Context, Event, coin},
 };
 
@@ -143,76 +144,8 @@ impl Customer {
         self.start(context)
     }
 
-    fn crash(&mut self, crash: Crash, context: &mut Context) -> Result<(), Violation> {
-        context.note(|| format!("subscriber {} crashes: {crash:?}", self.index));
-        let before = self.buyer.take();
-        (self.asked, self.aside) = (None, None);
-        self.unsent.clear();
-        let down = if context.rng.bool() { 1_000 } else { context.rng.u64(1_000..6_000_000) };
-        context.after(down, Event::Restart(self.index + 1));
-        if let (Some(before), Crash::Amid(_)) = (before, crash) {
-            let mut again = Buyer::new(Network::Regtest);
-            replay(&self.journal, |entry| again.replay(entry))?;
-            check_alike(
-                (before.book(), before.next_key_index()),
-                (again.book(), again.next_key_index()),
-            )?;
-        }
-        Ok(())
-    }
-
     fn settle(&mut self, out: Out, context: &mut Context) -> Result<(), Violation> {
-        let entries = out.entries().to_vec();
-        let actions = out.release(&Durable::committed());
-        let crash = Crash::draw(context, &entries, actions.len());
-        let early = context.plan.sabotage == Some(Sabotage::SendBeforeDurable);
-        if !early {
-            if crash == Some(Crash::BeforeCommit) {
-                return self.crash(Crash::BeforeCommit, context);
-            }
-            self.commit(&entries, context);
-        }
-        for (i, action) in actions.into_iter().enumerate() {
-            if crash == Some(Crash::Amid(i)) {
-                return self.crash(Crash::Amid(i), context);
-            }
-            self.perform(action, context)?;
-        }
-        if early {
-            if crash == Some(Crash::BeforeCommit) {
-                return self.crash(Crash::BeforeCommit, context);
-            }
-            self.commit(&entries, context);
-        }
-        Ok(())
-    }
-
-    fn commit(&mut self, entries: &[Entry<SubscriberEvent>], context: &mut Context) {
-        for entry in entries {
-            if let Entry::Channel { event, .. } = entry {
-                context.note(|| format!("subscriber {} stores {}", self.index, brief(event)));
-            }
-        }
-        self.journal.extend_from_slice(entries);
-        context.audit.subscriber_committed(self.index, entries);
-    }
-
-    fn perform(&mut self, action: Action, context: &mut Context) -> Result<(), Violation> {
-        match action {
-            Action::Broadcast(tx) if self.blind => self.unsent.push(tx),
-            Action::Broadcast(tx) => {
-                let who = format!("subscriber {}", self.index);
-                let _ = hand_in(&who, &tx, context)?;
-            }
-            Action::Pay(channel, paid, signature) if Some(channel) == self.active => {
-                self.send(channel, PaymentRequest { paid, signature }, context);
-            }
-            Action::Close(channel, proposal) if self.aside.is_none() => {
-                self.ask_to_close(channel, Some(proposal), context);
-            }
-            Action::Pay(..) | Action::Close(..) => {}
-        }
-        Ok(())
+        settle(self, out, context).map(drop)
     }
 
     fn send(&mut self, channel: ChannelId, payment: PaymentRequest, context: &mut Context) {
@@ -779,6 +712,63 @@ impl Customer {
                     format!("{back} of {capacity} with {signed} signed on {id}"),
                 );
             }
+        }
+        Ok(())
+    }
+}
+
+impl End for Customer {
+    type Event = SubscriberEvent;
+    type Action = Action;
+    const EARLY: Sabotage = Sabotage::SendBeforeDurable;
+
+    fn store(
+        &mut self,
+        entries: &[Entry<SubscriberEvent>],
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        for entry in entries {
+            if let Entry::Channel { event, .. } = entry {
+                context.note(|| format!("subscriber {} stores {}", self.index, brief(event)));
+            }
+        }
+        self.journal.extend_from_slice(entries);
+        context.audit.subscriber_committed(self.index, entries);
+        Ok(())
+    }
+
+    fn perform(&mut self, action: Action, context: &mut Context) -> Result<(), Violation> {
+        match action {
+            Action::Broadcast(tx) if self.blind => self.unsent.push(tx),
+            Action::Broadcast(tx) => {
+                let who = format!("subscriber {}", self.index);
+                let _ = hand_in(&who, &tx, context)?;
+            }
+            Action::Pay(channel, paid, signature) if Some(channel) == self.active => {
+                self.send(channel, PaymentRequest { paid, signature }, context);
+            }
+            Action::Close(channel, proposal) if self.aside.is_none() => {
+                self.ask_to_close(channel, Some(proposal), context);
+            }
+            Action::Pay(..) | Action::Close(..) => {}
+        }
+        Ok(())
+    }
+
+    fn crash(&mut self, crash: Crash, context: &mut Context) -> Result<(), Violation> {
+        context.note(|| format!("subscriber {} crashes: {crash:?}", self.index));
+        let before = self.buyer.take();
+        (self.asked, self.aside) = (None, None);
+        self.unsent.clear();
+        let down = if context.rng.bool() { 1_000 } else { context.rng.u64(1_000..6_000_000) };
+        context.after(down, Event::Restart(self.index + 1));
+        if let (Some(before), Crash::Amid(_)) = (before, crash) {
+            let mut again = Buyer::new(Network::Regtest);
+            replay(&self.journal, |entry| again.replay(entry))?;
+            check_alike(
+                (before.book(), before.next_key_index()),
+                (again.book(), again.next_key_index()),
+            )?;
         }
         Ok(())
     }
