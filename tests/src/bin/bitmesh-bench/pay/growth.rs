@@ -31,7 +31,8 @@ pub fn run(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Meas
     ];
     let unit = ("us", Better::Lower);
     let growth = Group::race("a durable payment", unit, volume.rounds, contenders, before)?;
-    let grown = growth.compare(&most, &least, Some(Target::RatioAtMost(GROWTH)));
+    let mut grown = [growth.compare(&most, &least, Some(Target::RatioAtMost(GROWTH)))];
+    many.borrow_mut().explain(&mut grown, count)?;
 
     let memory = Group {
         title: "memory of the core and the store".into(),
@@ -41,5 +42,5 @@ pub fn run(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Meas
         missing: Vec::new(),
     };
     let taken = memory.alone(&most, None);
-    Ok(vec![(growth, vec![grown]), (memory, vec![taken])])
+    Ok(vec![(growth, grown.into()), (memory, vec![taken])])
 }

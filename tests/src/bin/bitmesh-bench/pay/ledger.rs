@@ -32,13 +32,13 @@ use bitmesh_tests::{
     sweep::own_name,
 };
 use bitmesh_user::{
-    bench::Missing,
+    bench::{Measure, Missing},
     store::{Fleet, Place, Store, StoreRole, TIDY_INTERVAL_IDLE},
 };
 use tempfile::TempDir;
 
 use super::fixture::{Account, accounts};
-use crate::plan::go_on;
+use crate::{plan::go_on, profile};
 
 /// Payments that are stored in one transaction at most, and of those that a thread verifies at once.
 const BATCH: usize = 1_024;
@@ -63,7 +63,7 @@ pub fn directory() -> Result<TempDir> {
 }
 
 /// A payment with what it takes to verify it.
-struct Signed {
+pub struct Signed {
     channel: ChannelId,
     payment: PaymentRequest,
     check: PaymentCheck,
@@ -178,7 +178,7 @@ impl Ledger {
     }
 
     /// Payments on each channel in turn, none of which was made before.
-    fn sign(&mut self, count: usize) -> Result<Vec<Signed>> {
+    pub fn sign(&mut self, count: usize) -> Result<Vec<Signed>> {
         go_on()?;
         let rounds = u64::try_from(count.div_ceil(self.payers.len()))?;
         let mut signed = Vec::with_capacity(count);
@@ -200,8 +200,14 @@ impl Ledger {
     /// Payments a second, durable, with the folding that is due meanwhile.
     pub fn pay(&mut self, count: usize) -> Result<f64> {
         let signed = self.sign(count)?;
+        self.pay_signed(&signed)
+    }
+
+    /// The same, of payments that are signed already.
+    pub fn pay_signed(&mut self, signed: &[Signed]) -> Result<f64> {
+        let count = signed.len();
         let started = Instant::now();
-        let answered = self.take(&signed)?;
+        let answered = self.take(signed)?;
         let took = started.elapsed().as_secs_f64();
         ensure!(answered == count, "{answered} of {count} payments were acknowledged");
         Ok(rate(count, took))
@@ -259,6 +265,16 @@ impl Ledger {
     fn commit(&mut self, out: Batch<ProviderEvent, Action>) -> Result<Vec<Action>> {
         let durable = self.runtime.block_on(self.store.commit(out.entries(), None))?;
         Ok(out.release(&durable))
+    }
+
+    /// Says of measures that were missed where the time goes.
+    pub fn explain(&mut self, measures: &mut [Measure], count: usize) -> Result<()> {
+        if !profile::any_missed(measures) {
+            return Ok(());
+        }
+        let signed = self.sign(count)?;
+        profile::explain_all(measures, || self.pay_signed(&signed).map(drop));
+        Ok(())
     }
 
     /// Verifications a second, and nothing else.

@@ -18,7 +18,7 @@ use super::{
     process::{family, memory_octets, memory_octets_most, processor_seconds},
     town::{EDGE, PAID_BEFORE, Provider, Town},
 };
-use crate::plan::go_on;
+use crate::{plan::go_on, profile};
 
 /// Most memory, in MB of 10^6 octets.
 const MEMORY_MB: f64 = 200.0;
@@ -142,14 +142,19 @@ pub fn run(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Meas
     let unit = ("% of a core", Better::Lower);
     let title = "processor of daemon and guard";
     let busy = Group::race(title, unit, volume.rounds, vec![busy], before)?;
-    let rests = busy.alone(&idle, Some(Target::AtMost(CORE_PERCENT)));
+    let mut rests = [busy.alone(&idle, Some(Target::AtMost(CORE_PERCENT)))];
+    profile::explain_all(&mut rests, || {
+        std::thread::sleep(volume.idle);
+        Ok(())
+    });
 
     let name = format!("until a payment is taken, {} channels", volume.stations);
     let again = Contender::new(name.clone(), || running.borrow_mut().restart());
     let restart = Group::race("restart", ("s", Better::Lower), volume.rounds, vec![again], before)?;
-    let soon = restart.alone(&name, Some(Target::AtMost(RESTART_SECONDS)));
+    let mut soon = [restart.alone(&name, Some(Target::AtMost(RESTART_SECONDS)))];
+    profile::explain_all(&mut soon, || running.borrow_mut().restart().map(drop));
     let passed = enforced(&running.borrow());
-    Ok(vec![(memory, taken), (busy, vec![rests]), (restart, vec![soon]), passed])
+    Ok(vec![(memory, taken), (busy, rests.into()), (restart, soon.into()), passed])
 }
 
 /// What passed from the kill until payments were taken again.

@@ -44,15 +44,18 @@ pub fn run(volume: Volume, before: &dyn Fn(&str)) -> Result<(Group, Vec<Measure>
     let mut step = Group::race("the payment step", unit, volume.rounds, contenders, before)?;
     step.missing.extend(missing);
     let at_least = |share| Some(Target::RatioAtLeast(share));
-    let mut measures = vec![
+    let mut measures = [
         step.compare(SQLITE, BARE, at_least(STEP_SHARE)),
         step.compare(POSTGRES, SQLITE, at_least(POSTGRES_SHARE)),
     ];
-    if let (Some(ledger), Some(measure)) = (&in_database, measures.last_mut())
-        && !ledger.borrow().is_beside_files()?
-    {
-        let said = measure.note.take().map_or(String::new(), |note| format!("{note}; "));
-        measure.note = Some(said + ELSEWHERE);
+    let [of_file, of_database] = &mut measures;
+    in_file.borrow_mut().explain(std::slice::from_mut(of_file), count)?;
+    if let Some(ledger) = &in_database {
+        ledger.borrow_mut().explain(std::slice::from_mut(of_database), count)?;
+        if !ledger.borrow().is_beside_files()? {
+            let said = of_database.note.take().map_or(String::new(), |note| format!("{note}; "));
+            of_database.note = Some(said + ELSEWHERE);
+        }
     }
-    Ok((step, measures))
+    Ok((step, measures.into()))
 }

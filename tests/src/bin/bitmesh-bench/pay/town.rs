@@ -23,7 +23,7 @@ use bitmesh_tests::{
 };
 use bitmesh_user::{
     dataplane,
-    store::{Place, Store, StoreRole},
+    store::{Place, Store, StoreRole, TIDY_INTERVAL_IDLE},
 };
 use futures_util::TryStreamExt as _;
 use rtnetlink::{LinkMacVlan, packet_route::link::MacVlanMode};
@@ -167,7 +167,7 @@ impl<'a> Provider<'a> {
         self.node.height()
     }
 
-    /// Writes accounts' channels into its stopped ledger.
+    /// Writes accounts' channels into its stopped ledger, and folds them.
     pub fn write(&self, secp: &Secp256k1<All>, accounts: &[Account], height: u32) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -181,6 +181,8 @@ impl<'a> Provider<'a> {
                 }
                 store.commit(&entries, None).await?;
             }
+            // As a daemon leaves it that has run for a while.
+            while store.tidy::<ProviderEvent>(|_| false).await? < TIDY_INTERVAL_IDLE {}
             store.close().await?;
             anyhow::Ok(())
         })
