@@ -13,6 +13,7 @@ pub mod esplora;
 pub mod faults;
 pub mod fleet;
 pub mod flood;
+pub mod follower;
 pub mod ledgers;
 pub mod liar;
 pub mod napi;

@@ -17,6 +17,7 @@ mod load;
 mod lock;
 mod moving;
 mod postgres;
+mod rows;
 mod schema;
 mod settled;
 mod sqlite;
@@ -266,6 +267,11 @@ impl Store {
         assert!(self.loaded, "a ledger is loaded before it is written");
         let (write, changes) = self.known.whole_wallet(change);
         self.write(&write, changes).await
+    }
+
+    /// Rows of the journal that are not folded yet.
+    pub fn journal_rows(&self) -> u64 {
+        self.known.journal_rows
     }
 
     /// What keeps it at present.
