@@ -44,7 +44,7 @@ use self::{
 };
 pub use self::{
     error::StoreError,
-    fleet::{AccountCounts, Found},
+    fleet::Found,
     lock::check_unlocked,
     postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
     tidy::TIDY_INTERVAL_IDLE,

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bitmesh_core::fleet::EDGES_MAX;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Row as _};
 use tokio::time::{Instant, sleep};
@@ -82,8 +83,12 @@ pub(super) async fn enter(
     let mut row = find(to, name).await?;
     if row.is_none() {
         let query = sqlx::query(sql::INSERT_EDGE).bind(name).bind(&token[..]).bind(hold_ms);
+        let query = query.bind(i64::from(EDGES_MAX));
         within(STATEMENT_TIMEOUT, query.execute(&mut *to)).await?;
         row = find(to, name).await?;
+        if row.is_none() {
+            return Err(StoreError::FleetFull);
+        }
     }
     let in_use = || StoreError::EdgeTaken(name.to_owned());
     let row = row.ok_or_else(in_use)?;
