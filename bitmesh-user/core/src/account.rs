@@ -519,6 +519,11 @@ impl Accounts {
         bound.map(|(station, seat)| (*station, seat.account))
     }
 
+    /// Stations that have a place at an account, and which; also those that are not paid for any more.
+    pub fn seats(&self) -> impl Iterator<Item = (Station, AccountId)> + '_ {
+        self.seats.iter().map(|(station, seat)| (*station, seat.account))
+    }
+
     /// A station's lifetime counters.
     pub fn usage(&self, station: Station) -> Usage {
         self.usage.get(&station).copied().unwrap_or_default()

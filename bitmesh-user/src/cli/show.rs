@@ -25,6 +25,7 @@ use crate::{
     runloop::status::{
         ChainStatus, FleetStatus, GuardStatus, ProviderStatus, Status, SubscriberStatus,
     },
+    store::Kept,
     terminal::table,
 };
 
@@ -328,16 +329,21 @@ fn provider(status: &ProviderStatus) -> String {
 fn store(status: &StoreStatus) -> String {
     let why = status.error.as_deref().unwrap_or("no reason known");
     let since = ago(status.since);
-    match status.state {
+    let Kept { engine, version, place, warnings } = &status.kept;
+    let kept = format!("{engine} {version} at {place}");
+    let mut text = match status.state {
         StoreState::Working => {
-            format!("{}, slowest commit {} ms", status.engine, grouped(status.slowest_commit_ms))
+            format!("{kept}, slowest commit {} ms", grouped(status.slowest_commit_ms))
         }
-        StoreState::Slow => format!("{}: SLOW: {why}", status.engine),
-        StoreState::Failed => format!(
-            "{}: FAILED {since}: {why}; no payments are taken, credit stays good",
-            status.engine
-        ),
+        StoreState::Slow => format!("{kept}: SLOW: {why}"),
+        StoreState::Failed => {
+            format!("{kept}: FAILED {since}: {why}; no payments are taken, credit stays good")
+        }
+    };
+    for warning in warnings {
+        let _ = write!(text, "\nwarning: {warning}");
     }
+    text
 }
 
 /// An edge among others.

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::{
+    moving::MoveArgs,
     print,
     show::{facts, sat},
     wallet::Place,
@@ -65,6 +66,19 @@ enum StoreCommand {
             bitmesh store restore --older /mnt/usb/ledger-sunday"
     )]
     Restore(RestoreArgs),
+    /// Take this box's ledger into a fleet's database
+    #[command(
+        long_about = "Makes this box an edge of a fleet: everything in its ledger goes into the database \
+            that --store names, with what every account, channel and station has. The daemon must not \
+            run. Everything is checked first, written in one transaction, read back and compared before it \
+            is committed; the file is kept under another name. Stopped at any step, the same \
+            command goes on. The database's edges, if there are some, have to have this box's seed; one \
+            lone box can move into a fleet.",
+        after_help = "Examples:\n  bitmesh store move --role sell --store postgres://bitmesh@db1,db2/fleet --dry-run\n  \
+            bitmesh store move --role sell --store postgres://bitmesh@db1,db2/fleet --edge tower-1 \\\n    \
+            --store-password-file /etc/bitmesh/store-password"
+    )]
+    Move(Box<MoveArgs>),
     /// Go on from the ledger that is there, although it is an older copy
     #[command(
         long_about = "A daemon refuses to start on a ledger that is older than what it wrote last: \
@@ -115,6 +129,7 @@ impl StoreArgs {
             StoreCommand::Check(args) => args.run().await,
             StoreCommand::Backup(args) => args.run().await,
             StoreCommand::Restore(args) => args.run().await,
+            StoreCommand::Move(args) => Box::pin(args.run()).await,
             StoreCommand::Accept(args) => args.run().await,
         }
     }
@@ -192,7 +207,7 @@ async fn audited(mut look: Look) -> Result<(Look, Audit)> {
     Ok((look, audited?))
 }
 
-fn spinner() -> ProgressBar {
+pub(super) fn spinner() -> ProgressBar {
     let bar = ProgressBar::new_spinner();
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());

@@ -15,7 +15,7 @@ use sqlx::{
 };
 
 use super::{
-    StoreError,
+    Kept, StoreError,
     engine::{BlockChange, ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
     journal::Digest,
     layout1,
@@ -73,6 +73,7 @@ const FOR_LAYOUT_1: [&str; 2] = [
 #[derive(Debug)]
 pub(super) struct SqliteEngine {
     place: String,
+    version: String,
     connection: SqliteConnection,
     /// Whether a transaction holds what is read to one moment.
     looking: bool,
@@ -91,9 +92,7 @@ impl SqliteEngine {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full);
-        let connection = SqliteConnection::connect_with(&options).await?;
-        let place = path.display().to_string();
-        let mut engine = Self { place, connection, looking: false };
+        let mut engine = Self::connect(path, &options).await?;
         engine.quick_check().await?;
         match layout(&mut engine.connection).await? {
             None => engine.make().await?,
@@ -121,8 +120,14 @@ impl SqliteEngine {
 
     /// The same, of whatever layout, and as it is at each moment.
     pub(super) async fn look_at_any(path: &Path) -> Result<Self, StoreError> {
-        let connection = SqliteConnection::connect_with(&options(path).read_only(true)).await?;
-        Ok(Self { place: path.display().to_string(), connection, looking: false })
+        Self::connect(path, &options(path).read_only(true)).await
+    }
+
+    async fn connect(path: &Path, options: &SqliteConnectOptions) -> Result<Self, StoreError> {
+        let mut connection = SqliteConnection::connect_with(options).await?;
+        let row = sqlx::query("SELECT sqlite_version()").fetch_one(&mut connection).await?;
+        let (place, version) = (path.display().to_string(), row.try_get(0)?);
+        Ok(Self { place, version, connection, looking: false })
     }
 
     fn newer(self, found: i64) -> StoreError {
@@ -294,6 +299,11 @@ pub(super) async fn setting_of(directory: &Path, name: &str) -> Result<Option<St
 impl Engine for SqliteEngine {
     fn place(&self) -> &str {
         &self.place
+    }
+
+    fn kept(&self) -> Kept {
+        let (version, place) = (self.version.clone(), self.place.clone());
+        Kept { engine: "SQLite".into(), version, place, warnings: Vec::new() }
     }
 
     fn settings(&mut self) -> Work<'_, Vec<(String, String)>> {

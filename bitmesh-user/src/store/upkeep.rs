@@ -282,8 +282,7 @@ impl Restore {
     }
 
     fn sync_directory(&self) -> Result<(), StoreError> {
-        let synced = fs::File::open(&self.directory).and_then(|directory| directory.sync_all());
-        synced.map_err(|source| StoreError::Io { path: self.directory.clone(), source })
+        sync_directory(&self.directory)
     }
 
     /// Gives it up.
@@ -317,12 +316,18 @@ fn note(directory: &Path, mark: &Mark) -> Result<(), StoreError> {
     witness.sync().map_err(|source| StoreError::Io { path, source })
 }
 
+/// Has the names in a directory synced.
+pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
+    let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|source| StoreError::Io { path: directory.to_owned(), source })
+}
+
 fn remove_all(path: &Path) -> Result<(), StoreError> {
     BESIDE.into_iter().chain([""]).try_for_each(|suffix| remove(&with(path, suffix)))
 }
 
 /// Removes a file, if it is there.
-fn remove(path: &Path) -> Result<(), StoreError> {
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(StoreError::Io { path: path.to_owned(), source })
@@ -333,7 +338,7 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 
 /// Any event: what it means is not asked.
 #[derive(Clone, Deserialize)]
-struct Anything(
+pub(super) struct Anything(
     #[expect(dead_code, reason = "it is read to see that it can be")] serde_json::Value,
 );
 

@@ -468,6 +468,20 @@ fn from_other(controller: &Controller, station: Station, account: AccountId) -> 
 
 /// What the store is told of who belongs to whom.
 impl Controller {
+    /// Whose every channel and every station is that anything is known of: what the store of a fleet
+    /// has to be told of a ledger that was a lone edge's.
+    pub fn members(&self) -> impl Iterator<Item = (Member, AccountId)> + '_ {
+        let of = |id: &ChannelId| self.accounts.of_channel(id).unwrap_or((*id).into());
+        let channels = self.book.iter().map(move |(id, _)| (Member::Channel(*id), of(id)));
+        let forgotten = self.fleet.iter().flat_map(|fleet| &fleet.forgotten);
+        let forgotten = forgotten.flat_map(|(account, channels)| {
+            channels.iter().map(|channel| (Member::Channel(*channel), *account))
+        });
+        let stations = self.accounts.seats();
+        let stations = stations.map(|(station, account)| (Member::Station(station), account));
+        channels.chain(forgotten).chain(stations)
+    }
+
     fn note(&mut self, entry: FleetEntry) {
         if let Some(fleet) = &mut self.fleet {
             fleet.untold.push(entry);

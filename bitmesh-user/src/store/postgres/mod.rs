@@ -7,12 +7,14 @@
 mod address;
 mod connect;
 mod fleet;
+mod history;
 mod identity;
+mod moving;
 mod sql;
 mod write;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -22,19 +24,25 @@ use sqlx::{
     query::Query,
 };
 
-use self::connect::{
-    Known, READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_passing, is_race, within,
-};
 pub use self::{
     address::{Address, AddressError},
     fleet::{Beat, EdgeRow, Wanted},
 };
+use self::{
+    connect::{
+        Connected, Known, READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_passing, is_race,
+        within,
+    },
+    history::{History, Server},
+};
 pub(super) use self::{
     fleet::{FleetChange, TakenRows},
+    history::FILE as CLUSTER,
     identity::FILE as IDENTITY,
+    moving::{Entrance, Members},
 };
 use super::{
-    StoreError,
+    Kept, StoreError,
     engine::{ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
     journal::Digest,
     schema::LAYOUT,
@@ -67,7 +75,12 @@ const SEQ_SHIFT: u32 = 11;
 pub(super) struct PostgresEngine {
     place: String,
     address: Address,
+    directory: PathBuf,
     connection: Option<PgConnection>,
+    /// The server at the other end, or what was there last.
+    server: Server,
+    /// The newest that was seen of the cluster's life.
+    history: Option<History>,
     standing: Standing,
     /// The highest that a `seq` counted to.
     counted: i64,
@@ -85,8 +98,10 @@ impl PostgresEngine {
         let address = fleet.address.clone();
         let place = address.to_string();
         let known = if identity::is_ours(directory, &fleet.edge)? { known } else { 0 };
-        let mut connection =
-            connect(&address, Known::Edge { name: &fleet.edge, committed: known }).await?;
+        let known = Known::Edge { name: &fleet.edge, committed: known };
+        let history = history::read(directory)?;
+        let Connected { mut connection, server } =
+            connect(&address, known, history.as_ref()).await?;
         let mut tries = 1;
         let entered = loop {
             let entered = async {
@@ -107,20 +122,44 @@ impl PostgresEngine {
         }
         let standing =
             Standing { edge: entered.number, epoch: entered.epoch, committed: entered.committed };
-        Ok(Self {
+        let mut engine = Self {
             place,
             address,
+            directory: directory.to_owned(),
             connection: Some(connection),
+            server,
+            history,
             standing,
             counted: entered.seq,
             seized: entered.seized,
-        })
+        };
+        engine.note_history()?;
+        for warning in engine.kept().warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(engine)
+    }
+
+    /// Remembers the newest server that was used, before anything is acknowledged by it.
+    fn note_history(&mut self) -> Result<(), StoreError> {
+        if let Some(history) = &self.server.history
+            && self.history.as_ref() != Some(history)
+        {
+            history::note(&self.directory, history)?;
+            self.history = Some(history.clone());
+        }
+        Ok(())
     }
 
     async fn connected(&mut self) -> Result<&mut PgConnection, StoreError> {
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => connect(&self.address, Known::Standing(self.standing)).await?,
+        let connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let known = Known::Standing(self.standing);
+            let connected = connect(&self.address, known, self.history.as_ref()).await?;
+            self.server = connected.server;
+            self.note_history()?;
+            connected.connection
         };
         Ok(self.connection.insert(connection))
     }
@@ -226,6 +265,23 @@ async fn belongs(
 impl Engine for PostgresEngine {
     fn place(&self) -> &str {
         &self.place
+    }
+
+    fn kept(&self) -> Kept {
+        let Server { host, engine, version, synchronous, .. } = &self.server;
+        let mut warnings = Vec::new();
+        if self.address.hosts().len() > 1 && *synchronous == Some(false) {
+            warnings.push(format!(
+                "{host} waits for no standby: payments that were acknowledged are lost with it. Set \
+                 synchronous_standby_names there"
+            ));
+        }
+        Kept {
+            engine: engine.clone(),
+            version: version.clone(),
+            place: format!("{host}/{}", self.address.database()),
+            warnings,
+        }
     }
 
     fn sums(&self) -> bool {

@@ -54,6 +54,14 @@ pub(super) const OWN_TABLES: [&str; 2] = [
 pub(super) const SESSION: &str = "SET statement_timeout = 5000; SET lock_timeout = 5000; \
     SET idle_in_transaction_session_timeout = 10000; SET synchronous_commit = 'on'";
 pub(super) const READ_ONLY: &str = "SHOW transaction_read_only";
+/// What the server is, and which standbys a commit waits for.
+pub(super) const SERVER: &str =
+    "SELECT version(), current_setting('synchronous_standby_names', true)";
+/// Which cluster it is of, and how often one of it was promoted: the name of the log that is written now
+/// begins with that, in hexadecimal digits. PostgreSQL's alone: others have no such thing.
+pub(super) const HISTORY: &str = "SELECT system_identifier::TEXT, \
+    ('x' || lpad(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), 16, '0'))::BIT(64)::BIGINT \
+    FROM pg_control_system()";
 pub(super) const HAS_LAYOUT: &str = "SELECT COUNT(*) FROM information_schema.tables \
     WHERE table_schema = current_schema() AND table_name = 'layout'";
 pub(super) const INSERT_LAYOUT: &str = "INSERT INTO layout (one, number) VALUES (1, $1)";
@@ -76,6 +84,22 @@ pub(super) const FRESH_KEYS: &str = "INSERT INTO key_ranges (number, edge) \
     WHERE n < $3 AND EXISTS (SELECT 1 FROM edges WHERE number = $1 AND epoch = $2) RETURNING number";
 pub(super) const ENTER: &str = "UPDATE edges SET epoch = epoch + 1, beat = beat + 1, token = $1, \
     hold_ms = $2 WHERE number = $3 AND epoch = $4 AND beat = $5 RETURNING epoch, committed, seq";
+/// Of the lone edge whose ledger was moved here, which is number 0: who it was. There is one at most,
+/// since its channels have the keys of that number.
+pub(super) const INSERT_LONE: &str =
+    "INSERT INTO settings (edge, name, value) VALUES (0, 'lone', $1)";
+pub(super) const SELECT_LONE: &str = "SELECT value FROM settings WHERE edge = 0 AND name = 'lone'";
+pub(super) const RAISE_EDGE: &str = "UPDATE edges SET committed = $2, seq = $3 WHERE number = $1";
+pub(super) const INSERT_JOURNAL: &str = "INSERT INTO journal (channel, n, seq, body, digest) \
+    SELECT e.channel, e.n, e.seq, e.body, e.digest FROM \
+    UNNEST($1::BYTEA[], $2::BIGINT[], $3::BIGINT[], $4::TEXT[], $5::BYTEA[]) \
+    AS e (channel, n, seq, body, digest)";
+pub(super) const INSERT_ACCOUNTS: &str = "INSERT INTO accounts (account, edge, seq) \
+    SELECT a.account, $1, 0 FROM UNNEST($2::BYTEA[]) AS a (account)";
+pub(super) const INSERT_CHANNEL_MEMBERS: &str = "INSERT INTO channel_members (channel, account) \
+    SELECT m.channel, m.account FROM UNNEST($1::BYTEA[], $2::BYTEA[]) AS m (channel, account)";
+pub(super) const INSERT_STATION_MEMBERS: &str = "INSERT INTO station_members (station, account) \
+    SELECT m.station, m.account FROM UNNEST($1::BIGINT[], $2::BYTEA[]) AS m (station, account)";
 pub(super) const SELECT_STANDING: &str = "SELECT epoch, committed FROM edges WHERE number = $1";
 pub(super) const SELECT_STANDING_OF: &str = "SELECT epoch, committed FROM edges WHERE name = $1";
 /// A write of our own that waits for those before it, and for the standbys that have to have them.

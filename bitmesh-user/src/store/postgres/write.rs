@@ -15,7 +15,7 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    engine::{BlockChange, ChannelRow, Write},
+    engine::{BlockChange, ChannelRow, UsageRow, Write},
     schema,
 };
 
@@ -155,12 +155,7 @@ async fn put_rest(
         put_block(to, edge, change).await?;
     }
     if !write.usage.is_empty() {
-        let mut query = sqlx::query(sql::UPSERT_USAGE).bind(edge);
-        for column in 0..9 {
-            let values = write.usage.iter().filter_map(|row| row.get(column).copied());
-            query = query.bind(values.collect::<Vec<i64>>());
-        }
-        run(to, query).await?;
+        put_usage(to, &write.usage, edge).await?;
     }
     for (name, value) in &write.settings {
         run(
@@ -194,7 +189,25 @@ async fn put_rest(
     Ok(())
 }
 
-async fn put_folded(to: &mut PgConnection, rows: &[ChannelRow]) -> Result<(), StoreError> {
+/// Writes what stations used.
+pub(super) async fn put_usage(
+    to: &mut PgConnection,
+    rows: &[UsageRow],
+    edge: i64,
+) -> Result<(), StoreError> {
+    let mut query = sqlx::query(sql::UPSERT_USAGE).bind(edge);
+    for column in 0..UsageRow::default().len() {
+        let values = rows.iter().filter_map(|row| row.get(column).copied());
+        query = query.bind(values.collect::<Vec<i64>>());
+    }
+    run(to, query).await?;
+    Ok(())
+}
+
+pub(super) async fn put_folded(
+    to: &mut PgConnection,
+    rows: &[ChannelRow],
+) -> Result<(), StoreError> {
     let channels: Vec<&[u8]> = rows.iter().map(|row| &row.channel[..]).collect();
     let numbers: Vec<i64> = rows.iter().map(|row| row.n).collect();
     let bodies: Vec<&str> = rows.iter().map(|row| row.body.as_str()).collect();

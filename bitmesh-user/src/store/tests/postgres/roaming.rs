@@ -4,7 +4,6 @@ use bitcoin::hashes::Hash as _;
 use bitmesh_core::{account::AccountId, fleet::EdgeNumber};
 
 use super::*;
-use crate::store::postgres::FleetChange;
 
 /// Commits entries with changes that only a fleet has.
 async fn commit(

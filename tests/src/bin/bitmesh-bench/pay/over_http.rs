@@ -109,7 +109,7 @@ impl VerifyOnly {
         let anybody = accounts.first().context("no accounts")?.station;
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         let gate = Gate::new(requests.clone());
-        let front = Front::new(requests, "none", 0);
+        let front = Front::new(requests, 0);
         for account in accounts {
             let mut events = account.journal(secp, height, 0)?.into_iter().filter_map(|entry| {
                 let Entry::Channel { event, .. } = entry else { return None };
