@@ -46,7 +46,7 @@ use self::{
 };
 pub use self::{
     error::StoreError,
-    fleet::{AccountCounts, Found},
+    fleet::Found,
     lock::check_unlocked,
     moving::{Moved, Moving, Written},
     postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
