@@ -190,7 +190,10 @@ impl Stage {
                     of("/var/lib/bitmesh", here("data")),
                     // The pins are the machine's: each run and each box has its own.
                     of("wan = \"eth0\"", format!("wan = \"eth0\"\ninstance = \"{own}\"")),
-                    of("tower-2\"/'", format!("tower-2\"/; s/{instance}/{other}/'")),
+                    of(
+                        "tower-2\"/'",
+                        format!("tower-2\"/; s/{instance}/{other}/; s/10[.]79[.]20/10.79.21/g'"),
+                    ),
                     of("sell --detach", format!("sell --detach --instance {own}")),
                     of("--role sell", format!("--role sell --data-dir {}", here("data/sell"))),
                 ]);

@@ -1,6 +1,6 @@
 //! Who has which account, and who is alive.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use bitmesh_core::{account::AccountId, channel::ChannelId, fleet::EdgeNumber};
 use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
@@ -183,6 +183,7 @@ impl PostgresEngine {
 
     /// Gives a sign of life. [`StoreError::Fenced`] when another took over.
     pub(in crate::store) async fn renew(&mut self) -> Result<Beat, StoreError> {
+        self.follow_promotion();
         let query = sqlx::query(sql::RENEW).bind(self.standing.edge).bind(self.standing.epoch);
         let mut beat = Beat::default();
         for row in self.rows(query.bind(TOLD_MAX)).await? {
@@ -201,6 +202,7 @@ impl PostgresEngine {
                 _ => beat.arriving.push(self.account(&row, 6)?),
             }
         }
+        self.shown = Instant::now();
         if beat.edges.is_empty() { Err(self.fenced()) } else { Ok(beat) }
     }
 
