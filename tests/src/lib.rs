@@ -26,6 +26,7 @@ pub mod regtest;
 pub mod sabotage;
 pub mod sim;
 pub mod sweep;
+pub mod systemd;
 pub mod terminal;
 pub mod till;
 pub mod topology;
