@@ -51,7 +51,7 @@ pub use self::{
     moving::{Moved, Moving, Written},
     postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
     tidy::TIDY_INTERVAL_IDLE,
-    upkeep::{Facts, Look, Restore, Restored, accept},
+    upkeep::{Facts, Look, Restore, Restored, accept, accept_server},
 };
 
 /// Name of the setting that says what the ledger is for.
