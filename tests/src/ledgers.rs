@@ -18,14 +18,21 @@ pub struct Ledger(Controller);
 impl Ledger {
     /// Of a directory that no daemon has open.
     pub fn of(directory: &Path) -> Result<Self> {
+        Self::at(&Place::file(directory))
+    }
+
+    /// At a place that no daemon has open: an edge's part, where it is a fleet's.
+    pub fn at(place: &Place) -> Result<Self> {
+        let mut controller = Controller::new(Network::Regtest, Vec::new());
         let entries = in_a_runtime(async {
-            let mut store =
-                Store::open(&Place::file(directory), StoreRole::Provider, Network::Regtest).await?;
+            let mut store = Store::open(place, StoreRole::Provider, Network::Regtest).await?;
             let entries = store.load::<ProviderEvent>().await?;
+            if place.fleet.is_some() {
+                controller.join(store.edge()?, store.next_key_index().await?);
+            }
             store.close().await?;
             Ok(entries)
         })?;
-        let mut controller = Controller::new(Network::Regtest, Vec::new());
         for entry in &entries {
             controller.replay(entry)?;
         }
@@ -35,6 +42,11 @@ impl Ledger {
             anyhow::ensure!(bought == Some(report.bought_octets), "credited otherwise: {report:?}");
         }
         Ok(Self(controller))
+    }
+
+    /// Whether it has a channel.
+    pub fn knows(&self, channel: &ChannelId) -> bool {
+        self.0.channel(channel).is_ok()
     }
 
     /// Sum of all payments on a channel.

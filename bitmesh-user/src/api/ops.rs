@@ -103,7 +103,9 @@ async fn metrics(State(ops): State<Ops>) -> Response {
 
 async fn health(State(ops): State<Ops>) -> Response {
     let (figures, fresh) = ops.figures().await;
-    let health = Health::judge(figures.filter(|_| fresh).as_ref());
+    // A store that does not work is why they are older, and is told with them.
+    let is_told = fresh || ops.front.store().state != StoreState::Working;
+    let health = Health::judge(figures.filter(|_| is_told).as_ref());
     let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
 }
