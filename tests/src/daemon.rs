@@ -171,7 +171,8 @@ impl<'a> Daemon<'a> {
         Ok(self.cli_command(args)?.output()?)
     }
 
-    fn cli_command(&self, args: &[&str]) -> Result<Command> {
+    /// The same, not started yet.
+    pub fn cli_command(&self, args: &[&str]) -> Result<Command> {
         let mut command = self.namespace.command(&self.program)?;
         command.args(args).arg("--data-dir").arg(&self.directory);
         Ok(command)

@@ -1,14 +1,15 @@
 //! What a data directory says, opened as its daemon would open it at its next start.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use bitcoin::{Amount, Network};
 use bitmesh_core::{
-    channel::{Book, ChannelId, ProviderEvent, SubscriberChannel, SubscriberEvent},
+    channel::{Book, ChannelId, Entry, ProviderEvent, SubscriberChannel, SubscriberEvent},
     controller::Controller,
     station::Station,
     units::{Msat, Octets},
+    wire::PaymentRequest,
 };
 use bitmesh_user::store::{Place, Store, StoreRole};
 
@@ -74,6 +75,39 @@ pub fn signed(directory: &Path) -> Result<Vec<(ChannelId, Amount)>> {
         book.apply(entry)?;
     }
     Ok(book.iter().map(|(id, channel)| (*id, channel.paid())).collect())
+}
+
+/// Appends payments to a provider's ledger that no daemon has open: from the first of two to the last,
+/// a satoshi more each, in a row of its own each. Those between have a signature that is not theirs, and
+/// stand for nothing once the last is there.
+pub fn append(directory: &Path, channel: ChannelId, payments: &[PaymentRequest; 2]) -> Result<()> {
+    let [first, last] = payments;
+    let sums = first.paid.to_sat()..=last.paid.to_sat();
+    // What is synced there is synced at once.
+    let fast = tempfile::tempdir_in("/dev/shm")?;
+    copy_files(directory, fast.path())?;
+    in_a_runtime(async {
+        let place = Place::file(fast.path());
+        let mut store = Store::open(&place, StoreRole::Provider, Network::Regtest).await?;
+        store.load::<ProviderEvent>().await?;
+        for paid in sums.map(Amount::from_sat) {
+            let signature = if paid < last.paid { first.signature } else { last.signature };
+            let event = ProviderEvent::Paid { paid, signature, earlier: 0 };
+            store.commit(&[Entry::Channel { channel, event }], None).await?;
+        }
+        Ok(store.close().await?)
+    })?;
+    copy_files(fast.path(), directory)
+}
+
+/// Copies the files of a directory; who owns those that are there already keeps them.
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    for file in fs::read_dir(from)?.flatten() {
+        if file.file_type()?.is_file() {
+            fs::copy(file.path(), to.join(file.file_name()))?;
+        }
+    }
+    Ok(())
 }
 
 fn in_a_runtime<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
