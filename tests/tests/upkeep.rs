@@ -33,7 +33,9 @@ fn store<T: DeserializeOwned>(daemon: &Daemon<'_>, args: &[&str]) -> Result<T> {
 }
 
 fn check(daemon: &Daemon<'_>) -> Result<Audit> {
-    let audit: Audit = store(daemon, &["check"])?;
+    let output = daemon.cli(&["store", "check", "--json"])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let audit: Audit = serde_json::from_slice(&output.stdout).context(said)?;
     ensure!(audit.problems.is_empty(), "{audit:?}");
     Ok(audit)
 }
@@ -132,7 +134,8 @@ fn p13_kills_while_rows_are_folded_change_nothing_of_what_they_come_to() -> Resu
         if turn % 2 == 1 {
             till.faults.cut_power()?;
         }
-        let audit = check(&till.world.provider)?;
+        let audit =
+            check(&till.world.provider).with_context(|| format!("{point:?} {nth}, turn {turn}"))?;
         ensure!((audit.payments, audit.paid) == (PAYMENTS, last), "{point:?} {nth}: {audit:?}");
         let now = audit.facts.journal_rows;
         ensure!(now <= rows && now >= KEPT, "{now} rows, {rows} before");
