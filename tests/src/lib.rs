@@ -26,6 +26,7 @@ pub mod raw;
 pub mod regtest;
 pub mod sabotage;
 pub mod sim;
+pub mod small_disk;
 pub mod sweep;
 pub mod systemd;
 pub mod terminal;
