@@ -19,8 +19,9 @@ use super::{
 use crate::{
     api::value,
     bench::grouped,
-    runloop::{Audit, audit},
-    store::{self, Look, Restore, Restored, StoreRole},
+    config::FleetArgs,
+    runloop::{Audit, audit, unlock},
+    store::{self, Look, Restore, Restored, StoreError, StoreRole},
 };
 
 #[derive(Args, Clone, Debug)]
@@ -83,10 +84,13 @@ enum StoreCommand {
     #[command(
         long_about = "A daemon refuses to start on a ledger that is older than what it wrote last: \
             payments are missing from it. Where the newest is lost for good, this goes on from what \
-            is there. What was paid since is forgotten, as `bitmesh store restore --help` says.",
-        after_help = "Example:\n  bitmesh store accept --role sell"
+            is there. What was paid since is forgotten, as `bitmesh store restore --help` says. With --store, \
+            an edge of a fleet goes on with the server that is named, although it lacks what was \
+            acknowledged, or is of another cluster than before.",
+        after_help = "Examples:\n  bitmesh store accept --role sell\n  \
+            bitmesh store accept --role sell --config /etc/bitmesh/sell.toml"
     )]
-    Accept(AcceptArgs),
+    Accept(Box<AcceptArgs>),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -119,6 +123,8 @@ struct RestoreArgs {
 
 #[derive(Args, Clone, Debug)]
 struct AcceptArgs {
+    #[command(flatten)]
+    fleet: FleetArgs,
     #[command(flatten)]
     place: Place,
 }
@@ -178,7 +184,18 @@ impl RestoreArgs {
 
 impl AcceptArgs {
     async fn run(self) -> Result<()> {
-        let commits = store::accept(&self.place.ledger().await?).await?;
+        let ledger = self.place.ledger().await?;
+        let commits = match self.fleet.with_file(self.place.config())?.resolve()? {
+            Some(fleet) => {
+                let common = self.place.provider().await?;
+                let seed = unlock(&common)?;
+                store::accept_server(&fleet.ledger(&common, &seed), common.network).await?
+            }
+            None if store::is_of_fleet(&ledger.directory) => {
+                return Err(StoreError::OfFleet(ledger.directory).into());
+            }
+            None => store::accept(&ledger).await?,
+        };
         let restored = Restored { commits, aside: None };
         print(self.place.json, &value(&restored), &restored, told)
     }

@@ -17,6 +17,7 @@ mod load;
 mod lock;
 mod moving;
 mod postgres;
+mod rows;
 mod schema;
 mod settled;
 mod sqlite;
@@ -50,7 +51,7 @@ pub use self::{
     moving::{Moved, Moving, Written},
     postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
     tidy::TIDY_INTERVAL_IDLE,
-    upkeep::{Facts, Look, Restore, Restored, accept},
+    upkeep::{Facts, Look, Restore, Restored, accept, accept_server},
 };
 
 /// Name of the setting that says what the ledger is for.
@@ -266,6 +267,11 @@ impl Store {
         assert!(self.loaded, "a ledger is loaded before it is written");
         let (write, changes) = self.known.whole_wallet(change);
         self.write(&write, changes).await
+    }
+
+    /// Rows of the journal that are not folded yet.
+    pub fn journal_rows(&self) -> u64 {
+        self.known.journal_rows
     }
 
     /// What keeps it at present.

@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
 
 use super::{
-    PURPOSE, Place, StoreError, StoreRole, WENT_BACK,
+    PURPOSE, Place, Store, StoreError, StoreRole, WENT_BACK,
     aside::{self, with},
     engine::{Engine, Mark},
     known::Known,
-    load, lock, schema,
+    load, lock, postgres, schema,
     sqlite::{self, SqliteEngine},
     witness::{self, Witness},
 };
@@ -147,6 +147,24 @@ pub async fn accept(place: &Place) -> Result<i64, StoreError> {
     Box::new(engine).close().await?;
     note(&place.directory, &mark)?;
     Ok(found)
+}
+
+/// Goes on, as an edge of a fleet, with the server that there is, although it lacks what was acknowledged or is
+/// another one than was seen last. The next start tells so.
+pub async fn accept_server(place: &Place, network: Network) -> Result<i64, StoreError> {
+    if !super::is_of_fleet(&place.directory) {
+        return Err(StoreError::Missing(place.directory.clone()));
+    }
+    lock::check_unlocked(&place.directory)?;
+    for name in [witness::FILE, postgres::CLUSTER] {
+        remove(&place.directory.join(name))?;
+    }
+    let mut store = Store::open(place, StoreRole::Provider, network).await?;
+    let commits = store.known.mark.committed;
+    let what = format!("what {} had when it was accepted", store.kept().place);
+    store.set(WENT_BACK, &what).await?;
+    store.close().await?;
+    Ok(commits)
 }
 
 /// A copy that was found whole, in the data directory, and can take the place of the ledger.

@@ -44,7 +44,7 @@ pub(super) enum Known<'a> {
 }
 
 /// Why one host is not used.
-enum Unfit {
+pub(super) enum Unfit {
     /// It only reads.
     ReadOnly,
     Sql(sqlx::Error),
@@ -61,11 +61,13 @@ pub(super) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    let late = || {
-        let what = format!("no answer within {} s", limit.as_secs());
-        sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, what))
-    };
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late()))
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late(limit)))
+}
+
+/// What it means to have waited for as long in vain.
+pub(super) fn late(limit: Duration) -> sqlx::Error {
+    let what = format!("no answer within {} ms", limit.as_millis());
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, what))
 }
 
 /// A connection, and what the server at its other end says of itself.
@@ -142,7 +144,7 @@ async fn stand_up(
 
 /// Asks all hosts at once, in the order of the address. Once one takes writes, others are waited for
 /// no longer than [`OTHERS_TIMEOUT`].
-async fn look_at_all(address: &Address) -> Vec<(&str, Result<Connected, Unfit>)> {
+pub(super) async fn look_at_all(address: &Address) -> Vec<(&str, Result<Connected, Unfit>)> {
     let mut asked = FuturesUnordered::new();
     for (at, (name, options)) in address.hosts().iter().enumerate() {
         asked.push(async move { (at, name, look_at(name, options).await) });

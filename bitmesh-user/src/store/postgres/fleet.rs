@@ -1,6 +1,6 @@
 //! Who has which account, and who is alive.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use bitmesh_common::StationKey;
 use bitmesh_core::{
@@ -228,6 +228,7 @@ impl PostgresEngine {
 
     /// Gives a sign of life. [`StoreError::Fenced`] when another took over.
     pub(in crate::store) async fn renew(&mut self) -> Result<Beat, StoreError> {
+        self.follow_promotion();
         let query = sqlx::query(sql::RENEW).bind(self.standing.edge).bind(self.standing.epoch);
         let mut beat = Beat::default();
         for row in self.rows(query.bind(TOLD_MAX)).await? {
@@ -247,6 +248,7 @@ impl PostgresEngine {
                 _ => beat.late.push(self.late(&row)?),
             }
         }
+        self.shown = Instant::now();
         if beat.edges.is_empty() { Err(self.fenced()) } else { Ok(beat) }
     }
 

@@ -11,6 +11,7 @@ mod history;
 mod identity;
 mod moving;
 mod sql;
+mod watch;
 mod write;
 
 use std::{
@@ -30,10 +31,10 @@ pub use self::{
 };
 use self::{
     connect::{
-        Connected, Known, READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_passing, is_race,
-        within,
+        Connected, Known, READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_race, late, within,
     },
     history::{History, Server},
+    watch::Watch,
 };
 pub(super) use self::{
     fleet::{FleetChange, TakenRows},
@@ -45,6 +46,7 @@ use super::{
     Kept, StoreError,
     engine::{ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
     journal::Digest,
+    rows::{self, usage as usage_row},
     schema::LAYOUT,
 };
 
@@ -61,8 +63,17 @@ pub struct Fleet {
     pub seed: String,
 }
 
-/// How long a commit is tried again when the server is gone.
-const RETRY_FOR: Duration = Duration::from_secs(10);
+/// How long a commit is tried when the server is gone, as a part of the hold time and in bounds: the loop
+/// waits meanwhile.
+const COMMIT_PART: u32 = 6;
+const COMMIT_TIME: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
+/// The part of that for each try.
+const TRIES: u32 = 2;
+/// Signs of life in a hold time while a ledger is read.
+const BEATS_PER_HOLD: u32 = 8;
+/// How often other servers are looked at, as a part of the hold time and in bounds.
+const LOOK_PART: u32 = 8;
+const LOOK_TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// Between two tries.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Tries to make the tables while others do.
@@ -85,6 +96,10 @@ pub(super) struct PostgresEngine {
     /// The highest that a `seq` counted to.
     counted: i64,
     seized: bool,
+    hold: Duration,
+    /// When it gave a sign of life last.
+    shown: Instant,
+    watch: Watch,
 }
 
 impl PostgresEngine {
@@ -122,7 +137,11 @@ impl PostgresEngine {
         }
         let standing =
             Standing { edge: entered.number, epoch: entered.epoch, committed: entered.committed };
+        let look = (fleet.hold / LOOK_PART).clamp(LOOK_TIME.0, LOOK_TIME.1);
         let mut engine = Self {
+            watch: Watch::begin(&address, look),
+            hold: fleet.hold,
+            shown: Instant::now(),
             place,
             address,
             directory: directory.to_owned(),
@@ -138,6 +157,34 @@ impl PostgresEngine {
             tracing::warn!("{warning}");
         }
         Ok(engine)
+    }
+
+    /// How long a commit is tried.
+    fn commit_time(&self) -> Duration {
+        (self.hold / COMMIT_PART).clamp(COMMIT_TIME.0, COMMIT_TIME.1)
+    }
+
+    /// How long one try of it may take: a server that vanished says nothing.
+    fn try_time(&self) -> Duration {
+        self.commit_time() / TRIES
+    }
+
+    /// Gives a sign of life while a large ledger is read: it is no sign that anything is granted.
+    async fn show_life(&mut self) -> Result<(), StoreError> {
+        if self.shown.elapsed() < self.hold / BEATS_PER_HOLD {
+            return Ok(());
+        }
+        let Standing { edge, epoch, .. } = self.standing;
+        let rows = self.rows(sqlx::query(sql::TOUCH).bind(edge).bind(epoch)).await?;
+        self.shown = Instant::now();
+        if rows.is_empty() { Err(self.fenced()) } else { Ok(()) }
+    }
+
+    /// Goes to the server that was promoted after the one that is used, if there is one.
+    fn follow_promotion(&mut self) {
+        if self.watch.is_replaced(&self.server) {
+            self.connection = None;
+        }
     }
 
     /// Remembers the newest server that was used, before anything is acknowledged by it.
@@ -186,37 +233,16 @@ impl PostgresEngine {
     }
 
     fn digest(&self, row: &PgRow, column: usize) -> Result<Digest, StoreError> {
-        let octets: &[u8] = row.try_get(column)?;
-        octets.try_into().map_err(|_| self.damaged("a digest of another length"))
+        rows::digest(row, column, &self.place)
     }
 
     fn channel_row(&self, row: &PgRow) -> Result<ChannelRow, StoreError> {
-        Ok(ChannelRow {
-            channel: self.digest(row, 0)?,
-            n: row.try_get(1)?,
-            body: row.try_get(2)?,
-            digest: self.digest(row, 3)?,
-            seal: self.digest(row, 4)?,
-        })
+        rows::channel(row, &self.place)
     }
 
     fn journal_row(&self, row: &PgRow) -> Result<JournalRow, StoreError> {
-        Ok(JournalRow {
-            seq: row.try_get(0)?,
-            channel: self.digest(row, 1)?,
-            n: row.try_get(2)?,
-            body: row.try_get(3)?,
-            digest: self.digest(row, 4)?,
-        })
+        rows::journal(row, &self.place)
     }
-}
-
-fn usage_row(row: &PgRow) -> Result<UsageRow, StoreError> {
-    let mut values = UsageRow::default();
-    for (column, value) in values.iter_mut().enumerate() {
-        *value = row.try_get(column)?;
-    }
-    Ok(values)
 }
 
 /// Makes the tables, unless they are there.
@@ -276,6 +302,11 @@ impl Engine for PostgresEngine {
                  synchronous_standby_names there"
             ));
         }
+        for old in self.watch.replaced() {
+            warnings.push(format!(
+                "{old} takes writes although another server was promoted after it: stop it"
+            ));
+        }
         Kept {
             engine: engine.clone(),
             version: version.clone(),
@@ -303,6 +334,7 @@ impl Engine for PostgresEngine {
     fn channels(&mut self, after: Option<Digest>, limit: i64) -> Work<'_, Vec<ChannelRow>> {
         Box::pin(async move {
             let after = after.map(Vec::from).unwrap_or_default();
+            self.show_life().await?;
             let edge = self.standing.edge;
             let query = sqlx::query(sql::SELECT_CHANNELS).bind(edge).bind(after).bind(limit);
             let rows = self.rows(query).await?;
@@ -320,6 +352,7 @@ impl Engine for PostgresEngine {
 
     fn journal(&mut self, after: i64, limit: i64) -> Work<'_, Vec<JournalRow>> {
         Box::pin(async move {
+            self.show_life().await?;
             let edge = self.standing.edge;
             let query = sqlx::query(sql::SELECT_JOURNAL).bind(edge).bind(after).bind(limit);
             let rows = self.rows(query).await?;
@@ -352,16 +385,13 @@ impl Engine for PostgresEngine {
 
     fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, ()> {
         Box::pin(async {
-            let until = Instant::now() + RETRY_FOR;
-            let mut done = self.put(write).await;
-            while let Err(error) = &done {
-                if !is_passing(error) || Instant::now() > until {
-                    break;
-                }
-                tracing::warn!("a commit is tried again: {error}");
-                tokio::time::sleep(RETRY_PAUSE).await;
-                done = self.resolve(write).await;
-            }
+            let until = Instant::now() + self.commit_time();
+            let limit = self.commit_time() + self.try_time();
+            let work = self.write_through(write, until);
+            let Ok(done) = tokio::time::timeout(limit, work).await else {
+                self.connection = None;
+                return Err(late(limit).into());
+            };
             done?;
             self.standing.committed = write.mark.committed;
             self.counted = self.counted_after(write);

@@ -3,13 +3,13 @@
 use std::{
     collections::{BTreeMap, HashSet},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 
 use super::{
-    Fleet, History, PostgresEngine, RACES_MAX, RETRY_PAUSE, SEQ_SHIFT, Server, belongs,
+    Fleet, History, PostgresEngine, RACES_MAX, RETRY_PAUSE, SEQ_SHIFT, Server, Watch, belongs,
     connect::{self, Connected, Known, STATEMENT_TIMEOUT, Standing, is_race, within},
     history, identity, prepare, sql,
     write::{put_folded, put_usage, run},
@@ -155,6 +155,9 @@ impl Entrance {
             standing,
             counted: 0,
             seized: false,
+            hold: fleet.hold,
+            shown: Instant::now(),
+            watch: Watch::default(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! A commit: once, whatever becomes of the connection.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Instant};
 
 use sqlx::{
     Connection as _, PgConnection, Postgres, Row as _,
@@ -9,8 +9,8 @@ use sqlx::{
 };
 
 use super::{
-    FleetChange, PostgresEngine, SEQ_SHIFT,
-    connect::{STATEMENT_TIMEOUT, Standing, within},
+    FleetChange, PostgresEngine, RETRY_PAUSE, SEQ_SHIFT,
+    connect::{STATEMENT_TIMEOUT, Standing, is_passing, within},
     fleet, sql,
 };
 use crate::store::{
@@ -20,6 +20,25 @@ use crate::store::{
 };
 
 impl PostgresEngine {
+    /// Does a write, and does it again for as long as that may help, until then at most. Given up in
+    /// between, it is not known whether it happened.
+    pub(super) async fn write_through(
+        &mut self,
+        write: &Write,
+        until: Instant,
+    ) -> Result<(), StoreError> {
+        let mut done = self.put(write).await;
+        while let Err(error) = &done
+            && is_passing(error)
+            && Instant::now() < until
+        {
+            tracing::warn!("a commit is tried again: {error}");
+            tokio::time::sleep(RETRY_PAUSE).await;
+            done = self.resolve(write).await;
+        }
+        done
+    }
+
     /// What is counted to once a write is done.
     pub(super) fn counted_after(&self, write: &Write) -> i64 {
         let events = i64::try_from(write.journal.len()).unwrap_or(i64::MAX);
@@ -30,9 +49,10 @@ impl PostgresEngine {
     /// earlier one that is still under way, and for the standbys that have to have it.
     pub(super) async fn resolve(&mut self, write: &Write) -> Result<(), StoreError> {
         let Standing { edge, epoch, .. } = self.standing;
+        let limit = self.try_time();
         let connection = self.connected().await?;
         let query = sqlx::query(sql::TOUCH).bind(edge).bind(epoch);
-        let row = match within(STATEMENT_TIMEOUT, query.fetch_optional(connection)).await {
+        let row = match within(limit, query.fetch_optional(connection)).await {
             Ok(row) => row.ok_or_else(|| self.fenced())?,
             Err(error) => {
                 self.connection = None;
@@ -66,6 +86,7 @@ impl PostgresEngine {
         let (standing, counted) = (self.standing, self.counted_after(write));
         let first = self.counted.saturating_add(1);
         let fenced = self.fenced();
+        let limit = self.try_time();
         let connection = self.connected().await?;
         let work = async {
             let events = Events::of(write, standing.edge, first);
@@ -76,18 +97,15 @@ impl PostgresEngine {
                 .bind(counted);
             if is_plain(write) {
                 return passed(
-                    &within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(connection)).await?,
+                    &within(limit, events.bind(query).fetch_one(connection)).await?,
                     fenced,
                 );
             }
             let mut transaction = within(STATEMENT_TIMEOUT, connection.begin()).await?;
             let to = &mut *transaction;
-            passed(
-                &within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(&mut *to)).await?,
-                fenced,
-            )?;
+            passed(&within(limit, events.bind(query).fetch_one(&mut *to)).await?, fenced)?;
             put_rest(to, write, standing.edge, counted).await?;
-            within(STATEMENT_TIMEOUT, transaction.commit()).await?;
+            within(limit, transaction.commit()).await?;
             Ok(())
         };
         let done = work.await;
