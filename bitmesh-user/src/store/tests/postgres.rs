@@ -1,6 +1,7 @@
 //! PostgreSQL: the suite on a real server, and what is a fleet's alone.
 
 mod faults;
+mod looking;
 mod moving;
 mod roaming;
 #[path = "../../../../tests/src/postgres.rs"]
