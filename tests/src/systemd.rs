@@ -15,6 +15,7 @@ use crate::{
     daemon::{bitmesh, eventually},
     netns::Namespace,
     sweep::own_name,
+    world::instance,
 };
 
 /// Time that it has to come up, or to bring a unit to where it is wanted.
@@ -49,7 +50,7 @@ mount -t cgroup2 cgroup2 /mnt/groups
 mkdir "/mnt/groups/$1"
 echo $$ > "/mnt/groups/$1/cgroup.procs"
 umount /mnt/groups
-exec unshare --cgroup bash -c "$2" bash "$3" "$4"
+exec unshare --cgroup bash -c "$2" bash "$3" "$4" "$5"
 "#;
 const BOX: &str = r#"
 set -eu
@@ -65,6 +66,7 @@ mount -t cgroup2 cgroup2 sys/fs/cgroup
 for fresh in run tmp var/tmp etc/systemd/system lib/systemd/system-generators; do
   mount -t tmpfs -o mode=0755 tmpfs $fresh
 done
+mount --bind "$3" root
 mkdir -p .machine run/units run/program run/systemd/journald.conf.d
 cp "$1"/* run/units
 cp "$2" run/program/bitmesh
@@ -77,10 +79,13 @@ exec env -i container=bitmesh PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr
   SYSTEMD_UNIT_PATH=/run/units:/etc/systemd/system SYSTEMD_LOG_TARGET=journal \
   /lib/systemd/systemd --system --unit=box.target
 "#;
-/// Removes the control groups, which nothing is in any more.
+/// Removes the control groups, once nothing is in them any more.
 const SWEEP: &str = r#"
 mount -t cgroup2 cgroup2 /mnt
-find "/mnt/$1" -depth -type d -exec rmdir {} +
+for _ in $(seq 50); do
+  find "/mnt/$1" -depth -type d -exec rmdir {} + && exit
+  sleep 0.1
+done
 "#;
 
 /// It, running. It and all that it started end when this is dropped, and what they wrote is gone.
@@ -93,8 +98,8 @@ pub struct Systemd<'a> {
 }
 
 impl<'a> Systemd<'a> {
-    /// Boots one, and waits until it takes commands.
-    pub fn boot(namespace: &'a Namespace) -> Result<Self> {
+    /// Boots one whose `/root` is this folder, and waits until it takes commands.
+    pub fn boot(namespace: &'a Namespace, root: &Path) -> Result<Self> {
         ensure!(Path::new(SYSTEMD).join("systemd").exists(), "no systemd; run `cargo xtask setup`");
         let units = tempfile::Builder::new().prefix(&own_name("systemd-")).tempdir()?;
         fs::write(units.path().join("box.target"), TARGET)?;
@@ -106,12 +111,12 @@ impl<'a> Systemd<'a> {
             fs::copy(Path::new(SYSTEMD).join("system").join(unit), units.path().join(unit))?;
         }
         let console = NamedTempFile::new()?;
-        let group = own_name("systemd");
+        let group = instance();
         let mut command = namespace.command("unshare")?;
         command
             .args(["--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"])
             .args(["bash", "-c", BOOT, "bash", &group, BOX])
-            .args([units.path(), &bitmesh()?])
+            .args([units.path(), &bitmesh()?, root])
             .stdin(Stdio::null())
             .stdout(console.reopen()?)
             .stderr(console.reopen()?);
@@ -134,14 +139,15 @@ impl<'a> Systemd<'a> {
     pub fn command(&self, program: &str) -> Result<Command> {
         let mut command = self.namespace.command("nsenter")?;
         command.args(["--target", &self.init.to_string()]);
-        command.args(["--mount", "--pid", "--cgroup", "--ipc", "--uts", "--wd=/", "--", program]);
+        command.args(["--mount", "--pid", "--cgroup", "--ipc", "--uts", "--", program]);
         command.stdin(Stdio::null());
         Ok(command)
     }
 
     /// Runs commands of a shell on the box; gives what they print.
     pub fn sh(&self, script: &str) -> Result<String> {
-        let output = self.command("bash")?.args(["-euo", "pipefail", "-c", script]).output()?;
+        let here = format!("cd /\n{script}");
+        let output = self.command("bash")?.args(["-euo", "pipefail", "-c", &here]).output()?;
         let said = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
         let (out, err) = (said(&output.stdout), said(&output.stderr));
         ensure!(output.status.success(), "{script}\n{out}{err}\n{}", self.journal());
@@ -178,6 +184,7 @@ impl Drop for Systemd<'_> {
             Ok((!Path::new(&format!("/proc/{}", self.init)).exists()).then_some(()))
         });
         let mut sweep = Command::new("unshare");
-        let _ = sweep.args(["--mount", "bash", "-c", SWEEP, "bash", &self.group]).status();
+        sweep.args(["--mount", "bash", "-c", SWEEP, "bash", &self.group]);
+        let _ = sweep.stderr(Stdio::null()).status();
     }
 }

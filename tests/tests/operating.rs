@@ -1,9 +1,8 @@
-//! Every command of `docs/OPERATING.md`, in its order, on a box of namespaces.
+//! Every command of `docs/OPERATING.md`, in its order, on boxes of namespaces.
 //!
-//! Blocks marked `sh` are run on the box, those marked `sh subscriber` on a machine behind its port, `sh
-//! second` on another box, `sh db1` and `sh db2` on the database's machines by a user without rights. Nothing is left out: what is different here is declared in [`Stage::substitutes`]. systemd is not the
-//! first process where tests run: a script in its place starts what the printed unit says, with its
-//! credentials and no capability that the unit leaves out.
+//! Blocks marked `sh` are run on the first box and `sh second` on the second, where a real systemd is the first
+//! process; `sh subscriber` on a machine behind their ports; `sh db1` and `sh db2` on the database's machines, by
+//! a user without rights. Nothing is left out: what is different here is declared in [`Stage::substitutes`].
 
 use std::{
     fs,
@@ -20,63 +19,21 @@ use bitmesh_tests::{
     postgres,
     regtest::{Node, PASSWORD, USER},
     sweep::own_name,
+    systemd::{PROGRAM, Systemd},
     topology::{LAN, WAN},
+    world::instance,
 };
 use bitmesh_user::dataplane;
+use tempfile::TempDir;
 
 const PAGE: &str = include_str!("../../docs/OPERATING.md");
 /// Commands that the page has at least: so many that a page which is not parsed is noticed.
 const COMMANDS_MIN: usize = 30;
 
-const SYSTEMCTL: &str = r#"#!/bin/bash
-# systemctl's stand-in: starts what the unit says.
-set -euo pipefail
-unit=@ETC@/systemd/system/bitmesh-sell.service
-pidfile=@ROOT@/pid
-log=@ROOT@/journal
-start() {
-  here=@ROOT@/unit
-  sed 's#/etc/#@ETC@/#g; s#/var/lib/bitmesh#@ROOT@/data#g' $unit > $here
-  program=$(sed -n 's/^ExecStart=//p' $here)
-  caps=$(sed -n 's/^CapabilityBoundingSet=//p' $here | tr '\n' ' ' | tr 'A-Z' 'a-z' | sed 's/cap_/+/g; s/ *$//; s/  */,/g')
-  credentials=@ROOT@/credentials; mkdir -p $credentials
-  rm -f $credentials/*
-  sed -n 's/^SetCredential=//p' $here | while IFS=: read -r id text; do printf "$text" > "$credentials/$id"; done
-  sed -n 's/^LoadCredential=//p' $here | while IFS=: read -r id path; do
-    # What can't be read has to have a default.
-    [ -e "$path" ] || [ -e "$credentials/$id" ] || { echo "no $path" >&2; exit 1; }
-    [ ! -e "$path" ] || cp "$path" "$credentials/$id"
-  done
-  chmod 0400 $credentials/*
-  export CREDENTIALS_DIRECTORY=$credentials
-  setsid setpriv --bounding-set="-all,$caps" $program >> $log 2>&1 < /dev/null &
-  echo $! > $pidfile
-  for _ in $(seq 300); do
-    grep -q 'selling on' <(tail -n +$(cat @ROOT@/mark 2>/dev/null || echo 1) $log) && return 0
-    kill -0 $(cat $pidfile) 2>/dev/null || { cat $log >&2; return 1; }
-    sleep 0.1
-  done
-  cat $log >&2; return 1
-}
-stop() {
-  kill -TERM $(cat $pidfile)
-  for _ in $(seq 200); do kill -0 $(cat $pidfile) 2>/dev/null || break; sleep 0.1; done
-  ! kill -0 $(cat $pidfile) 2>/dev/null
-  echo $(( $(wc -l < $log) + 1 )) > @ROOT@/mark
-}
-case $1 in
-  daemon-reload) systemd-analyze verify $unit ;;
-  enable | start) start ;;
-  stop) stop ;;
-  restart) stop; start ;;
-  reload) kill -HUP $(cat $pidfile); sleep 1; grep -q 'settings were read again: price changed' $log ;;
-  status) kill -0 $(cat $pidfile) ;;
-  *) echo "no $1 here" >&2; exit 2 ;;
-esac
-"#;
-
 /// Who the database's machines run their commands as: `nobody`, who has no rights.
 const NOBODY: u32 = 65_534;
+/// What the page calls the database's machines.
+const DATABASES: [&str; 2] = ["db1", "db2"];
 
 /// Where a block of the page is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,88 +82,87 @@ fn blocks() -> Result<Vec<Block>> {
     Ok(found)
 }
 
-/// Where the page's paths are here: a folder for each machine, and one that stands for what is carried
-/// between them.
-struct Stage {
-    root: PathBuf,
+/// The machines.
+struct Stage<'a> {
+    fabric: &'a Fabric,
+    edges: [Systemd<'a>; 2],
+    node: &'a Node<'a>,
     instances: [String; 2],
-    program: PathBuf,
+    folder: TempDir,
 }
 
-impl Stage {
-    fn new() -> Result<Self> {
-        let root = std::env::temp_dir().join(own_name("operating"));
-        for database in [0, 1] {
-            let folder = root.join(format!("db{}", database + 1));
-            fs::create_dir_all(&folder)?;
-            chown(&folder, Some(NOBODY), Some(NOBODY))?;
+impl<'a> Stage<'a> {
+    fn new(fabric: &'a Fabric, node: &'a Node<'a>) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix(&own_name("operating-")).tempdir()?;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
+        for name in DATABASES {
+            let data = folder.path().join(name);
+            fs::create_dir_all(&data)?;
+            chown(&data, Some(NOBODY), Some(NOBODY))?;
         }
-        fs::create_dir_all(root.join("root"))?;
-        fs::set_permissions(&root, fs::Permissions::from_mode(0o711))?;
-        let instances = [own_name("operating"), own_name("operating2")];
-        let stage = Self { root, instances, program: bitmesh()? };
-        for edge in [0, 1] {
-            Self::equip(&stage.edge(edge))?;
+        // What one box puts into its `/root`, a person carries to the other.
+        let root = folder.path().join("root");
+        fs::create_dir_all(&root)?;
+        let [first, second] = &fabric.edges;
+        let edges = [Systemd::boot(first, &root)?, Systemd::boot(second, &root)?];
+        let instances = [instance(), instance()];
+        let stage = Self { fabric, edges, node, instances, folder };
+        for (at, edge) in stage.edges.iter().enumerate() {
+            let settings = stage.environment(at).map(|(name, value)| format!("{name}={value}"));
+            let hosts = DATABASES.map(|name| format!("{} {name}", database_address(name, at)));
+            edge.sh(&format!(
+                "systemctl set-environment {}; printf '%s\\n' '{}' >> /etc/hosts",
+                settings.join(" "),
+                hosts.join("' '")
+            ))?;
         }
         Ok(stage)
     }
 
-    /// A box's folder.
-    fn edge(&self, edge: usize) -> PathBuf {
-        self.root.join(format!("tower-{}", edge + 1))
+    /// The node is regtest's.
+    fn environment(&self, edge: usize) -> [(&'static str, String); 4] {
+        self.environment_at(&format!("10.79.1{edge}.1"))
     }
 
-    fn equip(folder: &Path) -> Result<()> {
-        for name in ["bin", "etc/systemd/system", "etc/sysctl.d", "data"] {
-            fs::create_dir_all(folder.join(name))?;
-        }
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
-        let (etc, here) = (folder.join("etc"), folder.display().to_string());
-        let script = |name: &str, text: &str| -> Result<()> {
-            let path = folder.join("bin").join(name);
-            let shown = text.replace("@ETC@", &etc.display().to_string()).replace("@ROOT@", &here);
-            fs::write(&path, shown)?;
-            Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
-        };
-        script("systemctl", SYSTEMCTL)?;
-        script("journalctl", "#!/bin/bash\ntest -s @ROOT@/journal && tail -n 20 @ROOT@/journal\n")
+    fn environment_at(&self, node: &str) -> [(&'static str, String); 4] {
+        [
+            ("BITMESH_NETWORK", "regtest".into()),
+            ("BITMESH_NODE", self.node.url(node)),
+            ("BITMESH_NODE_USER", USER.into()),
+            ("BITMESH_NODE_PASSWORD", PASSWORD.into()),
+        ]
+    }
+
+    fn database(&self, at: usize) -> Result<PathBuf> {
+        Ok(self.folder.path().join(DATABASES.get(at).context("a database")?))
     }
 
     /// All that is different from the page.
-    fn substitutes(&self, host: Host) -> Vec<(String, String)> {
+    fn substitutes(&self, host: Host) -> Result<Vec<(String, String)>> {
         let of = |from: &str, to: String| (from.to_owned(), to);
-        let carried = self.root.join("root").display().to_string() + "/";
-        let mut all = vec![of("target/release/bitmesh", self.program.display().to_string())];
-        let near = match host {
+        let mut all = Vec::new();
+        match host {
             Host::Edge(edge) => {
-                let folder = self.edge(edge);
-                let here = |path: &str| folder.join(path).display().to_string();
-                let [instance, other] = &self.instances;
-                let own = if edge == 0 { instance } else { other };
+                let [first, second] = &self.instances;
+                let own = if edge == 0 { first } else { second };
                 all.extend([
-                    of("/usr/local/bin/", here("bin/")),
-                    of("-C /etc ", format!("-C {} ", here("etc"))),
-                    of("/etc/", here("etc/")),
-                    of("/var/lib/bitmesh", here("data")),
+                    of("target/release/bitmesh", PROGRAM.into()),
                     // The pins are the machine's: each run and each box has its own.
                     of("wan = \"eth0\"", format!("wan = \"eth0\"\ninstance = \"{own}\"")),
-                    of(
-                        "tower-2\"/'",
-                        format!("tower-2\"/; s/{instance}/{other}/; s/10[.]79[.]20/10.79.21/g'"),
-                    ),
+                    of("tower-2\"/'", format!("tower-2\"/; s/{first}/{second}/'")),
                     of("sell --detach", format!("sell --detach --instance {own}")),
-                    of("--role sell", format!("--role sell --data-dir {}", here("data/sell"))),
                 ]);
-                edge
             }
-            Host::Subscriber => 0,
+            Host::Subscriber => {
+                all.push(of("bitmesh ", format!("{} ", bitmesh()?.display())));
+            }
             Host::Database(at) => {
-                let folder = self.root.join(format!("db{}", at + 1)).display().to_string();
-                for name in ["db1", "db2"] {
+                let data = self.database(at)?.display().to_string();
+                for name in DATABASES {
                     let at = |edge| database_address(name, edge);
                     let addresses = format!("{},{}", at(0), at(1));
                     // Both machines are one here.
-                    let socket = format!("unix_socket_directories = '{folder}'");
+                    let socket = format!("unix_socket_directories = '{data}'");
                     all.push(of(
                         &format!("listen_addresses = '{name}'\n"),
                         format!("listen_addresses = '{addresses}'\n{socket}\n"),
@@ -216,62 +172,46 @@ impl Stage {
                         format!("listen_addresses = '{addresses}'/; s#^unix_socket.*#{socket}#"),
                     ));
                 }
-                all.push(of("/var/lib/postgresql", folder));
-                0
+                all.push(of("/var/lib/postgresql", data));
+                all.extend(DATABASES.map(|name| of(name, database_address(name, 0))));
             }
-        };
-        all.extend([
-            of("/root/", carried),
-            of("eth0", WAN.into()),
-            of("eth1", LAN.into()),
-            of("db1", database_address("db1", near)),
-            of("db2", database_address("db2", near)),
-        ]);
-        all
+        }
+        all.extend([of("eth0", WAN.into()), of("eth1", LAN.into())]);
+        Ok(all)
     }
 
-    /// The node is regtest's, and named by the environment.
-    fn run(&self, block: &Block, fabric: &Fabric, node: &Node<'_>) -> Result<()> {
+    fn run(&self, block: &Block) -> Result<()> {
         let mut script = block.script.clone();
         // What has the name of a machine in a path of ours is put in last.
-        for (from, to) in self.substitutes(block.host) {
+        for (from, to) in self.substitutes(block.host)? {
             script = script.replace(&from, &to.replace("db1", "@1@").replace("db2", "@2@"));
         }
         let script = script.replace("@1@", "db1").replace("@2@", "db2");
-        let shell = ["-euxo", "pipefail", "-c", &script];
-        let path = std::env::var("PATH").unwrap_or_default();
-        let (namespace, address, bin) = match block.host {
+        let mut command: Command = match block.host {
             Host::Edge(edge) => {
-                let folder = self.edge(edge);
-                let namespace = fabric.edges.get(edge).context("a box")?;
-                (namespace, format!("10.79.1{edge}.1"), folder.join("bin"))
+                let mut command = self.edge(edge)?.command("bash")?;
+                command.envs(self.environment(edge));
+                command
             }
             Host::Subscriber => {
-                (&fabric.subscriber, "10.79.2.1".to_owned(), self.edge(0).join("bin"))
+                let mut command = self.fabric.subscriber.command("bash")?;
+                command.envs(self.environment_at("10.79.2.1"));
+                command
             }
-            Host::Database(_) => (&fabric.chain, String::new(), postgres::programs()?),
+            Host::Database(at) => {
+                let data = self.database(at)?;
+                let path = std::env::var("PATH").unwrap_or_default();
+                let mut command = self.fabric.chain.command("setpriv")?;
+                command
+                    .args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}")])
+                    .args(["--clear-groups", "bash"])
+                    .env("PATH", format!("{}:{path}", postgres::programs()?.display()))
+                    .env("PGHOST", data);
+                command
+            }
         };
-        let mut command: Command;
-        if let Host::Database(at) = block.host {
-            command = namespace.command("setpriv")?;
-            command.args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}")]);
-            let folder = self.root.join(format!("db{}", at + 1));
-            command.args(["--clear-groups", "bash"]).env("PGHOST", &folder).current_dir(folder);
-        } else {
-            command = namespace.command("bash")?;
-            command
-                .env("BITMESH_NETWORK", "regtest")
-                .env("BITMESH_NODE", node.url(&address))
-                .env("BITMESH_NODE_USER", USER)
-                .env("BITMESH_NODE_PASSWORD", PASSWORD);
-        }
-        command.args(shell).env("PATH", format!("{}:{path}", bin.display()));
-        if let Host::Edge(edge) = block.host
-            && (script.contains("bitmesh status") || script.contains("bitmesh wallet\n"))
-        {
-            command.env("BITMESH_DATA_DIR", self.edge(edge).join("data/sell"));
-        }
-        let output = command.output()?;
+        let output =
+            command.args(["-euxo", "pipefail", "-c", &format!("cd /\n{script}")]).output()?;
         let said = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
         ensure!(
             output.status.success(),
@@ -279,7 +219,7 @@ impl Stage {
             block.line,
             said(&output.stdout),
             said(&output.stderr),
-            self.journal(block.host)
+            self.journal(block.host)?
         );
         self.check(block, &said(&output.stdout))
     }
@@ -293,22 +233,30 @@ impl Stage {
         if block.script.contains("pg_stat_replication") {
             shows("no synchronous standby", told.contains("sync"))?;
         }
+        if block.script.contains("systemctl reload") {
+            let journal = self.journal(block.host)?;
+            ensure!(journal.contains("settings were read again: price changed"), "{journal}");
+        }
         if block.script.contains("--abandon") || !block.script.contains("bitmesh status") {
             return Ok(());
         }
-        let fleet =
-            fs::read_to_string(self.edge(0).join("etc/bitmesh/sell.toml"))?.contains("store =");
+        let fleet = self.edge(0)?.sh("cat /etc/bitmesh/sell.toml")?.contains("store =");
         shows("no engine", told.contains(if fleet { "PostgreSQL" } else { "SQLite" }))?;
         shows("a password", !told.contains("choose-one"))
     }
 
-    fn journal(&self, host: Host) -> String {
-        let path = match host {
-            Host::Database(at) => self.root.join(format!("db{}/log", at + 1)),
-            Host::Edge(edge) => self.edge(edge).join("journal"),
-            Host::Subscriber => self.edge(0).join("journal"),
-        };
-        fs::read_to_string(path).unwrap_or_default()
+    fn edge(&self, edge: usize) -> Result<&Systemd<'a>> {
+        self.edges.get(edge).context("a box")
+    }
+
+    fn journal(&self, host: Host) -> Result<String> {
+        Ok(match host {
+            Host::Database(at) => {
+                fs::read_to_string(self.database(at)?.join("log")).unwrap_or_default()
+            }
+            Host::Edge(edge) => self.edge(edge)?.journal(),
+            Host::Subscriber => self.edge(0)?.journal(),
+        })
     }
 }
 
@@ -324,20 +272,23 @@ fn process(file: &Path) -> Option<rustix::process::Pid> {
     rustix::process::Pid::from_raw(text.lines().next()?.trim().parse().ok()?)
 }
 
-impl Drop for Stage {
+impl Drop for Stage<'_> {
     fn drop(&mut self) {
-        let of_edges = [0, 1].map(|edge| self.edge(edge).join("pid"));
-        let of_databases =
-            ["db1", "db2"].map(|name| self.root.join(name).join("fleet/postmaster.pid"));
-        for pid in of_edges.iter().chain(&of_databases).filter_map(|file| process(file)) {
+        for name in DATABASES {
+            let Some(pid) = process(&self.folder.path().join(name).join("fleet/postmaster.pid"))
+            else {
+                continue;
+            };
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             let gone = || Ok(rustix::process::test_kill_process(pid).is_err().then_some(()));
             let _ = eventually("its end", Duration::from_secs(5), gone);
         }
+        for edge in &self.edges {
+            let _ = edge.sh("systemctl kill --signal=KILL bitmesh-sell");
+        }
         for instance in &self.instances {
             let _ = dataplane::purge(instance);
         }
-        let _ = fs::remove_dir_all(&self.root);
     }
 }
 
@@ -352,16 +303,16 @@ fn every_command_of_the_page_works_in_its_order() -> Result<()> {
         fabric.chain.address(&format!("db-{i}"), &database_address("db2", i), 30)?;
     }
     let node = Node::start(&fabric.chain)?;
-    let stage = Stage::new()?;
+    let stage = Stage::new(&fabric, &node)?;
     for block in &blocks {
-        stage.run(block, &fabric, &node)?;
+        stage.run(block)?;
     }
-    for edge in [0, 1] {
-        let log = stage.journal(Host::Edge(edge));
-        ensure!(log.contains("running as user"), "{log}");
+    for edge in &stage.edges {
+        let journal = edge.journal();
+        ensure!(journal.contains("running as user"), "{journal}");
         for secret in ["passphrase", "store-password"] {
-            let secret = fs::read_to_string(stage.edge(edge).join("etc/bitmesh").join(secret))?;
-            ensure!(!log.contains(secret.trim()), "a secret is in the log");
+            let secret = edge.sh(&format!("cat /etc/bitmesh/{secret}"))?;
+            ensure!(!journal.contains(secret.trim()), "a secret is in the journal");
         }
     }
     Ok(())

@@ -59,8 +59,8 @@ END
 fn a_subscribers_unit_starts_and_may_pin_its_counters() -> Result<()> {
     let topology = Topology::edge()?;
     let node = Node::start(&topology.chain)?;
-    let pins = Pins(instance());
-    let systemd = Systemd::boot(&topology.subscriber)?;
+    let (pins, root) = (Pins(instance()), tempfile::tempdir()?);
+    let systemd = Systemd::boot(&topology.subscriber, root.path())?;
     let url = node.url(NODE_FOR_SUBSCRIBER);
     let settings = format!(
         "budget = 1000\nnetwork = \"regtest\"\nnode = \"{url}\"\nnode_user = \"{USER}\"\n\
@@ -83,8 +83,8 @@ fn a_subscribers_unit_starts_and_may_pin_its_counters() -> Result<()> {
 fn a_providers_unit_sells_without_rights_reloads_and_comes_back() -> Result<()> {
     let topology = Topology::edge()?;
     let node = Node::start(&topology.chain)?;
-    let pins = Pins(instance());
-    let systemd = Systemd::boot(&topology.edge)?;
+    let (pins, root) = (Pins(instance()), tempfile::tempdir()?);
+    let systemd = Systemd::boot(&topology.edge, root.path())?;
     let url = node.url(NODE_FOR_EDGE);
     let settings = format!(
         "lan = [\"{LAN}\"]\nwan = \"{WAN}\"\nprice = 500\nnetwork = \"regtest\"\nnode = \"{url}\"\n\

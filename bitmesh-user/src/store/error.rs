@@ -188,6 +188,12 @@ pub enum StoreError {
          with --edge"
     )]
     EdgeTaken(String),
+    /// No number is left for an edge.
+    #[error(
+        "every number of this fleet is taken, by edges or by the keys of their channels; start under the \
+         name of an edge that is gone, or set up a fleet with another seed"
+    )]
+    FleetFull,
     /// An account is at another edge.
     #[error("the account is at another edge of the fleet; it comes here once it is asked for")]
     Elsewhere,

@@ -18,6 +18,7 @@ mod lock;
 mod looking;
 mod moving;
 mod postgres;
+mod rows;
 mod schema;
 mod settled;
 mod sqlite;
@@ -46,7 +47,7 @@ use self::{
 };
 pub use self::{
     error::StoreError,
-    fleet::{AccountCounts, Found},
+    fleet::Found,
     lock::check_unlocked,
     looking::FleetLook,
     moving::{Moved, Moving, Written},
@@ -268,6 +269,11 @@ impl Store {
         assert!(self.loaded, "a ledger is loaded before it is written");
         let (write, changes) = self.known.whole_wallet(change);
         self.write(&write, changes).await
+    }
+
+    /// Rows of the journal that are not folded yet.
+    pub fn journal_rows(&self) -> u64 {
+        self.known.journal_rows
     }
 
     /// What keeps it at present.

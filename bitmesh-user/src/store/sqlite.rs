@@ -18,7 +18,7 @@ use super::{
     Kept, StoreError,
     engine::{BlockChange, ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
     journal::Digest,
-    layout1,
+    layout1, rows,
     schema::{self, Dialect},
     settled::settle,
 };
@@ -153,18 +153,7 @@ impl SqliteEngine {
     }
 
     fn digest(&self, row: &SqliteRow, column: usize) -> Result<Digest, StoreError> {
-        let octets: &[u8] = row.try_get(column)?;
-        octets.try_into().map_err(|_| self.damaged("a digest of another length"))
-    }
-
-    fn channel(&self, row: &SqliteRow) -> Result<ChannelRow, StoreError> {
-        Ok(ChannelRow {
-            channel: self.digest(row, 0)?,
-            n: row.try_get(1)?,
-            body: row.try_get(2)?,
-            digest: self.digest(row, 3)?,
-            seal: self.digest(row, 4)?,
-        })
+        rows::digest(row, column, &self.place)
     }
 
     /// The next commit has a higher number than `committed`.
@@ -327,7 +316,7 @@ impl Engine for SqliteEngine {
             let after = after.map(Vec::from).unwrap_or_default();
             let query = sqlx::query(SELECT_CHANNELS).bind(after).bind(limit);
             let rows = query.fetch_all(&mut self.connection).await?;
-            rows.iter().map(|row| self.channel(row)).collect()
+            rows.iter().map(|row| rows::channel(row, &self.place)).collect()
         })
     }
 
@@ -338,7 +327,7 @@ impl Engine for SqliteEngine {
                 let bind = |query: Bound<'a>, channel: &'a Digest| query.bind(&channel[..]);
                 let query = channels.iter().fold(sqlx::query(statement), bind);
                 for row in query.fetch_all(&mut self.connection).await? {
-                    found.push(self.channel(&row)?);
+                    found.push(rows::channel(&row, &self.place)?);
                 }
             }
             Ok(found)
@@ -349,16 +338,7 @@ impl Engine for SqliteEngine {
         Box::pin(async move {
             let query = sqlx::query(SELECT_JOURNAL).bind(after).bind(limit);
             let rows = query.fetch_all(&mut self.connection).await?;
-            let read = |row: &SqliteRow| {
-                Ok(JournalRow {
-                    seq: row.try_get(0)?,
-                    channel: self.digest(row, 1)?,
-                    n: row.try_get(2)?,
-                    body: row.try_get(3)?,
-                    digest: self.digest(row, 4)?,
-                })
-            };
-            rows.iter().map(read).collect()
+            rows.iter().map(|row| rows::journal(row, &self.place)).collect()
         })
     }
 
@@ -374,14 +354,7 @@ impl Engine for SqliteEngine {
         Box::pin(async {
             let query = sqlx::query(schema::SELECT_USAGE.as_str());
             let rows = query.fetch_all(&mut self.connection).await?;
-            let read = |row: &SqliteRow| {
-                let mut values = UsageRow::default();
-                for (column, value) in values.iter_mut().enumerate() {
-                    *value = row.try_get(column)?;
-                }
-                Ok(values)
-            };
-            rows.iter().map(read).collect()
+            rows.iter().map(rows::usage).collect()
         })
     }
 

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bitmesh_core::fleet::EDGES_MAX;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Row as _};
 use tokio::time::{Instant, sleep};
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     connect::{STATEMENT_TIMEOUT, within},
     sql,
+    write::run,
 };
 use crate::store::StoreError;
 
@@ -95,8 +97,7 @@ pub(super) async fn enter(
     let hold_ms = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
     let mut row = find(to, name).await?;
     if row.is_none() {
-        let query = sqlx::query(sql::INSERT_EDGE).bind(name).bind(&token[..]).bind(hold_ms);
-        within(STATEMENT_TIMEOUT, query.execute(&mut *to)).await?;
+        insert(to, name, &token, hold_ms).await?;
         row = find(to, name).await?;
     }
     let in_use = || StoreError::EdgeTaken(name.to_owned());
@@ -117,6 +118,18 @@ pub(super) async fn enter(
         seq: entered.try_get(2)?,
         seized: row.seized,
     })
+}
+
+/// Makes an edge that there is not yet, with a number of its own.
+pub(super) async fn insert(
+    to: &mut PgConnection,
+    name: &str,
+    token: &[u8],
+    hold_ms: i64,
+) -> Result<(), StoreError> {
+    let query = sqlx::query(sql::INSERT_EDGE).bind(name).bind(token).bind(hold_ms);
+    let made = run(to, query.bind(i64::from(EDGES_MAX))).await?;
+    if made == 1 { Ok(()) } else { Err(StoreError::FleetFull) }
 }
 
 struct Known {

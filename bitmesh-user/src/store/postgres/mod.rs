@@ -47,6 +47,7 @@ use super::{
     Kept, StoreError,
     engine::{ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
     journal::Digest,
+    rows::{self, usage as usage_row},
     schema::LAYOUT,
 };
 
@@ -236,37 +237,16 @@ impl PostgresEngine {
     }
 
     fn digest(&self, row: &PgRow, column: usize) -> Result<Digest, StoreError> {
-        let octets: &[u8] = row.try_get(column)?;
-        octets.try_into().map_err(|_| self.damaged("a digest of another length"))
+        rows::digest(row, column, &self.place)
     }
 
     fn channel_row(&self, row: &PgRow) -> Result<ChannelRow, StoreError> {
-        Ok(ChannelRow {
-            channel: self.digest(row, 0)?,
-            n: row.try_get(1)?,
-            body: row.try_get(2)?,
-            digest: self.digest(row, 3)?,
-            seal: self.digest(row, 4)?,
-        })
+        rows::channel(row, &self.place)
     }
 
     fn journal_row(&self, row: &PgRow) -> Result<JournalRow, StoreError> {
-        Ok(JournalRow {
-            seq: row.try_get(0)?,
-            channel: self.digest(row, 1)?,
-            n: row.try_get(2)?,
-            body: row.try_get(3)?,
-            digest: self.digest(row, 4)?,
-        })
+        rows::journal(row, &self.place)
     }
-}
-
-fn usage_row(row: &PgRow) -> Result<UsageRow, StoreError> {
-    let mut values = UsageRow::default();
-    for (column, value) in values.iter_mut().enumerate() {
-        *value = row.try_get(column)?;
-    }
-    Ok(values)
 }
 
 /// Makes the tables, unless they are there.

@@ -132,8 +132,7 @@ impl Entrance {
         };
         let octets = hex::decode(token).map_err(|_| StoreError::NoFleet)?;
         let hold = i64::try_from(fleet.hold.as_millis()).unwrap_or(i64::MAX);
-        let query = sqlx::query(sql::INSERT_EDGE).bind(&fleet.edge).bind(octets).bind(hold);
-        match run(to, query).await {
+        match identity::insert(to, &fleet.edge, &octets, hold).await {
             Err(error) if is_race(&error) => {
                 return Err(StoreError::Unmovable(format!(
                     "{} has an edge that is called {} already; give this box a name of its own with \
@@ -142,7 +141,7 @@ impl Entrance {
                 )));
             }
             put => put?,
-        };
+        }
         let query = sqlx::query(sql::SELECT_EDGE).bind(&fleet.edge).fetch_one(&mut *to);
         let row = within(STATEMENT_TIMEOUT, query).await?;
         let standing = Standing { edge: row.try_get(0)?, epoch: row.try_get(2)?, committed };

@@ -1,6 +1,7 @@
 //! PostgreSQL: the suite on a real server, and what is a fleet's alone.
 
 mod faults;
+mod late;
 mod looking;
 mod moving;
 mod roaming;
