@@ -277,7 +277,7 @@ pub(super) async fn setting_of(directory: &Path, name: &str) -> Result<Option<St
     if !path.exists() {
         return Ok(None);
     }
-    let mut connection = SqliteConnection::connect_with(&options(&path)).await?;
+    let mut connection = SqliteConnection::connect_with(&options(&path).read_only(true)).await?;
     let query = sqlx::query(schema::SELECT_SETTING).bind(name);
     let row = query.fetch_optional(&mut connection).await?;
     let value = row.map(|row| row.try_get(0)).transpose()?;
