@@ -81,7 +81,10 @@ fn all_are_told(till: &Till<'_>, stand: &Stand, code: &str, state: StoreState) -
     let asked = Instant::now();
     let store = till.world.provider_status()?.store;
     ensure!(asked.elapsed() < TOLD, "status took {:?}", asked.elapsed());
-    ensure!(store.state == state && store.error.is_some() && store.engine == "SQLite", "{store:?}");
+    ensure!(
+        store.state == state && store.error.is_some() && store.kept.engine == "SQLite",
+        "{store:?}"
+    );
     Ok(())
 }
 

@@ -175,8 +175,7 @@ fn p10_a_reorganisation_of_the_funding_freezes_the_channel_until_it_is_mined_aga
     let height = world.node.height()?;
     world.node.invalidate_from(height)?;
     // Another block of that height, without the funding.
-    let address: String = world.node.call("getnewaddress", serde_json::json!([]))?;
-    world.node.call::<serde_json::Value>("generateblock", serde_json::json!([address, []]))?;
+    world.node.mine_empty(1)?;
     eventually("frozen", Duration::from_secs(20), || {
         let (ours, theirs) = world.channel()?;
         let frozen = ChannelStatus::Unfunded;

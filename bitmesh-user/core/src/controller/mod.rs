@@ -9,6 +9,7 @@ mod close;
 mod crowd;
 mod fleet;
 mod funding;
+mod late;
 mod report;
 mod stations;
 #[cfg(test)]
@@ -42,7 +43,7 @@ use crate::{
         Batch, Book, ChannelId, ChannelParams, Entry, FeeEstimates, InvalidEvent, PaymentCheck,
         PaymentError, ProviderChannel, ProviderEvent, VerifiedPayment, Versioned, check_economic,
     },
-    fleet::EdgeNumber,
+    fleet::{EdgeNumber, Late},
     ledger::Usage,
     offer::{OfferId, SignedOffer},
     station::Station,
@@ -208,6 +209,9 @@ pub enum Input {
         /// Time that has passed since some instant.
         now: Duration,
     },
+    /// What stations of accounts that are here used at edges that were taken over, as far as it is
+    /// not settled.
+    UsedLate(Vec<Late>),
     /// The chain or the time went on: accounts on their way here are looked at again.
     Beat {
         /// Time that has passed since some instant.
@@ -432,6 +436,7 @@ impl Controller {
             Input::Wanted { account, by, now } => self.wanted(account, by, now, out),
             Input::TakenOff { account, readings } => self.taken_off(account, readings, out),
             Input::Passed { height, block, now } => self.passed(height, &block, now, out),
+            Input::UsedLate(late) => self.used_late(late, out),
             Input::Beat { now } => self.look_at_arrivals(now, out),
         }
     }
@@ -507,6 +512,7 @@ impl Controller {
         let bound = seat.is_some_and(|seat| seat.bound);
         let used = if bound { Usage::default() } else { self.accounts.usage(station) };
         if !bound {
+            self.write_down(station, out);
             self.leave(station, out);
         }
         let event = ProviderEvent::Opened { params, key_index, station, height: tip, used };
@@ -603,6 +609,9 @@ impl Controller {
             ProviderEvent::Left { station, used } => self.accounts.left(id, *station, *used)?,
             ProviderEvent::Unbound { station, .. } => {
                 self.accounts.unbind(id, *station)?;
+            }
+            ProviderEvent::UsedLate { late, octets } => {
+                self.accounts.used_late(id, *late, *octets)?;
             }
             ProviderEvent::Finished => self.let_go(id),
             _ => {}
