@@ -508,5 +508,5 @@ proptest! {
 #[test]
 fn the_smallest_channel_can_be_settled() {
     assert!(CAPACITY_MIN > RESERVE + DUST + sat(200));
-    assert_eq!(secret_key(SUBSCRIBER).public_key(&secp()), params().subscriber);
+    assert_eq!(params().subscriber, secret_key(SUBSCRIBER).public_key(&secp()).into());
 }

@@ -6,11 +6,12 @@ use anyhow::{Context as _, Result};
 use bitcoin::{
     Amount, Network, OutPoint, ScriptBuf, Txid, WPubkeyHash,
     hashes::{Hash as _, sha256},
-    secp256k1::{All, Message, PublicKey, Secp256k1, SecretKey, ecdsa::Signature},
+    secp256k1::{All, Message, Secp256k1, SecretKey, ecdsa::Signature},
 };
 use bitmesh_core::{
     channel::{
-        ChannelId, ChannelParams, Entry, Funding, PROTOCOL_VERSION, ProviderEvent, payment_sighash,
+        ChannelId, ChannelKey, ChannelParams, Entry, Funding, PROTOCOL_VERSION, ProviderEvent,
+        payment_sighash,
     },
     ledger::Usage,
     offer::OfferId,
@@ -39,13 +40,13 @@ pub struct Account {
 }
 
 impl Account {
-    fn new(secp: &Secp256k1<All>, provider: PublicKey, index: u32, height: u32) -> Result<Self> {
+    fn new(secp: &Secp256k1<All>, provider: ChannelKey, index: u32, height: u32) -> Result<Self> {
         let secret = secret_key(u64::from(index) + 1)?;
         let params = ChannelParams {
             version: PROTOCOL_VERSION,
             network: Network::Regtest,
             offer: "00".repeat(32).parse::<OfferId>()?,
-            subscriber: secret.public_key(secp),
+            subscriber: secret.public_key(secp).into(),
             provider,
             expiry_height: height + LIFETIME_BLOCKS,
             capacity: CAPACITY,
@@ -100,7 +101,7 @@ pub type Event = Entry<ProviderEvent>;
 /// So many accounts of a channel and a station each, made on all cores.
 pub fn accounts(count: u32, height: u32) -> Result<Vec<Account>> {
     let secp = &Secp256k1::new();
-    let provider = secret_key(u64::MAX)?.public_key(secp);
+    let provider = secret_key(u64::MAX)?.public_key(secp).into();
     let threads = u32::try_from(thread::available_parallelism()?.get())?;
     let part = count.div_ceil(threads).max(1);
     thread::scope(|scope| {
