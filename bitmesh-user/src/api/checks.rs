@@ -166,7 +166,7 @@ mod tests {
             unconfirmed_max: Amount::ZERO,
         };
         let opened = ProviderEvent::Opened {
-            params: Box::new(params),
+            params: Arc::new(params),
             key_index: 0,
             station: "02:00:00:00:00:01".parse().unwrap(),
             height: 100,

@@ -1,7 +1,7 @@
 //! Any events in any order as a journal: followed, or refused with nothing changed.
 #![no_main]
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bitmesh_core::{
     bitcoin::{
@@ -137,7 +137,7 @@ fn provider_event(u: &mut Unstructured, params: &ChannelParams) -> Result<Option
     let nonce = [u.int_in_range(0..=3u8)?; 8].into();
     Ok(Some(match u.int_in_range(0..=16)? {
         0 | 1 => ProviderEvent::Opened {
-            params: Box::new(params.clone()),
+            params: Arc::new(params.clone()),
             key_index: height(u)?,
             station: station(u)?,
             height: height(u)?,

@@ -65,11 +65,11 @@ pub(super) struct Course {
 
 impl Course {
     /// Of terms from a journal.
-    pub(super) fn new(params: &ChannelParams) -> Result<Self, InvalidEvent> {
+    pub(super) fn new(params: Arc<ChannelParams>) -> Result<Self, InvalidEvent> {
         params.validate_again().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
         Ok(Self {
-            params: Arc::new(params.clone()),
             program: params.witness_script().wscript_hash(),
+            params,
             funding: None,
             close_requested: false,
             spent: None,

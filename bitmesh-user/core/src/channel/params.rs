@@ -68,11 +68,22 @@ impl<'de> Deserialize<'de> for ChannelParams {
     }
 }
 
-/// Reads terms that were written down by this version, which takes half the time.
-pub(super) fn written<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Box<ChannelParams>, D::Error> {
-    ChannelParams::deserialize(deserializer).map(Box::new)
+/// Terms in a journal: this version wrote them, and to read them as such takes half the time.
+pub(super) mod written {
+    use super::{Arc, ChannelParams, Deserializer, Serializer};
+
+    pub(in crate::channel) fn serialize<S: Serializer>(
+        params: &Arc<ChannelParams>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        ChannelParams::serialize(params, serializer)
+    }
+
+    pub(in crate::channel) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<ChannelParams>, D::Error> {
+        ChannelParams::deserialize(deserializer).map(Arc::new)
+    }
 }
 
 /// Why two parties can't open such a channel.

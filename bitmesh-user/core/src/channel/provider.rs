@@ -1,6 +1,6 @@
 //! The channel as the provider keeps it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bitcoin::{
     Amount, OutPoint, ScriptBuf, Transaction,
@@ -37,8 +37,8 @@ pub enum ProviderEvent {
     /// Terms agreed; nothing is at stake.
     Opened {
         /// The terms.
-        #[serde(deserialize_with = "params::written")]
-        params: Box<ChannelParams>,
+        #[serde(with = "params::written")]
+        params: Arc<ChannelParams>,
         /// Index of the provider's key in its wallet.
         key_index: u32,
         /// Who asked. Payments credit the account that it belongs to.
@@ -188,7 +188,7 @@ impl ProviderChannel {
             return Err(InvalidEvent("a channel that was never opened"));
         };
         Ok(Self {
-            course: Course::new(params)?,
+            course: Course::new(params.clone())?,
             key_index: *key_index,
             station: *station,
             opened_height: *height,

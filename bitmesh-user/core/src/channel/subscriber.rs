@@ -1,6 +1,6 @@
 //! The channel as the subscriber keeps it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::{
     Amount, FeeRate, OutPoint, Script, ScriptBuf, Transaction,
@@ -183,7 +183,7 @@ impl SubscriberChannel {
         let restored = matches!(event, SubscriberEvent::Restored { .. });
         // Terms are agreed on by what a provider says.
         params.validate().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
-        let mut course = Course::new(params)?;
+        let mut course = Course::new(Arc::new((**params).clone()))?;
         course.close_requested = restored;
         Ok(Self {
             course,

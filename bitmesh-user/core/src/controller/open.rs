@@ -1,5 +1,7 @@
 //! Offers, and channels that are opened on them.
 
+use std::sync::Arc;
+
 use bitcoin::secp256k1::PublicKey;
 
 use super::{Answer, Controller, Out, Refusal};
@@ -80,7 +82,7 @@ impl Controller {
         }
         self.make_place(station, out)?;
         let key_index = self.next_key_index;
-        let params = Box::new(params);
+        let params = Arc::new(params);
         let bound = seat.is_some_and(|seat| seat.bound);
         let used = if bound { Usage::default() } else { self.accounts.usage(station) };
         if !bound {

@@ -3,6 +3,7 @@
 
 mod fixture;
 mod load;
+mod meanwhile;
 mod over_http;
 pub mod scale;
 mod step;

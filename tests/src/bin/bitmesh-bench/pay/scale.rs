@@ -1,5 +1,5 @@
 //! What the daemon itself takes with many stations, while nothing happens, and how long until it
-//! takes payments again after it was killed.
+//! takes payments again after it was killed; meanwhile what was paid for passes, and nothing else.
 
 use std::{
     fs,
@@ -14,6 +14,7 @@ use super::{
     Volume,
     fixture::{Account, accounts},
     load::{self, Script},
+    meanwhile::Meanwhile,
     town::{EDGE, PAID_BEFORE, Provider, Town},
 };
 use crate::plan::go_on;
@@ -121,8 +122,11 @@ pub fn run(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Meas
     let name = format!("until a payment is taken, {} channels", volume.stations);
     let again = Contender::new(name.clone(), || {
         let mut running = running.borrow_mut();
+        let meanwhile = Meanwhile::start(running.town)?;
         running.provider.daemon.kill();
-        running.start()
+        let took = running.start()?;
+        meanwhile.end()?;
+        Ok(took)
     });
     let restart = Group::race("restart", ("s", Better::Lower), volume.rounds, vec![again], before)?;
     let soon = restart.alone(&name, Some(Target::AtMost(RESTART_SECONDS)));

@@ -33,10 +33,13 @@ use super::fixture::{Account, mac};
 
 /// Port of the edge that stations are on.
 pub const LAN: &str = "lan0";
-const UPLINK: &str = "eth0";
+/// Port of the stations.
+pub const UPLINK: &str = "eth0";
 /// Where the API is.
 pub const EDGE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 80, 0, 1)), 8_434);
-const NODE: &str = "10.79.9.1";
+/// Where the node is.
+pub const NODE: &str = "10.79.9.1";
+const EDGE_BESIDE_NODE: &str = "10.79.9.2";
 /// Channels that are written in one transaction.
 const WRITTEN_AT_ONCE: usize = 1_000;
 /// Slots for stations: twice as many as the largest run has.
@@ -62,8 +65,10 @@ impl Town {
         town.stations.connect(UPLINK, &town.edge, LAN)?;
         town.edge.connect("node0", &town.chain, "edge0")?;
         town.edge.address(LAN, &EDGE.ip().to_string(), 16)?;
-        town.edge.address("node0", "10.79.9.2", 30)?;
+        town.edge.address("node0", EDGE_BESIDE_NODE, 30)?;
         town.chain.address("edge0", NODE, 30)?;
+        town.chain.default_route(EDGE_BESIDE_NODE)?;
+        town.edge.sysctl("ipv4/ip_forward", "1")?;
         for namespace in [&town.edge, &town.stations] {
             for table in ["gc_thresh1", "gc_thresh2", "gc_thresh3"] {
                 // Neighbours of all stations at once.
