@@ -28,7 +28,7 @@ pub struct Lease {
     pub limit: u64,
     /// Octets of credit below which the kernel says so, once for each limit; 0 never does.
     pub low: u64,
-    /// Nanoseconds of `CLOCK_MONOTONIC` from which nothing passes. Counts with [`EXPIRES`].
+    /// Nanoseconds of `CLOCK_BOOTTIME` from which nothing passes. Counts with [`EXPIRES`].
     pub expiry: u64,
     /// The speed of uploads, 0 for any. Counts with [`RATED`].
     pub up_rate: Rate,

@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod guard;
 pub mod http;
 pub mod runloop;
+pub mod secret;
 pub mod store;
 pub mod telemetry;
 mod terminal;

@@ -89,8 +89,19 @@ impl<'a> Daemon<'a> {
 
     /// From the next start on it has a library before all others, which finds a file by a variable.
     pub(crate) fn preload(&mut self, library: &Path, variable: &str, file: &Path) {
-        self.environment =
-            vec![("LD_PRELOAD".into(), library.into()), (variable.into(), file.into())];
+        self.set_environment("LD_PRELOAD", library);
+        self.set_environment(variable, file);
+    }
+
+    /// From the next start on it has a variable of this value in its environment.
+    pub fn set_environment(&mut self, name: &str, value: impl Into<OsString>) {
+        self.environment.push((name.into(), value.into()));
+    }
+
+    /// Asks it to do something by a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let process = self.process.as_ref().context("it was not started")?;
+        Ok(kill_process(Pid::from_child(process), signal)?)
     }
 
     /// Waits for it to be killed, or to end by itself.
@@ -160,7 +171,8 @@ impl<'a> Daemon<'a> {
         Ok(self.cli_command(args)?.output()?)
     }
 
-    fn cli_command(&self, args: &[&str]) -> Result<Command> {
+    /// The same, not started yet.
+    pub fn cli_command(&self, args: &[&str]) -> Result<Command> {
         let mut command = self.namespace.command(&self.program)?;
         command.args(args).arg("--data-dir").arg(&self.directory);
         Ok(command)

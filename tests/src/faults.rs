@@ -4,6 +4,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
     ptr::{self, NonNull},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -59,6 +60,12 @@ impl Faults {
         faults.all_is_durable()?;
         daemon.preload(&library()?, VARIABLE, &path);
         Ok(faults)
+    }
+
+    /// A command, too, has its system calls fail.
+    pub fn meddle_with(&self, command: &mut Command) -> Result<()> {
+        command.env("LD_PRELOAD", library()?).env(VARIABLE, self.directory.path().join(FILE));
+        Ok(())
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {

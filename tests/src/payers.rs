@@ -2,7 +2,7 @@
 //! the same again while it is not. What they signed and what was acknowledged is known at any time.
 
 use std::{
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -49,20 +49,31 @@ pub struct Stand {
     pub lan: String,
     /// The edge's address there.
     pub edge: String,
+    number: u8,
+    far: String,
 }
 
 impl Stand {
     /// The `number`th of some, up to 100.
     pub fn new(topology: &Topology, number: u8) -> Result<Self> {
-        let namespace = Namespace::create(&format!("payer{number}"))?;
         let lan = format!("lan{}", number + 2);
-        namespace.connect(UPLINK, &topology.edge, &lan)?;
-        let at = |host| Ipv4Addr::new(10, 77, 100 + number, host).to_string();
-        let edge = at(1);
-        topology.edge.address(&lan, &edge, 24)?;
-        namespace.address(UPLINK, &at(2), 24)?;
-        namespace.default_route(&edge)?;
-        Ok(Self { namespace, lan, edge })
+        Self::at(&topology.edge, number, lan, INTERNET_V4)
+    }
+
+    /// The same on a port of any edge, by which `far` is reached.
+    pub fn at(edge: &Namespace, number: u8, lan: String, far: &str) -> Result<Self> {
+        let namespace = Namespace::create(&format!("payer{number}"))?;
+        namespace.connect(UPLINK, edge, &lan)?;
+        let gateway = host(number, 1).to_string();
+        edge.address(&lan, &gateway, 24)?;
+        namespace.address(UPLINK, &host(number, 2).to_string(), 24)?;
+        namespace.default_route(&gateway)?;
+        Ok(Self { namespace, lan, edge: gateway, number, far: far.to_owned() })
+    }
+
+    /// Its own address, and more that it may take.
+    pub fn address(&self, number: u8) -> IpAddr {
+        host(self.number, 2 + number).into()
     }
 
     /// The station.
@@ -75,12 +86,17 @@ impl Stand {
         self.namespace.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             while !over.load(Ordering::Relaxed) {
-                let _refused_for_want_of_credit = socket.send_to(&[0; DATAGRAM], (INTERNET_V4, 9));
+                let to = (self.far.as_str(), 9);
+                let _refused_for_want_of_credit = socket.send_to(&[0; DATAGRAM], to);
                 std::thread::sleep(DATAGRAM_PAUSE);
             }
             Ok(())
         })
     }
+}
+
+fn host(stand: u8, host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 100 + stand, host)
 }
 
 /// A funded channel and who pays on it.
@@ -150,6 +166,11 @@ impl<'a> Payer<'a> {
         })
     }
 
+    /// Where the provider is, from its stand.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// The channel.
     pub fn channel(&self) -> ChannelId {
         self.params.id()
@@ -172,16 +193,28 @@ impl<'a> Payer<'a> {
 
     /// Pays one satoshi more, or what was not acknowledged yet, once.
     pub fn pay(&self) -> Result<Result<PaymentReply, ClientError>> {
-        self.stand.namespace.block_on(async || self.pay_by(&Provider::new(&self.url)?).await)
+        self.pay_to(self.acknowledged() + Amount::ONE_SAT)
     }
 
-    async fn pay_by(&self, provider: &Provider) -> Result<Result<PaymentReply, ClientError>> {
-        let paid = self.acknowledged() + Amount::ONE_SAT;
+    /// Pays until all payments come to `paid`.
+    pub fn pay_to(&self, paid: Amount) -> Result<Result<PaymentReply, ClientError>> {
+        self.stand.namespace.block_on(async || self.pay_by(&Provider::new(&self.url)?, paid).await)
+    }
+
+    /// The payment of a sum, octet by octet as it was and will be sent.
+    pub fn payment(&self, paid: Amount) -> Result<PaymentRequest> {
         let message = payment_sighash(&self.params, self.outpoint, paid);
         let message = message.context("a channel that is spent")?;
-        let signature = self.secp.sign_ecdsa(&message, &self.key);
         self.signed.fetch_max(paid.to_sat(), Ordering::SeqCst);
-        let answer = provider.pay(self.channel(), &PaymentRequest { paid, signature }).await;
+        Ok(PaymentRequest { paid, signature: self.secp.sign_ecdsa(&message, &self.key) })
+    }
+
+    async fn pay_by(
+        &self,
+        provider: &Provider,
+        paid: Amount,
+    ) -> Result<Result<PaymentReply, ClientError>> {
+        let answer = provider.pay(self.channel(), &self.payment(paid)?).await;
         if let Ok(reply) = &answer {
             // A payment that the provider had already is answered like a new one.
             ensure!(reply.paid == paid, "{paid} was paid, {} is known", reply.paid);
@@ -197,7 +230,8 @@ impl<'a> Payer<'a> {
             while !over.load(Ordering::SeqCst) {
                 let waits = self.waits.load(Ordering::SeqCst);
                 self.rests.store(waits, Ordering::SeqCst);
-                if waits || self.pay_by(&provider).await?.is_err() {
+                let next = self.acknowledged() + Amount::ONE_SAT;
+                if waits || self.pay_by(&provider, next).await?.is_err() {
                     tokio::time::sleep(RETRY).await;
                 }
             }

@@ -29,6 +29,11 @@ pub struct Pinned {
     slots: usize,
 }
 
+// SAFETY: the mapping belongs to the process, not to a thread, and is only seen as atomics.
+unsafe impl Send for Pinned {}
+// SAFETY: as above.
+unsafe impl Sync for Pinned {}
+
 /// What the kernel holds of one station, in octets of its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Honoured {

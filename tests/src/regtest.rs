@@ -190,6 +190,15 @@ impl<'a> Node<'a> {
         self.call::<Value>("generatetoaddress", json!([blocks, address])).map(drop)
     }
 
+    /// Mines blocks that hold none of the waiting transactions.
+    pub fn mine_empty(&self, blocks: u32) -> Result<()> {
+        let address: String = self.call("getnewaddress", json!([]))?;
+        for _ in 0..blocks {
+            self.call::<Value>("generateblock", json!([address, []]))?;
+        }
+        Ok(())
+    }
+
     /// Sends money from the node's own wallet.
     pub fn send(&self, address: &str, amount: Amount) -> Result<Txid> {
         let address: Address<_> = address.parse()?;

@@ -14,7 +14,6 @@ use serde_json::Value;
 use crate::{
     netns::Namespace,
     topology::{FREELOADER_LAN, Topology, UPLINK},
-    world::World,
 };
 
 /// Whether a program succeeds in a namespace.
@@ -46,9 +45,9 @@ pub fn recreate_with_index(topology: &Topology, index: u32) -> Result<()> {
     topology.address_freeloader_port()
 }
 
-/// Where a provider's pins are.
-pub fn pins_of(world: &World<'_>) -> PathBuf {
-    let room = PathBuf::from("/sys/fs/bpf/bitmesh").join(world.instance());
+/// Where the pins of a provider's instance are.
+pub fn pins_of(instance: &str) -> PathBuf {
+    let room = PathBuf::from("/sys/fs/bpf/bitmesh").join(instance);
     let mut layouts = fs::read_dir(&room).into_iter().flatten().flatten();
     let layout = layouts.find(|entry| entry.file_name().to_string_lossy().starts_with('v'));
     layout.map_or(room, |layout| layout.path())

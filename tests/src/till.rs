@@ -50,7 +50,7 @@ impl<'a> Till<'a> {
         for (number, stand) in (0u8..).zip(stands) {
             payers.push(Payer::open(stand, API_PORT, &world.node, number, CAPACITY)?);
         }
-        let kernel = Pinned::open(&pins_of(&world))?;
+        let kernel = Pinned::open(&pins_of(world.instance()))?;
         let scratch = tempfile::tempdir()?;
         Ok(Self { world, faults, payers, kernel, scratch })
     }

@@ -221,7 +221,7 @@ fn source_flags(node: &Node<'_>, address: &str, light: bool) -> Vec<String> {
 }
 
 /// Pins are the machine's, not a namespace's: each world has its own.
-pub(crate) fn instance() -> String {
+pub fn instance() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     own_name(&NEXT.fetch_add(1, Ordering::Relaxed).to_string())
 }

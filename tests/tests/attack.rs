@@ -9,7 +9,12 @@ use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        net::UnixStream,
+        process::CommandExt as _,
+    },
+    path::Path,
     process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -43,6 +48,8 @@ const WORST: Duration = Duration::from_secs(1);
 /// What an attack may cost the daemon in memory, in KiB.
 const MEMORY_GROWTH_KIB: u64 = 48 << 10;
 const NOBODY: u32 = 65_534;
+/// A group that every Debian has, and whose members have no rights by it.
+const GROUP: &str = "users";
 /// Stations that an attacker pretends to be, and connections of each.
 const STATIONS: u16 = 125;
 const SOCKETS_OF_EACH: u16 = 16;
@@ -421,38 +428,85 @@ fn a4_openings_without_funds_are_paced_and_bounded() -> Result<()> {
     Ok(())
 }
 
+/// Nothing of the operator's is on the LAN.
+fn lan_is_shut(topology: &Topology) -> Result<()> {
+    for path in ["/v1/status", "/v1/wallet", "/v1/stations", "/v1/refunds", "/metrics", "/health"] {
+        let (status, _) = ask(topology, &Method::GET, path, None)?;
+        ensure!(status.as_u16() == 404, "{path}: {status}");
+    }
+    Ok(())
+}
+
+/// What `bitmesh status` gives to a user of one group and of no other.
+fn status_as(world: &World<'_>, uid: u32, gid: u32) -> Result<std::process::Output> {
+    let program = world.data().join("bitmesh");
+    if !program.exists() {
+        fs::copy(bitmesh()?, &program)?;
+    }
+    let mut command = std::process::Command::new(program);
+    // Who changes its user as root loses root's other groups, too.
+    command.args(["status", "--data-dir"]).arg(world.provider.directory()).uid(uid).gid(gid);
+    Ok(command.output()?)
+}
+
+fn mode(path: &Path) -> Result<u32> {
+    Ok(fs::metadata(path)?.permissions().mode() & 0o777)
+}
+
 #[test]
 fn a5_nobody_else_administers() -> Result<()> {
     let topology = Topology::edge()?;
     let world = World::new(&topology, &Trade::default())?;
-    // Nothing of the operator's is on the LAN.
-    for path in ["/v1/status", "/v1/wallet", "/v1/stations", "/v1/refunds", "/metrics", "/health"] {
-        let (status, _) = ask(&topology, &Method::GET, path, None)?;
-        ensure!(status.as_u16() == 404, "{path}: {status}");
-    }
+    lan_is_shut(&topology)?;
     // Another user doesn't get to the socket, and is known when the way is left open.
     let directory = world.provider.directory().to_owned();
     let socket = directory.join("admin.sock");
-    let mode = |path: &std::path::Path| {
-        Ok::<_, anyhow::Error>(fs::metadata(path)?.permissions().mode() & 0o777)
-    };
     ensure!(mode(&socket)? == 0o600 && mode(&directory)? == 0o700);
-    let as_nobody = || -> Result<std::process::Output> {
-        let program = world.data().join("bitmesh");
-        fs::copy(bitmesh()?, &program)?;
-        let mut command = std::process::Command::new(program);
-        command.args(["status", "--data-dir"]).arg(&directory).uid(NOBODY).gid(NOBODY);
-        Ok(command.output()?)
-    };
-    let said = String::from_utf8_lossy(&as_nobody()?.stderr).into_owned();
+    let said = status_as(&world, NOBODY, NOBODY)?.stderr;
+    let said = String::from_utf8_lossy(&said).into_owned();
     ensure!(said.contains("no bitmesh runs") || said.contains("did not answer"), "{said}");
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o711))?;
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666))?;
-    let output = as_nobody()?;
+    is_not_admitted_by_an_open_way(&world)?;
+    // Root does, and who runs the daemon.
+    world.provider_status()?;
+    Ok(())
+}
+
+/// Whoever gets to the socket all the same is known there.
+fn is_not_admitted_by_an_open_way(world: &World<'_>) -> Result<()> {
+    let directory = world.provider.directory();
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o711))?;
+    fs::set_permissions(directory.join("admin.sock"), fs::Permissions::from_mode(0o666))?;
+    let output = status_as(world, NOBODY, NOBODY)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && said.contains("not-admitted"), "{said}");
     ensure!(said.contains("--admin-group"), "{said}");
-    // Root does, and who runs the daemon.
+    Ok(())
+}
+
+#[test]
+fn a5_members_of_the_admin_group_administer_and_others_do_not() -> Result<()> {
+    let topology = Topology::edge()?;
+    let trade = Trade { sell: &["--admin-group", GROUP], ..Trade::default() };
+    let world = World::new(&topology, &trade)?;
+    lan_is_shut(&topology)?;
+    let directory = world.provider.directory().to_owned();
+    let socket = directory.join("admin.sock");
+    let group = fs::metadata(&socket)?.gid();
+    ensure!(group == fs::metadata(&directory)?.gid() && ![0, NOBODY].contains(&group), "{group}");
+    ensure!(mode(&socket)? == 0o660 && mode(&directory)? == 0o710);
+    let member = status_as(&world, NOBODY, group)?;
+    let said = String::from_utf8_lossy(&member.stderr).into_owned();
+    ensure!(member.status.success(), "{said}");
+    ensure!(String::from_utf8_lossy(&member.stdout).contains("regtest"));
+    // Its way leads to the socket, and to nothing else there; the log is this test's own.
+    for file in fs::read_dir(&directory)?.flatten() {
+        let path = file.path();
+        ensure!(path == socket || mode(&path)? % 0o100 == 0 || path.ends_with("log"), "{path:?}");
+    }
+    let stranger = status_as(&world, NOBODY, NOBODY)?;
+    ensure!(!stranger.status.success(), "who is no member got in");
+    is_not_admitted_by_an_open_way(&world)?;
+    lan_is_shut(&topology)?;
     world.provider_status()?;
     Ok(())
 }

@@ -1,11 +1,15 @@
 //! One suite for every source of blocks, each with a real node behind it: what happens on the chain
 //! is told, what is sent arrives, and what is made up is seen through.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bitcoin::{
-    Amount, Block, BlockHash, FeeRate, Network, ScriptBuf, Transaction, WScriptHash,
+    Amount, Block, BlockHash, FeeRate, Network, Transaction,
     bip158::BlockFilter,
     consensus::encode::{deserialize_hex, serialize, serialize_hex},
     hashes::Hash as _,
@@ -14,6 +18,7 @@ use bitcoin::{
 use bitmesh_tests::{
     daemon::eventually,
     esplora::Server,
+    follower::{Follower, INTERVAL, PATIENCE},
     liar::Liar,
     netns::Namespace,
     regtest::{Node, PASSWORD, USER},
@@ -22,21 +27,14 @@ use bitmesh_tests::{
     world::{Trade, World},
 };
 use bitmesh_user::{
-    chain::{
-        Broadcast, ChainEvent, ChainSource, Esplora, Events, LightClient, NodeRpc, Watched, follow,
-    },
+    chain::{Broadcast, ChainEvent, ChainSource, Esplora, LightClient, NodeRpc, Watched, follow},
     config::NodeLogin,
     runloop::status::Phase,
-    wallet::{Sum, Wallet, Words},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const LOCALHOST: &str = "127.0.0.1";
-/// How often a source is asked for blocks.
-const INTERVAL: Duration = Duration::from_millis(20);
-/// Time that an event may take.
-const PATIENCE: Duration = Duration::from_mins(2);
 const COINS: Amount = Amount::from_sat(200_000);
 
 /// A kind of source.
@@ -50,23 +48,29 @@ enum Via {
 const ALL: [Via; 3] = [Via::Node, Via::Esplora, Via::Light];
 
 /// A source, what stands between it and the node, and who follows it.
-struct Follower {
+struct Sourced {
     via: Via,
-    source: Arc<dyn ChainSource>,
     server: Option<Server>,
     liar: Option<Liar>,
     directory: TempDir,
-    watched: Watched,
-    wallet: Wallet,
-    words: Words,
-    events: Events,
-    tips: Vec<(u32, BlockHash)>,
-    undone: Vec<u32>,
-    /// Blocks that came without their transactions.
-    passed_over: u32,
+    follower: Follower,
 }
 
-impl Follower {
+impl Deref for Sourced {
+    type Target = Follower;
+
+    fn deref(&self) -> &Follower {
+        &self.follower
+    }
+}
+
+impl DerefMut for Sourced {
+    fn deref_mut(&mut self) -> &mut Follower {
+        &mut self.follower
+    }
+}
+
+impl Sourced {
     async fn new(via: Via, node: &Node<'_>) -> Result<Self> {
         let rpc = node.url(LOCALHOST);
         let (server, liar) = match via {
@@ -79,107 +83,22 @@ impl Follower {
         let peer = liar.as_ref().map(Liar::address).unwrap_or_default();
         let source = source(via, &url, &peer, &[], &directory)?;
         let tip = ready(source.as_ref()).await?;
-        let words = Words::generate()?;
-        let wallet = Wallet::create(&words, Network::Regtest, tip)?;
-        let watched = Watched::default();
-        watched.add(wallet.scripts());
-        let events = follow(source.clone(), watched.clone(), vec![tip], INTERVAL);
-        let (tips, undone) = (vec![tip], Vec::new());
-        Ok(Self {
-            via,
-            source,
-            server,
-            liar,
-            directory,
-            watched,
-            wallet,
-            words,
-            events,
-            tips,
-            undone,
-            passed_over: 0,
-        })
-    }
-
-    async fn event(&mut self) -> Result<ChainEvent> {
-        let event = tokio::time::timeout(PATIENCE, self.events.recv()).await;
-        let event = event.context("no event")?.context("the follower ended")?;
-        match &event {
-            ChainEvent::Connected { height, block } => {
-                ensure!(self.tips.last() == Some(&(height - 1, block.header.prev_blockhash)));
-                self.tips.push((*height, block.block_hash()));
-                self.wallet.connect_block(block, *height)?;
-                self.watched.add(self.wallet.scripts());
-                self.passed_over += u32::from(block.txdata.is_empty());
-            }
-            ChainEvent::Disconnected { height } => {
-                ensure!(self.tips.pop().is_some_and(|(at, _)| at == *height));
-                self.undone.push(*height);
-            }
-            ChainEvent::Synced { .. } | ChainEvent::Lost { .. } => {}
-        }
-        Ok(event)
-    }
-
-    /// Follows until it is where the node is.
-    async fn reach(&mut self, node: &Node<'_>) -> Result<()> {
-        match self.recover(node).await? {
-            Some(reason) => bail!("lost: {reason}"),
-            None => Ok(()),
-        }
-    }
-
-    /// The same, even if the source is lost on the way; tells why it was.
-    async fn recover(&mut self, node: &Node<'_>) -> Result<Option<String>> {
-        let height = node.height()?;
-        let tip = (height, node.hash_at(height)?);
-        let mut lost = None;
-        while self.tips.last() != Some(&tip) {
-            let event = self.event().await;
-            let at = || format!("at {:?} on the way to {tip:?}, lost: {lost:?}", self.tips.last());
-            if let ChainEvent::Lost { reason } = event.with_context(at)? {
-                lost = Some(reason);
-            }
-        }
-        Ok(lost)
-    }
-
-    async fn lost(&mut self) -> Result<String> {
-        loop {
-            if let ChainEvent::Lost { reason } = self.event().await? {
-                return Ok(reason);
-            }
-        }
-    }
-
-    async fn synced(&mut self) -> Result<u32> {
-        loop {
-            if let ChainEvent::Synced { height } = self.event().await? {
-                return Ok(height);
-            }
-        }
-    }
-
-    async fn receive(&mut self, node: &Node<'_>) -> Result<()> {
-        node.send(&self.wallet.next_address().to_string(), COINS)?;
-        node.mine(1)?;
-        self.reach(node).await
+        let follower = Follower::new(source, tip)?;
+        Ok(Self { via, server, liar, directory, follower })
     }
 
     fn fund(&mut self, value: u64) -> Result<Transaction> {
-        let script = ScriptBuf::new_p2wsh(&WScriptHash::hash(b"a channel's descriptor"));
         let rate = FeeRate::from_sat_per_vb(2).context("a rate")?;
-        Ok(self.wallet.pay(&script, Sum::Sat(value), rate, 1)?.tx)
+        Ok(self.follower.fund(Amount::from_sat(value), rate)?)
     }
 
     /// Ends, and starts again from the blocks that it remembers.
     async fn restart(&mut self) -> Result<()> {
         let url = self.server.as_ref().map(Server::url).unwrap_or_default();
         let peer = self.liar.as_ref().map(Liar::address).unwrap_or_default();
-        self.source = source(self.via, &url, &peer, &self.tips, &self.directory)?;
-        ready(self.source.as_ref()).await?;
-        let tips = self.tips.clone();
-        self.events = follow(self.source.clone(), self.watched.clone(), tips, INTERVAL);
+        let source = source(self.via, &url, &peer, &self.tips, &self.directory)?;
+        ready(source.as_ref()).await?;
+        self.follow(source);
         Ok(())
     }
 }
@@ -213,14 +132,6 @@ async fn ready(source: &dyn ChainSource) -> Result<(u32, BlockHash)> {
     bail!("{} is not ready: {last}", source.name())
 }
 
-fn mine_empty(node: &Node<'_>, blocks: u32) -> Result<()> {
-    let address: String = node.call("getnewaddress", json!([]))?;
-    for _ in 0..blocks {
-        node.call::<Value>("generateblock", json!([address, []]))?;
-    }
-    Ok(())
-}
-
 fn block_at(node: &Node<'_>, height: u32) -> Result<Block> {
     let hex: String = node.call("getblock", json!([node.hash_at(height)?, 0]))?;
     Ok(deserialize_hex(&hex)?)
@@ -229,7 +140,7 @@ fn block_at(node: &Node<'_>, height: u32) -> Result<Block> {
 /// Runs a test with each kind of source, each with a node of its own.
 fn with_each(
     name: &str,
-    test: impl AsyncFn(&mut Follower, &mut Node<'_>) -> Result<()> + Send + Sync,
+    test: impl AsyncFn(&mut Sourced, &mut Node<'_>) -> Result<()> + Send + Sync,
 ) -> Result<()> {
     for via in ALL {
         with(via, name, &test).with_context(|| format!("via {via:?}"))?;
@@ -240,12 +151,12 @@ fn with_each(
 fn with(
     via: Via,
     name: &str,
-    test: impl AsyncFn(&mut Follower, &mut Node<'_>) -> Result<()> + Send + Sync,
+    test: impl AsyncFn(&mut Sourced, &mut Node<'_>) -> Result<()> + Send + Sync,
 ) -> Result<()> {
     let namespace = Namespace::create(name)?;
     let mut node = Node::start(&namespace)?;
     namespace.block_on(async || {
-        let mut follower = Follower::new(via, &node).await?;
+        let mut follower = Sourced::new(via, &node).await?;
         test(&mut follower, &mut node).await
     })
 }
@@ -254,7 +165,7 @@ fn with(
 fn what_happens_on_the_chain_is_told() -> Result<()> {
     with_each("told", async |follower, node| {
         assert_eq!(follower.synced().await?, node.height()?);
-        follower.receive(node).await?;
+        follower.receive(node, COINS).await?;
         assert_eq!(follower.wallet.balance().confirmed, COINS);
         for _ in 0..4 {
             node.mine(1)?;
@@ -284,15 +195,15 @@ fn what_happens_on_the_chain_is_told() -> Result<()> {
 fn p10_a_reorganisation_is_followed_down_to_seven_blocks() -> Result<()> {
     with_each("reorg", async |follower, node| {
         for _ in 0..2 {
-            mine_empty(node, 4)?;
+            node.mine_empty(4)?;
             follower.reach(node).await?;
         }
-        follower.receive(node).await?;
+        follower.receive(node, COINS).await?;
         for depth in 1..=7_u32 {
             let tip = node.height()?;
             follower.undone.clear();
             node.invalidate_from(tip + 1 - depth)?;
-            mine_empty(node, depth + 1)?;
+            node.mine_empty(depth + 1)?;
             follower.reach(node).await.with_context(|| format!("depth {depth}"))?;
             let undone: Vec<_> = (tip + 1 - depth..=tip).rev().collect();
             assert_eq!(follower.undone, undone, "depth {depth}");
@@ -309,8 +220,8 @@ fn p10_a_reorganisation_is_followed_down_to_seven_blocks() -> Result<()> {
 #[test]
 fn what_is_sent_arrives_or_it_is_told_that_it_does_not() -> Result<()> {
     with_each("send", async |follower, node| {
-        follower.receive(node).await?;
-        follower.receive(node).await?;
+        follower.receive(node, COINS).await?;
+        follower.receive(node, COINS).await?;
         let tx = follower.fund(50_000)?;
         assert_eq!(follower.source.broadcast(&tx).await, Broadcast::Accepted);
         assert_eq!(node.mempool()?, [tx.compute_txid()]);
@@ -338,7 +249,7 @@ fn what_is_sent_arrives_or_it_is_told_that_it_does_not() -> Result<()> {
 #[test]
 fn p16_a_source_that_goes_away_is_told_and_found_again() -> Result<()> {
     with_each("gone", async |follower, node| {
-        follower.receive(node).await?;
+        follower.receive(node, COINS).await?;
         node.stop()?;
         let reason = follower.lost().await?;
         assert!(reason.contains("no answer") || reason.contains("answers 5"), "{reason}");
@@ -360,14 +271,14 @@ fn a_restart_goes_on_where_it_was_and_sees_what_it_missed() -> Result<()> {
     with_each("restart", async |follower, node| {
         // So many that a light client starts from what was seen, and not from the first block.
         for _ in 0..6 {
-            mine_empty(node, 4)?;
+            node.mine_empty(4)?;
             follower.reach(node).await?;
         }
-        follower.receive(node).await?;
+        follower.receive(node, COINS).await?;
         let (before, _) = *follower.tips.last().context("a tip")?;
         node.send(&follower.wallet.next_address().to_string(), COINS)?;
         node.mine(1)?;
-        mine_empty(node, 2)?;
+        node.mine_empty(2)?;
         follower.undone.clear();
         follower.restart().await?;
         follower.reach(node).await?;
@@ -382,7 +293,7 @@ fn a_restart_goes_on_where_it_was_and_sees_what_it_missed() -> Result<()> {
             Duration::from_hours(1),
         );
         node.invalidate_from(before)?;
-        mine_empty(node, 5)?;
+        node.mine_empty(5)?;
         follower.restart().await?;
         follower.reach(node).await?;
         assert_eq!(follower.undone, [before + 3, before + 2, before + 1, before]);
@@ -402,10 +313,7 @@ fn the_words_alone_bring_the_money_back() -> Result<()> {
             node.send(&address.to_string(), COINS)?;
             node.mine(1)?;
         }
-        follower.wallet = Wallet::create(&follower.words, Network::Regtest, birthday)?;
-        follower.tips = vec![birthday];
-        follower.watched = Watched::default();
-        follower.watched.add(follower.wallet.scripts());
+        follower.begin_again(birthday)?;
         follower.restart().await?;
         follower.reach(node).await?;
         assert_eq!(follower.wallet.balance().confirmed, COINS * 3);
@@ -423,7 +331,7 @@ fn overpay(block: &mut Block) {
 #[test]
 fn p17_a_false_block_is_not_believed() -> Result<()> {
     with_each("falseblock", async |follower, node| {
-        follower.receive(node).await?;
+        follower.receive(node, COINS).await?;
         if let Some(server) = &follower.server {
             server.tamper(Some(Box::new(|asked, body| {
                 if asked == "getblock" {
@@ -473,7 +381,7 @@ fn p17_a_false_block_is_not_believed() -> Result<()> {
 fn p17_a_header_without_work_is_not_believed() -> Result<()> {
     for via in ALL {
         with(via, "falseheader", async |follower, node| {
-            follower.receive(node).await?;
+            follower.receive(node, COINS).await?;
             // Its work is what its target asks for only by chance of one in two, on this network.
             let lazy = |block: &mut Block| {
                 while block.header.validate_pow(block.header.target()).is_ok() {
@@ -530,7 +438,7 @@ fn p17_a_header_without_work_is_not_believed() -> Result<()> {
 #[test]
 fn p17_a_filter_that_is_not_the_one_agreed_on_is_not_believed() -> Result<()> {
     with(Via::Light, "falsefilter", async |follower, node| {
-        follower.receive(node).await?;
+        follower.receive(node, COINS).await?;
         let liar = follower.liar.as_ref().context("a peer")?;
         liar.lie(Some(Box::new(|message| {
             if let NetworkMessage::CFilter(filter) = message {
@@ -551,7 +459,7 @@ fn p17_a_filter_that_is_not_the_one_agreed_on_is_not_believed() -> Result<()> {
 #[test]
 fn p17_a_block_with_more_in_it_than_its_filter_says_has_the_peers_replaced() -> Result<()> {
     with(Via::Light, "thinfilter", async |follower, node| {
-        follower.receive(node).await?;
+        follower.receive(node, COINS).await?;
         // A filter with the one script that leads to the block, and headers that agree with it.
         let address = follower.wallet.next_address();
         node.send(&address.to_string(), COINS)?;

@@ -18,7 +18,6 @@ use bitmesh_tests::{
     world::{Trade, World},
 };
 use bitmesh_user::runloop::status::{Phase, WalletStatus};
-use serde_json::{Value, json};
 
 const COINS: Amount = Amount::from_sat(200_000);
 /// A hundred satoshi a MiB.
@@ -46,14 +45,6 @@ fn in_mempool(world: &World<'_>, known: &[Txid]) -> Result<Transaction> {
 fn close_all(world: &World<'_>) -> Result<()> {
     let closed = world.subscriber.cli(&["close", "--all"])?;
     ensure!(closed.status.success(), "{}", String::from_utf8_lossy(&closed.stderr));
-    Ok(())
-}
-
-fn mine_empty(world: &World<'_>, blocks: u32) -> Result<()> {
-    let address: String = world.node.call("getnewaddress", json!([]))?;
-    for _ in 0..blocks {
-        world.node.call::<Value>("generateblock", json!([address, []]))?;
-    }
     Ok(())
 }
 
@@ -188,7 +179,7 @@ fn p1_a_funding_that_does_not_confirm_is_replaced_and_the_replacement_is_the_cha
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let first = funding(&mut world)?;
-    mine_empty(&world, 6)?;
+    world.node.mine_empty(6)?;
     let second = in_mempool(&world, &[first.compute_txid()])?;
     assert_eq!(world.node.mempool()?, [second.compute_txid()], "the first one is replaced");
     let refused = world.node.refuses(&first)?;

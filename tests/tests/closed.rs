@@ -79,7 +79,7 @@ fn d16_a_port_that_is_recreated_is_metered_again_within_a_second() -> Result<()>
         })
     })?;
     offer.offer.validate()?;
-    let pins = fs::read_dir(pins_of(&world))?.flatten();
+    let pins = fs::read_dir(pins_of(world.instance()))?.flatten();
     let links = pins.filter(|pin| pin.file_name().to_string_lossy().starts_with("tcx_"));
     assert_eq!(links.count(), 4, "pins of interfaces that are gone stay");
     Ok(())
@@ -186,7 +186,7 @@ fn d15_programs_and_rules_that_somebody_takes_away_are_back_within_a_second() ->
     assert!(!run(&topology.edge, "tc", &["qdisc", "del", "dev", FREELOADER_LAN, "clsact"])?);
 
     let index = interface_index(&topology.edge, FREELOADER_LAN)?;
-    let pins = pins_of(&world);
+    let pins = pins_of(world.instance());
     let pin = |hook: &str| {
         let found = fs::read_dir(&pins)?.flatten().find(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -308,7 +308,7 @@ fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Resul
     let _server = Server::start(&topology.internet)?;
     counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
-    let program = pins_of(&world).join("program_download_tc");
+    let program = pins_of(world.instance()).join("program_download_tc");
     let mut programs = vec![ProgramInfo::from_pin(&program)?.id()];
     flooded(&topology, |heard| {
         let stop = AtomicBool::new(false);

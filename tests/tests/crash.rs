@@ -190,7 +190,7 @@ fn p13_kills_of_the_provider_at_every_step_lose_and_invent_nothing() -> Result<(
         let stand = stands.get(usize::from(number / CHANNELS)).context("a stand")?;
         payers.push(Payer::open(stand, API_PORT, &world.node, number, CAPACITY)?);
     }
-    let kernel = Pinned::open(&pins_of(&world))?;
+    let kernel = Pinned::open(&pins_of(world.instance()))?;
     let scene = Scene { faults, payers, kernel, scratch: tempfile::tempdir()? };
     let running =
         Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 2_000, 6)?;

@@ -7,17 +7,20 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bitmesh_core::wire::{ErrorBody, PaymentReply};
+use bitcoin::Amount;
+use bitmesh_core::wire::{AccountReport, ErrorBody, PaymentReply};
 use bitmesh_tests::{
     daemon::eventually,
     faults::Point,
     payers::Stand,
+    pinned::Pinned,
+    sabotage::pins_of,
     till::{API_PORT, Till},
     topology::Topology,
 };
 use bitmesh_user::{
     api::{ClientError, StoreState},
-    http,
+    dataplane, http,
 };
 
 /// How long a fault lasts.
@@ -28,6 +31,14 @@ const BACK: Duration = Duration::from_secs(20);
 const SLOW: Duration = Duration::from_millis(2_500);
 /// Time that `status` takes at most, whatever the disk does.
 const TOLD: Duration = Duration::from_secs(2);
+/// What a power cut may make a provider forget: the usage of a second, some for the pause between two
+/// looks, and some for a busy machine.
+const FORGOTTEN: Duration = Duration::from_millis(1_600);
+/// Power cuts, what lasts for the traffic before all of them, and what it uses before each at least, in
+/// octets.
+const CUTS: u32 = 3;
+const LASTING: Amount = Amount::from_sat(12_000);
+const MOVING: u64 = 200_000;
 /// A log is written into the database at about a thousand pages.
 const CHECKPOINT_PAYMENTS: u32 = 600;
 
@@ -70,7 +81,10 @@ fn all_are_told(till: &Till<'_>, stand: &Stand, code: &str, state: StoreState) -
     let asked = Instant::now();
     let store = till.world.provider_status()?.store;
     ensure!(asked.elapsed() < TOLD, "status took {:?}", asked.elapsed());
-    ensure!(store.state == state && store.error.is_some() && store.engine == "SQLite", "{store:?}");
+    ensure!(
+        store.state == state && store.error.is_some() && store.kept.engine == "SQLite",
+        "{store:?}"
+    );
     Ok(())
 }
 
@@ -234,4 +248,57 @@ fn p13_p14_what_was_written_and_never_synced_is_synced_before_credit_is_given_on
         till.check_credited_once()?;
     }
     all_is_well_again(&mut till)
+}
+
+#[test]
+fn p14_a_power_cut_forgets_at_most_the_usage_since_the_last_checkpoint() -> Result<()> {
+    let topology = Topology::edge()?;
+    let stands = [Stand::new(&topology, 0)?];
+    let mut till = scene(&topology, &stands)?;
+    // Credit for longer than all of this takes.
+    till.payer(0)?.pay_to(LASTING)??;
+    let station = till.payer(0)?.station()?;
+    let mut lost = Vec::new();
+    for cut in 0..CUTS {
+        let over = AtomicBool::new(false);
+        let seen = std::thread::scope(|scope| -> Result<_> {
+            let traffic = scope.spawn(|| stands[0].send(&over));
+            let seen = watch_usage(&till);
+            till.world.provider.kill();
+            over.store(true, Ordering::SeqCst);
+            traffic.join().map_err(|_| anyhow::anyhow!("the traffic's thread died"))??;
+            seen
+        })?;
+        let (used, (ended, _)) = (till.honoured(0)?.used, *seen.last().context("looks")?);
+        ensure!(used > seen[0].1 + MOVING, "nothing was used meanwhile");
+        till.faults.cut_power()?;
+        // Of the kernel nothing is left, either.
+        dataplane::purge(till.world.instance())?;
+        till.world.provider.start()?;
+        till.kernel = Pinned::open(&pins_of(till.world.instance()))?;
+        let accounts: Vec<AccountReport> = till.world.provider.json(&["stations"])?;
+        let account = accounts.iter().find(|account| account.station == station);
+        let known = account.context("the payer's account")?.usage.billed().0;
+        let bound = seen.iter().rev().find(|(at, _)| ended.duration_since(*at) >= FORGOTTEN);
+        let (_, bound) = bound.context("looks before the bound")?;
+        ensure!(known >= *bound, "cut {cut}: {known} is known, {bound} was used {FORGOTTEN:?} ago");
+        ensure!(known <= used, "cut {cut}: {known} is known, {used} was used");
+        lost.push(used - known);
+        pay(&till, 1)?;
+        till.check_credited_once()?;
+    }
+    println!("octets that {CUTS} power cuts forgot: {lost:?}");
+    ensure!(lost.iter().any(|lost| *lost > 0), "there was nothing to forget");
+    Ok(())
+}
+
+/// Looks at what the payer's station used for a while.
+fn watch_usage(till: &Till<'_>) -> Result<Vec<(Instant, u64)>> {
+    let until = Instant::now() + FORGOTTEN * 2 + Duration::from_millis(fastrand::u64(0..1_000));
+    let mut seen = Vec::new();
+    while Instant::now() < until {
+        seen.push((Instant::now(), till.honoured(0)?.used));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(seen)
 }

@@ -24,7 +24,9 @@ use bitmesh_tests::{
     },
     traffic::{Direction, Server, transfer},
 };
-use bitmesh_user::dataplane::{Cause, Mac, StationKey, StationUsage, Terms, UploadHook};
+use bitmesh_user::dataplane::{
+    Cause, Mac, StationKey, StationUsage, Terms, UploadHook, since_boot,
+};
 
 const VLAN: u16 = 0x8100;
 const SERVICE_VLAN: u16 = 0x88a8;
@@ -314,7 +316,7 @@ fn a_lease_ends_at_its_time_whatever_credit_is_left() -> Result<()> {
     let mut edge = Edge::open(&topology, |_| {})?;
     let payer = station(&topology.subscriber)?;
     edge.allow(payer, PLENTY)?;
-    let ends = Instant::now() + Duration::from_secs(1);
+    let ends = since_boot() + Duration::from_secs(1);
     edge.dataplane()?.set_terms(payer, &Terms { ends: Some(ends), ..Terms::default() })?;
     let socket = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
     let passes = |edge: &Edge| -> Result<bool> {
@@ -323,7 +325,7 @@ fn a_lease_ends_at_its_time_whatever_credit_is_left() -> Result<()> {
         Ok(edge.usage(payer)?.up.frames > before)
     };
     assert!(passes(&edge)?, "before its end");
-    std::thread::sleep(ends.saturating_duration_since(Instant::now()) + Duration::from_millis(20));
+    std::thread::sleep(ends.saturating_sub(since_boot()) + Duration::from_millis(20));
     assert!(!passes(&edge)?, "after its end");
     assert!(edge.cause(Cause::Expired)? > 0);
     edge.dataplane()?.set_terms(payer, &Terms::default())?;

@@ -1,12 +1,6 @@
 //! What a trade survives. Named after the rows of the project's list of faults.
 
-use std::{
-    fs,
-    io::Write as _,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bitcoin::Amount;
@@ -19,11 +13,9 @@ use bitmesh_tests::{
     daemon::eventually,
     topology::{EDGE_OWN, INTERNET_V4, Topology, UPLINK},
     traffic::{Direction, Server, Transfer, transfer},
-    world::{Trade, World, ask},
+    world::{Trade, World},
 };
-use bitmesh_user::{api::StoreState, runloop::status::Phase};
-use reqwest::Method;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use bitmesh_user::runloop::status::Phase;
 
 const COINS: Amount = Amount::from_sat(200_000);
 const MIB: u64 = 1 << 20;
@@ -108,75 +100,6 @@ fn p13_kill_9_at_many_moments_forgets_no_payment_and_no_octet() -> Result<()> {
 }
 
 #[test]
-fn p14_on_a_full_disk_nothing_is_acknowledged_and_all_goes_on_when_there_is_space() -> Result<()> {
-    let topology = Topology::edge()?;
-    let mut world = World::new(&topology, &Trade::default())?;
-    let _server = Server::start(&topology.internet)?;
-    counters::start_far_sides(&topology)?;
-    world.open_channel(COINS)?;
-    world.provider.stop()?;
-    let disk = SmallDisk::over(world.provider.directory())?;
-    world.provider.start()?;
-    transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 4, 200)?;
-
-    disk.fill()?;
-    let running = Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 24, 200)?;
-    eventually("a store that fails", Duration::from_secs(30), || {
-        Ok((world.provider_status()?.store.state == StoreState::Failed).then_some(()))
-    })?;
-    let told = world.provider_status()?.store;
-    assert!(told.error.is_some_and(|error| error.contains("disk")), "no reason, or no advice");
-    let (status, told) = ask(&topology, &Method::GET, "/v1/offer", None)?;
-    assert_eq!((status.as_u16(), told["error"].as_str()), (503, Some("store")));
-    std::thread::sleep(Duration::from_secs(2));
-    disk.free()?;
-    running.finish(Duration::from_mins(1)).with_context(|| world.logs())?;
-    ledgers_agree(&topology, &world)?;
-    let told = world.provider_status()?.store;
-    assert_eq!((told.state, told.failures), (StoreState::Working, 1));
-    world.provider.kill();
-    Ok(())
-}
-
-/// A disk of a few MiB in the place of a directory, with what that held.
-struct SmallDisk {
-    path: PathBuf,
-}
-
-impl SmallDisk {
-    fn over(path: &Path) -> Result<Self> {
-        let kept: Vec<_> = fs::read_dir(path)?
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
-            .map(|entry| Ok((entry.path(), fs::read(entry.path())?)))
-            .collect::<Result<_>>()?;
-        mount("tmpfs", path, "tmpfs", MountFlags::empty(), Some(c"size=4m,mode=0700"))?;
-        let disk = Self { path: path.to_owned() };
-        for (file, content) in kept {
-            fs::write(&file, content)?;
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
-        }
-        Ok(disk)
-    }
-
-    fn fill(&self) -> Result<()> {
-        let mut file = fs::File::create(self.path.join("filler"))?;
-        while file.write_all(&[0; 4_096]).is_ok() {}
-        Ok(())
-    }
-
-    fn free(&self) -> Result<()> {
-        Ok(fs::remove_file(self.path.join("filler"))?)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = unmount(&self.path, UnmountFlags::DETACH);
-    }
-}
-
-#[test]
 fn d14_without_a_controller_traffic_ends_exactly_at_the_credit() -> Result<()> {
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
@@ -252,8 +175,7 @@ fn p10_a_reorganisation_of_the_funding_freezes_the_channel_until_it_is_mined_aga
     let height = world.node.height()?;
     world.node.invalidate_from(height)?;
     // Another block of that height, without the funding.
-    let address: String = world.node.call("getnewaddress", serde_json::json!([]))?;
-    world.node.call::<serde_json::Value>("generateblock", serde_json::json!([address, []]))?;
+    world.node.mine_empty(1)?;
     eventually("frozen", Duration::from_secs(20), || {
         let (ours, theirs) = world.channel()?;
         let frozen = ChannelStatus::Unfunded;

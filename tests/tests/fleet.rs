@@ -156,5 +156,20 @@ fn p11_an_edge_that_is_cut_off_ends_to_grant_before_another_takes_over() -> Resu
         Ok((fleet.accounts(0)?.is_empty() && fleet.status(0)?.may_grant).then_some(()))
     })
     .with_context(|| fleet.logs())?;
+    // What it forwarded and could not write down is debited where the account is now.
+    let settled = eventually("what was used late", Duration::from_secs(10), || {
+        let late = fleet.status(1)?.late_settled_octets.0;
+        Ok((late > 0).then_some(late))
+    })
+    .with_context(|| fleet.logs())?;
+    println!("{settled} octets that were used late are debited");
+    ensure!(settled >= newest - before, "{} were forwarded\n{}", newest - before, fleet.logs());
+    let there = fleet.accounts(1)?;
+    let [there] = there.as_slice() else { anyhow::bail!("{there:?}") };
+    assert_eq!(there.others_octets.0, settled);
+    assert_eq!(fleet.status(1)?.late_lost_octets.0, 0);
+    // The subscriber counted it, too.
+    transfer(&fabric.subscriber, INTERNET, Direction::Download, 2, 100)
+        .with_context(|| fleet.logs())?;
     Ok(())
 }

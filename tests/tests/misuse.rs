@@ -5,6 +5,7 @@ use std::{
     io::Write as _,
     net::TcpStream,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::Path,
     time::Duration,
 };
 
@@ -18,14 +19,15 @@ use bitmesh_core::wire::ErrorBody;
 use bitmesh_tests::{
     daemon::{Daemon, bitmesh},
     netns::Namespace,
+    postgres::{self, Server},
     regtest::{Node, PASSWORD, USER},
-    sweep::sweep,
+    sweep::{own_name, sweep},
     topology::{EDGE_V4, LAN, Topology},
-    world::{Trade, World, ask},
+    world::{Trade, World, ask, instance},
 };
 use bitmesh_user::{
     dataplane,
-    wallet::{Seed, Words},
+    wallet::{Seed, Words, seed},
 };
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -171,6 +173,72 @@ fn another_seed_or_a_second_daemon_does_not_touch_the_data() -> Result<()> {
         fs::set_permissions(file, fs::Permissions::from_mode(0o600))?;
     }
     world.provider.start()
+}
+
+#[test]
+fn a_database_that_a_fleet_cant_use_is_said_with_what_to_do() -> Result<()> {
+    sweep();
+    let namespace = Namespace::create("misuse3")?;
+    let edges = [Namespace::create("misuse3-a")?, Namespace::create("misuse3-b")?];
+    let peer = Namespace::create("peer3")?;
+    for (i, edge) in edges.iter().enumerate() {
+        edge.connect(LAN, &peer, &format!("lan{i}"))?;
+        edge.address(LAN, EDGE_V4, 24)?;
+        namespace.connect(&format!("edge{i}"), edge, "node0")?;
+        namespace.address(&format!("edge{i}"), &format!("10.79.{i}.1"), 30)?;
+        edge.address("node0", &format!("10.79.{i}.2"), 30)?;
+    }
+    let node = Node::start(&namespace)?;
+    let launch = Box::new(|program: &Path| namespace.command(program));
+    let database = Server::start(&own_name("misuse3-"), launch, "10.79.0.1,10.79.1.1")?;
+    database.create("ledger")?;
+    let seed = tempfile::tempdir()?;
+    Seed::new(Words::generate()?, None)?.keep(seed.path(), Network::Regtest, 0)?;
+    // `login` and `place` are what is before and after the host.
+    let edge = |at: usize, name: &str, login: &str, place: &str, seed: Option<&Path>| {
+        let host = format!("10.79.{at}.1");
+        let (store, url) = (format!("{login}@{host}{place}"), node.url(&host));
+        let data = tempfile::tempdir()?;
+        fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711))?;
+        let source = ["--node", &url, "--node-user", USER, "--node-password", PASSWORD];
+        let instance = instance();
+        let own = ["sell", "--network", "regtest", "--lan", LAN, "--instance", &instance];
+        let args = [&own[..], &source, &["--store", &store, "--edge", name]].concat();
+        let directory = data.path().join("sell");
+        let daemon = Daemon::new(edges.get(at).context("an edge")?, &directory, &args)?;
+        for from in seed.iter().flat_map(|seed| seed::FILES.map(|file| seed.join(file))) {
+            if let Some(name) = from.file_name().filter(|_| from.exists()) {
+                fs::copy(&from, directory.join(name))?;
+            }
+        }
+        anyhow::Ok((data, daemon))
+    };
+    let refused = |name: &str, login: &str, place: &str, seed: Option<&Path>, told: &[&str]| {
+        let (_data, mut daemon) = edge(1, name, login, place, seed)?;
+        daemon.spawn()?;
+        let said = daemon.wait_for_failure()?;
+        for text in told {
+            assert!(said.contains(text), "{login} {place}: {said}");
+        }
+        assert!(!said.contains(postgres::PASSWORD), "a password was told: {said}");
+        anyhow::Ok(())
+    };
+    let good = format!("postgres://{}:{}", postgres::USER, postgres::PASSWORD);
+    let wrong = format!("postgres://{}:wrong", postgres::USER);
+    let mysql = good.replace("postgres", "mysql");
+    let seed = Some(seed.path());
+    refused("b", &mysql, "/ledger", None, &["--store", "postgres://"])?;
+    refused("b", &good, ":1/ledger", None, &["can't be used", "Start the server"])?;
+    refused("b", &wrong, "/ledger", None, &["refuses bitmesh", "password"])?;
+    refused("b", &good, "/nowhere", None, &["does not exist", "createdb"])?;
+
+    let (_data, mut first) = edge(0, "a", &good, "/ledger", seed)?;
+    first.start()?;
+    refused("a", &good, "/ledger", seed, &["another edge that is called a", "--edge"])?;
+    refused("b", &good, "/ledger", None, &["another seed", "--store"])?;
+    first.stop()?;
+    database.sql("ledger", "UPDATE layout SET number = 99")?;
+    refused("b", &good, "/ledger", seed, &["has layout 99", "newer"])
 }
 
 #[test]

@@ -1,13 +1,12 @@
-//! Every command of `docs/OPERATING.md`, in its order, on a box of namespaces.
+//! Every command of `docs/OPERATING.md`, in its order, on boxes of namespaces.
 //!
-//! Blocks marked `sh` are run on the box, those marked `sh subscriber` on a machine behind its port.
-//! Nothing is left out: what is different here is declared in [`Stage::substitutes`]. systemd is not the
-//! first process where tests run: a script in its place starts what the printed unit says, with its
-//! credentials and no capability that the unit leaves out.
+//! Blocks marked `sh` are run on the first box and `sh second` on the second, where a real systemd is the first
+//! process; `sh subscriber` on a machine behind their ports; `sh db1` and `sh db2` on the database's machines, by
+//! a user without rights. Nothing is left out: what is different here is declared in [`Stage::substitutes`].
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -16,61 +15,40 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use bitmesh_tests::{
     daemon::{bitmesh, eventually},
-    netns::Namespace,
+    fleet::{DATABASE_PORT, Fabric},
+    postgres,
     regtest::{Node, PASSWORD, USER},
     sweep::own_name,
-    topology::{LAN, NODE_FOR_EDGE, NODE_FOR_SUBSCRIBER, Topology, WAN},
+    systemd::{PROGRAM, Systemd},
+    topology::{LAN, WAN},
+    world::instance,
 };
 use bitmesh_user::dataplane;
+use tempfile::TempDir;
 
 const PAGE: &str = include_str!("../../docs/OPERATING.md");
 /// Commands that the page has at least: so many that a page which is not parsed is noticed.
 const COMMANDS_MIN: usize = 30;
 
-const SYSTEMCTL: &str = r#"#!/bin/bash
-# systemctl's stand-in: starts what the unit says.
-set -euo pipefail
-unit=@ETC@/systemd/system/bitmesh-sell.service
-pidfile=@ROOT@/pid
-log=@ROOT@/journal
-start() {
-  here=@ROOT@/unit
-  sed 's#/etc/#@ETC@/#g; s#/var/lib/bitmesh#@ROOT@/data#g' $unit > $here
-  program=$(sed -n 's/^ExecStart=//p' $here)
-  caps=$(sed -n 's/^CapabilityBoundingSet=//p' $here | tr '\n' ' ' | tr 'A-Z' 'a-z' | sed 's/cap_/+/g; s/ *$//; s/  */,/g')
-  credentials=@ROOT@/credentials; mkdir -p $credentials
-  sed -n 's/^LoadCredential=//p' $here | while IFS=: read -r id path; do cp "$path" "$credentials/$id"; chmod 0400 "$credentials/$id"; done
-  export CREDENTIALS_DIRECTORY=$credentials
-  setsid setpriv --bounding-set="-all,$caps" $program >> $log 2>&1 < /dev/null &
-  echo $! > $pidfile
-  for _ in $(seq 300); do
-    grep -q 'selling on' <(tail -n +$(cat @ROOT@/mark 2>/dev/null || echo 1) $log) && return 0
-    kill -0 $(cat $pidfile) 2>/dev/null || { cat $log >&2; return 1; }
-    sleep 0.1
-  done
-  cat $log >&2; return 1
+/// Who the database's machines run their commands as: `nobody`, who has no rights.
+const NOBODY: u32 = 65_534;
+/// What the page calls the database's machines.
+const DATABASES: [&str; 2] = ["db1", "db2"];
+
+/// Where a block of the page is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Host {
+    /// The first box, and the second.
+    Edge(usize),
+    Subscriber,
+    /// Machines of the database.
+    Database(usize),
 }
-stop() {
-  kill -TERM $(cat $pidfile)
-  for _ in $(seq 200); do kill -0 $(cat $pidfile) 2>/dev/null || break; sleep 0.1; done
-  ! kill -0 $(cat $pidfile) 2>/dev/null
-  echo $(( $(wc -l < $log) + 1 )) > @ROOT@/mark
-}
-case $1 in
-  daemon-reload) systemd-analyze verify $unit ;;
-  enable | start) start ;;
-  stop) stop ;;
-  restart) stop; start ;;
-  reload) kill -HUP $(cat $pidfile); sleep 1; grep -q 'settings were read again: price changed' $log ;;
-  status) kill -0 $(cat $pidfile) ;;
-  *) echo "no $1 here" >&2; exit 2 ;;
-esac
-"#;
 
 /// A block of the page.
 struct Block {
     line: usize,
-    on_subscriber: bool,
+    host: Host,
     script: String,
 }
 
@@ -80,11 +58,18 @@ fn blocks() -> Result<Vec<Block>> {
     for (number, line) in PAGE.lines().enumerate() {
         match (line.strip_prefix("```"), open.take()) {
             (Some(""), Some(block)) => found.push(block),
-            (Some(kind @ ("sh" | "sh subscriber")), None) => {
-                let on_subscriber = kind != "sh";
-                open = Some(Block { line: number + 1, on_subscriber, script: String::new() });
+            (Some(kind), None) => {
+                let host = match kind {
+                    "sh" => Host::Edge(0),
+                    "sh second" => Host::Edge(1),
+                    "sh subscriber" => Host::Subscriber,
+                    "sh db1" => Host::Database(0),
+                    "sh db2" => Host::Database(1),
+                    _ => bail!("line {}: a block that is not run: {kind}", number + 1),
+                };
+                open = Some(Block { line: number + 1, host, script: String::new() });
             }
-            (Some(kind), _) => bail!("line {}: a block that is not run: {kind}", number + 1),
+            (Some(kind), _) => bail!("line {}: a block in a block: {kind}", number + 1),
             (None, Some(mut block)) => {
                 block.script.push_str(line);
                 block.script.push('\n');
@@ -97,73 +82,136 @@ fn blocks() -> Result<Vec<Block>> {
     Ok(found)
 }
 
-/// Where the page's paths are here.
-struct Stage {
-    root: PathBuf,
-    instance: String,
-    program: PathBuf,
+/// The machines.
+struct Stage<'a> {
+    fabric: &'a Fabric,
+    edges: [Systemd<'a>; 2],
+    node: &'a Node<'a>,
+    instances: [String; 2],
+    folder: TempDir,
 }
 
-impl Stage {
-    fn new() -> Result<Self> {
-        let root = std::env::temp_dir().join(own_name("operating"));
-        for folder in ["bin", "etc/systemd/system", "etc/sysctl.d", "data", "root"] {
-            fs::create_dir_all(root.join(folder))?;
+impl<'a> Stage<'a> {
+    fn new(fabric: &'a Fabric, node: &'a Node<'a>) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix(&own_name("operating-")).tempdir()?;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
+        for name in DATABASES {
+            let data = folder.path().join(name);
+            fs::create_dir_all(&data)?;
+            chown(&data, Some(NOBODY), Some(NOBODY))?;
         }
-        fs::set_permissions(&root, fs::Permissions::from_mode(0o711))?;
-        let shown = |text: &str| {
-            let etc = root.join("etc").display().to_string();
-            text.replace("@ETC@", &etc).replace("@ROOT@", &root.display().to_string())
-        };
-        let script = |name: &str, text: &str| -> Result<()> {
-            let path = root.join("bin").join(name);
-            fs::write(&path, shown(text))?;
-            Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
-        };
-        script("systemctl", SYSTEMCTL)?;
-        script("journalctl", "#!/bin/bash\ntest -s @ROOT@/journal && tail -n 20 @ROOT@/journal\n")?;
-        Ok(Self { root, instance: own_name("operating"), program: bitmesh()? })
+        // What one box puts into its `/root`, a person carries to the other.
+        let root = folder.path().join("root");
+        fs::create_dir_all(&root)?;
+        let [first, second] = &fabric.edges;
+        let edges = [Systemd::boot(first, &root)?, Systemd::boot(second, &root)?];
+        let instances = [instance(), instance()];
+        let stage = Self { fabric, edges, node, instances, folder };
+        for (at, edge) in stage.edges.iter().enumerate() {
+            let settings = stage.environment(at).map(|(name, value)| format!("{name}={value}"));
+            let hosts = DATABASES.map(|name| format!("{} {name}", database_address(name, at)));
+            edge.sh(&format!(
+                "systemctl set-environment {}; printf '%s\\n' '{}' >> /etc/hosts",
+                settings.join(" "),
+                hosts.join("' '")
+            ))?;
+        }
+        Ok(stage)
     }
 
-    /// All that is different from the page.
-    fn substitutes(&self) -> Vec<(String, String)> {
-        let here = |path: &str| self.root.join(path).display().to_string();
-        let program = self.program.display().to_string();
-        let of = |from: &str, to: String| (from.to_owned(), to);
-        vec![
-            of("target/release/bitmesh", program),
-            of("/usr/local/bin/", here("bin/")),
-            of("/etc/", here("etc/")),
-            of("/var/lib/bitmesh", here("data")),
-            of("/root/", here("root/")),
-            // The pins are the machine's: each run has its own.
-            of("wan = \"eth0\"", format!("wan = \"eth0\"\ninstance = \"{}\"", self.instance)),
-            of("sell --detach", format!("sell --detach --instance {}", self.instance)),
-            of("--role sell", format!("--role sell --data-dir {}", here("data/sell"))),
-            of("eth0", WAN.into()),
-            of("eth1", LAN.into()),
+    /// The node is regtest's.
+    fn environment(&self, edge: usize) -> [(&'static str, String); 4] {
+        self.environment_at(&format!("10.79.1{edge}.1"))
+    }
+
+    fn environment_at(&self, node: &str) -> [(&'static str, String); 4] {
+        [
+            ("BITMESH_NETWORK", "regtest".into()),
+            ("BITMESH_NODE", self.node.url(node)),
+            ("BITMESH_NODE_USER", USER.into()),
+            ("BITMESH_NODE_PASSWORD", PASSWORD.into()),
         ]
     }
 
-    /// The node is regtest's, and named by the environment.
-    fn run(&self, block: &Block, namespace: &Namespace, node: &str) -> Result<()> {
+    fn database(&self, at: usize) -> Result<PathBuf> {
+        Ok(self.folder.path().join(DATABASES.get(at).context("a database")?))
+    }
+
+    /// All that is different from the page.
+    fn substitutes(&self, host: Host) -> Result<Vec<(String, String)>> {
+        let of = |from: &str, to: String| (from.to_owned(), to);
+        let mut all = Vec::new();
+        match host {
+            Host::Edge(edge) => {
+                let [first, second] = &self.instances;
+                let own = if edge == 0 { first } else { second };
+                all.extend([
+                    of("target/release/bitmesh", PROGRAM.into()),
+                    // The pins are the machine's: each run and each box has its own.
+                    of("wan = \"eth0\"", format!("wan = \"eth0\"\ninstance = \"{own}\"")),
+                    of("tower-2\"/'", format!("tower-2\"/; s/{first}/{second}/'")),
+                    of("sell --detach", format!("sell --detach --instance {own}")),
+                ]);
+            }
+            Host::Subscriber => {
+                all.push(of("bitmesh ", format!("{} ", bitmesh()?.display())));
+            }
+            Host::Database(at) => {
+                let data = self.database(at)?.display().to_string();
+                for name in DATABASES {
+                    let at = |edge| database_address(name, edge);
+                    let addresses = format!("{},{}", at(0), at(1));
+                    // Both machines are one here.
+                    let socket = format!("unix_socket_directories = '{data}'");
+                    all.push(of(
+                        &format!("listen_addresses = '{name}'\n"),
+                        format!("listen_addresses = '{addresses}'\n{socket}\n"),
+                    ));
+                    all.push(of(
+                        &format!("listen_addresses = '{name}'/"),
+                        format!("listen_addresses = '{addresses}'/; s#^unix_socket.*#{socket}#"),
+                    ));
+                }
+                all.push(of("/var/lib/postgresql", data));
+                all.extend(DATABASES.map(|name| of(name, database_address(name, 0))));
+            }
+        }
+        all.extend([of("eth0", WAN.into()), of("eth1", LAN.into())]);
+        Ok(all)
+    }
+
+    fn run(&self, block: &Block) -> Result<()> {
         let mut script = block.script.clone();
-        for (from, to) in self.substitutes() {
-            script = script.replace(&from, &to);
+        // What has the name of a machine in a path of ours is put in last.
+        for (from, to) in self.substitutes(block.host)? {
+            script = script.replace(&from, &to.replace("db1", "@1@").replace("db2", "@2@"));
         }
-        let path = std::env::var("PATH").unwrap_or_default();
-        let mut command: Command = namespace.command("bash")?;
-        command
-            .args(["-euxo", "pipefail", "-c", &script])
-            .env("PATH", format!("{}:{path}", self.root.join("bin").display()))
-            .env("BITMESH_NETWORK", "regtest")
-            .env("BITMESH_NODE", node)
-            .env("BITMESH_NODE_USER", USER)
-            .env("BITMESH_NODE_PASSWORD", PASSWORD);
-        if script.contains("bitmesh status") || script.contains("bitmesh wallet\n") {
-            command.env("BITMESH_DATA_DIR", self.root.join("data/sell"));
-        }
-        let output = command.output()?;
+        let script = script.replace("@1@", "db1").replace("@2@", "db2");
+        let mut command: Command = match block.host {
+            Host::Edge(edge) => {
+                let mut command = self.edge(edge)?.command("bash")?;
+                command.envs(self.environment(edge));
+                command
+            }
+            Host::Subscriber => {
+                let mut command = self.fabric.subscriber.command("bash")?;
+                command.envs(self.environment_at("10.79.2.1"));
+                command
+            }
+            Host::Database(at) => {
+                let data = self.database(at)?;
+                let path = std::env::var("PATH").unwrap_or_default();
+                let mut command = self.fabric.chain.command("setpriv")?;
+                command
+                    .args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}")])
+                    .args(["--clear-groups", "bash"])
+                    .env("PATH", format!("{}:{path}", postgres::programs()?.display()))
+                    .env("PGHOST", data);
+                command
+            }
+        };
+        let output =
+            command.args(["-euxo", "pipefail", "-c", &format!("cd /\n{script}")]).output()?;
         let said = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
         ensure!(
             output.status.success(),
@@ -171,25 +219,76 @@ impl Stage {
             block.line,
             said(&output.stdout),
             said(&output.stderr),
-            fs::read_to_string(self.root.join("journal")).unwrap_or_default()
+            self.journal(block.host)?
         );
-        Ok(())
+        self.check(block, &said(&output.stdout))
     }
 
-    fn pid(&self) -> Option<i32> {
-        fs::read_to_string(self.root.join("pid")).ok()?.trim().parse().ok()
+    /// What a person would look at.
+    fn check(&self, block: &Block, told: &str) -> Result<()> {
+        let shows = |what: &str, has: bool| {
+            ensure!(has, "line {}: {what} in what it says:\n{told}", block.line);
+            Ok(())
+        };
+        if block.script.contains("pg_stat_replication") {
+            shows("no synchronous standby", told.contains("sync"))?;
+        }
+        if block.script.contains("systemctl reload") {
+            let journal = self.journal(block.host)?;
+            ensure!(journal.contains("settings were read again: price changed"), "{journal}");
+        }
+        if block.script.contains("--abandon") || !block.script.contains("bitmesh status") {
+            return Ok(());
+        }
+        let fleet = self.edge(0)?.sh("cat /etc/bitmesh/sell.toml")?.contains("store =");
+        shows("no engine", told.contains(if fleet { "PostgreSQL" } else { "SQLite" }))?;
+        shows("a password", !told.contains("choose-one"))
+    }
+
+    fn edge(&self, edge: usize) -> Result<&Systemd<'a>> {
+        self.edges.get(edge).context("a box")
+    }
+
+    fn journal(&self, host: Host) -> Result<String> {
+        Ok(match host {
+            Host::Database(at) => {
+                fs::read_to_string(self.database(at)?.join("log")).unwrap_or_default()
+            }
+            Host::Edge(edge) => self.edge(edge)?.journal(),
+            Host::Subscriber => self.edge(0)?.journal(),
+        })
     }
 }
 
-impl Drop for Stage {
+/// Of one of the database's machines, as an edge reaches it.
+fn database_address(name: &str, edge: usize) -> String {
+    let host = if name == "db1" { 1 } else { 5 };
+    format!("10.79.2{edge}.{host}")
+}
+
+/// The process whose number stands in a file's first line.
+fn process(file: &Path) -> Option<rustix::process::Pid> {
+    let text = fs::read_to_string(file).ok()?;
+    rustix::process::Pid::from_raw(text.lines().next()?.trim().parse().ok()?)
+}
+
+impl Drop for Stage<'_> {
     fn drop(&mut self) {
-        if let Some(pid) = self.pid().and_then(rustix::process::Pid::from_raw) {
+        for name in DATABASES {
+            let Some(pid) = process(&self.folder.path().join(name).join("fleet/postmaster.pid"))
+            else {
+                continue;
+            };
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             let gone = || Ok(rustix::process::test_kill_process(pid).is_err().then_some(()));
             let _ = eventually("its end", Duration::from_secs(5), gone);
         }
-        let _ = dataplane::purge(&self.instance);
-        let _ = fs::remove_dir_all(&self.root);
+        for edge in &self.edges {
+            let _ = edge.sh("systemctl kill --signal=KILL bitmesh-sell");
+        }
+        for instance in &self.instances {
+            let _ = dataplane::purge(instance);
+        }
     }
 }
 
@@ -198,20 +297,23 @@ fn every_command_of_the_page_works_in_its_order() -> Result<()> {
     let blocks = blocks()?;
     let commands: usize = blocks.iter().map(|block| block.script.lines().count()).sum();
     ensure!(commands >= COMMANDS_MIN, "{commands} commands");
-    let topology = Topology::edge()?;
-    let node = Node::start(&topology.chain)?;
-    let stage = Stage::new()?;
-    for block in &blocks {
-        let (namespace, address) = if block.on_subscriber {
-            (&topology.subscriber, NODE_FOR_SUBSCRIBER)
-        } else {
-            (&topology.edge, NODE_FOR_EDGE)
-        };
-        stage.run(block, namespace, &node.url(address))?;
+    let fabric = Fabric::new()?;
+    for (i, edge) in fabric.edges.iter().enumerate() {
+        edge.address(DATABASE_PORT, &format!("10.79.2{i}.6"), 30)?;
+        fabric.chain.address(&format!("db-{i}"), &database_address("db2", i), 30)?;
     }
-    let log = fs::read_to_string(stage.root.join("journal")).context("its log")?;
-    ensure!(log.contains("running as user"), "{log}");
-    let secret = fs::read_to_string(Path::new(&stage.root).join("etc/bitmesh/passphrase"))?;
-    ensure!(!log.contains(secret.trim()), "the passphrase is in the log");
+    let node = Node::start(&fabric.chain)?;
+    let stage = Stage::new(&fabric, &node)?;
+    for block in &blocks {
+        stage.run(block)?;
+    }
+    for edge in &stage.edges {
+        let journal = edge.journal();
+        ensure!(journal.contains("running as user"), "{journal}");
+        for secret in ["passphrase", "store-password"] {
+            let secret = edge.sh(&format!("cat /etc/bitmesh/{secret}"))?;
+            ensure!(!journal.contains(secret.trim()), "a secret is in the journal");
+        }
+    }
     Ok(())
 }

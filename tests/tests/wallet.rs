@@ -3,28 +3,20 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use bitcoin::{
-    Amount, BlockHash, FeeRate, Network, ScriptBuf, Transaction, WScriptHash, hashes::Hash as _,
-};
+use anyhow::{Context as _, Result, bail};
+use bitcoin::{Amount, BlockHash, FeeRate, Network, Transaction, hashes::Hash as _};
 use bitmesh_tests::{
+    follower::{Follower, channel_script},
     netns::Namespace,
     regtest::{Node, PASSWORD, USER},
 };
 use bitmesh_user::{
-    chain::{
-        Broadcast, ChainError, ChainEvent, ChainSource as _, Events, NodeRpc, Watched, follow,
-    },
+    chain::{Broadcast, ChainError, ChainSource as _, NodeRpc},
     config::NodeLogin,
-    wallet::{Sum, Wallet, WalletError, Words},
+    wallet::{Wallet, WalletError},
 };
-use serde_json::{Value, json};
 
 const LOCALHOST: &str = "127.0.0.1";
-/// How often the node is asked for blocks.
-const INTERVAL: Duration = Duration::from_millis(20);
-/// Time that an event may take.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Time in which nothing has to happen.
 const SILENCE: Duration = Duration::from_millis(300);
 const COINS: Amount = Amount::from_sat(200_000);
@@ -41,114 +33,18 @@ fn rate(sat_per_vb: u64) -> Result<FeeRate> {
     FeeRate::from_sat_per_vb(sat_per_vb).context("a fee rate")
 }
 
-/// Where a channel's money goes.
-fn channel_script() -> ScriptBuf {
-    ScriptBuf::new_p2wsh(&WScriptHash::hash(b"a channel's descriptor"))
+/// A new wallet that follows the node.
+async fn follower(node: &Node<'_>) -> Result<Follower> {
+    let source = rpc(node)?;
+    source.check().await?;
+    let tip = source.tip().await?;
+    Follower::new(Arc::new(source), tip)
 }
 
-/// A wallet that follows the chain, and keeps what a store would.
-struct Follower {
-    wallet: Wallet,
-    events: Events,
-    tips: Vec<(u32, BlockHash)>,
-    changes: Vec<String>,
-    /// Heights in the order in which they left the chain.
-    undone: Vec<u32>,
-    words: Words,
-}
-
-impl Follower {
-    async fn new(node: &Node<'_>) -> Result<Self> {
-        let source = rpc(node)?;
-        source.check().await?;
-        let tip = source.tip().await?;
-        let words = Words::generate()?;
-        let wallet = Wallet::create(&words, Network::Regtest, tip)?;
-        let events = follow(Arc::new(source), Watched::default(), vec![tip], INTERVAL);
-        let (changes, undone) = (Vec::new(), Vec::new());
-        let mut follower = Self { wallet, events, tips: vec![tip], changes, undone, words };
-        follower.store()?;
-        Ok(follower)
-    }
-
-    fn store(&mut self) -> Result<()> {
-        self.changes.extend(self.wallet.take_changes()?);
-        Ok(())
-    }
-
-    /// Ends, and starts again from what was stored.
-    fn restart(&mut self, node: &Node<'_>) -> Result<()> {
-        self.wallet = Wallet::load(&self.words, Network::Regtest, &self.changes)?;
-        self.events = follow(Arc::new(rpc(node)?), Watched::default(), self.tips.clone(), INTERVAL);
-        Ok(())
-    }
-
-    async fn event(&mut self) -> Result<ChainEvent> {
-        let event = tokio::time::timeout(PATIENCE, self.events.recv()).await;
-        let event = event.context("no event")?.context("the follower ended")?;
-        match &event {
-            ChainEvent::Connected { height, block } => {
-                ensure!(self.tips.last() == Some(&(height - 1, block.header.prev_blockhash)));
-                self.tips.push((*height, block.block_hash()));
-                self.wallet.connect_block(block, *height)?;
-                self.store()?;
-            }
-            ChainEvent::Disconnected { height } => {
-                ensure!(self.tips.pop().is_some_and(|(at, _)| at == *height));
-                self.undone.push(*height);
-            }
-            ChainEvent::Synced { .. } | ChainEvent::Lost { .. } => {}
-        }
-        Ok(event)
-    }
-
-    /// Follows until the wallet is where the node is.
-    async fn reach(&mut self, node: &Node<'_>) -> Result<()> {
-        let height = node.height()?;
-        let tip = (height, node.hash_at(height)?);
-        while self.tips.last() != Some(&tip) {
-            if let ChainEvent::Lost { reason } = self.event().await? {
-                bail!("lost: {reason}");
-            }
-        }
-        Ok(())
-    }
-
-    async fn lost(&mut self) -> Result<String> {
-        loop {
-            if let ChainEvent::Lost { reason } = self.event().await? {
-                return Ok(reason);
-            }
-        }
-    }
-
-    async fn synced(&mut self) -> Result<u32> {
-        loop {
-            if let ChainEvent::Synced { height } = self.event().await? {
-                return Ok(height);
-            }
-        }
-    }
-
-    async fn receive(&mut self, node: &Node<'_>, coins: Amount) -> Result<()> {
-        let address = self.wallet.next_address();
-        self.store()?;
-        node.send(&address.to_string(), coins)?;
-        node.mine(1)?;
-        self.reach(node).await
-    }
-
-    fn fund(&mut self, value: Amount, rate: FeeRate) -> Result<Transaction, WalletError> {
-        Ok(self.wallet.pay(&channel_script(), Sum::Sat(value.to_sat()), rate, 1)?.tx)
-    }
-}
-
-/// Mines blocks that hold none of the waiting transactions.
-fn mine_empty(node: &Node<'_>, blocks: u32) -> Result<()> {
-    let address: String = node.call("getnewaddress", json!([]))?;
-    for _ in 0..blocks {
-        node.call::<Value>("generateblock", json!([address, []]))?;
-    }
+/// Ends, and starts again from what was stored.
+fn restart(follower: &mut Follower, node: &Node<'_>) -> Result<()> {
+    follower.wallet = Wallet::load(&follower.words, Network::Regtest, &follower.changes)?;
+    follower.follow(Arc::new(rpc(node)?));
     Ok(())
 }
 
@@ -165,7 +61,7 @@ fn with_node(name: &str, test: impl AsyncFnOnce(&mut Node<'_>) -> Result<()> + S
 #[test]
 fn money_that_arrives_is_spent_to_the_satoshi() -> Result<()> {
     with_node("spend", async |node| {
-        let mut follower = Follower::new(node).await?;
+        let mut follower = follower(node).await?;
         let source = rpc(node)?;
         follower.receive(node, COINS).await?;
         assert_eq!(follower.wallet.balance().confirmed, COINS);
@@ -194,7 +90,7 @@ fn money_that_arrives_is_spent_to_the_satoshi() -> Result<()> {
         assert_eq!(source.broadcast(&tx).await, Broadcast::Known);
         assert_eq!(follower.wallet.balance().confirmed, change);
         assert_eq!(follower.wallet.balance().pending, Amount::ZERO);
-        follower.restart(node)?;
+        restart(&mut follower, node)?;
         assert_eq!(follower.wallet.balance().confirmed, change);
         assert!(source.fee_rate(6).await? >= FeeRate::BROADCAST_MIN, "without an estimate");
 
@@ -209,7 +105,7 @@ fn money_that_arrives_is_spent_to_the_satoshi() -> Result<()> {
 #[test]
 fn the_words_alone_bring_the_money_back() -> Result<()> {
     with_node("words", async |node| {
-        let mut follower = Follower::new(node).await?;
+        let mut follower = follower(node).await?;
         let birthday = *follower.tips.first().context("a birthday")?;
         follower.receive(node, COINS).await?;
         let tx = follower.fund(Amount::from_sat(60_000), rate(2)?)?;
@@ -218,10 +114,8 @@ fn the_words_alone_bring_the_money_back() -> Result<()> {
         let balance = follower.wallet.balance();
         assert!(balance.confirmed > COINS);
 
-        follower.wallet = Wallet::create(&follower.words, Network::Regtest, birthday)?;
-        follower.tips = vec![birthday];
-        follower.events =
-            follow(Arc::new(rpc(node)?), Watched::default(), vec![birthday], INTERVAL);
+        follower.begin_again(birthday)?;
+        follower.follow(Arc::new(rpc(node)?));
         follower.reach(node).await?;
         assert_eq!(follower.wallet.balance(), balance);
         Ok(())
@@ -231,7 +125,7 @@ fn the_words_alone_bring_the_money_back() -> Result<()> {
 #[test]
 fn p5_what_is_below_dust_is_refused_or_goes_to_the_miners() -> Result<()> {
     with_node("dust", async |node| {
-        let mut follower = Follower::new(node).await?;
+        let mut follower = follower(node).await?;
         let rate = rate(1)?;
         let dust = channel_script().minimal_non_dust();
         follower.receive(node, COINS).await?;
@@ -258,7 +152,7 @@ fn p5_what_is_below_dust_is_refused_or_goes_to_the_miners() -> Result<()> {
 #[test]
 fn p10_money_in_blocks_that_leave_the_chain_is_taken_back_and_comes_again() -> Result<()> {
     with_node("reorg", async |node| {
-        let mut follower = Follower::new(node).await?;
+        let mut follower = follower(node).await?;
         follower.receive(node, COINS).await?;
         let received = node.height()?;
         node.mine(2)?;
@@ -266,7 +160,7 @@ fn p10_money_in_blocks_that_leave_the_chain_is_taken_back_and_comes_again() -> R
         assert_eq!(follower.wallet.balance().confirmed, COINS);
 
         node.invalidate_from(received)?;
-        mine_empty(node, 4)?;
+        node.mine_empty(4)?;
         follower.reach(node).await?;
         assert_eq!(follower.undone, [received + 2, received + 1, received]);
         assert_eq!(follower.wallet.balance().confirmed, Amount::ZERO);
@@ -277,9 +171,9 @@ fn p10_money_in_blocks_that_leave_the_chain_is_taken_back_and_comes_again() -> R
         // The same while nobody looks.
         let before = node.height()?;
         node.invalidate_from(before)?;
-        mine_empty(node, 2)?;
+        node.mine_empty(2)?;
         follower.undone.clear();
-        follower.restart(node)?;
+        restart(&mut follower, node)?;
         follower.reach(node).await?;
         assert_eq!(follower.undone, [before]);
         assert_eq!(follower.wallet.balance().confirmed, Amount::ZERO);
@@ -290,12 +184,12 @@ fn p10_money_in_blocks_that_leave_the_chain_is_taken_back_and_comes_again() -> R
 #[test]
 fn p10_a_reorganisation_below_every_block_that_is_remembered_undoes_nothing() -> Result<()> {
     with_node("deep", async |node| {
-        let mut follower = Follower::new(node).await?;
+        let mut follower = follower(node).await?;
         let (birthday, _) = *follower.tips.first().context("a birthday")?;
         node.mine(2)?;
         follower.reach(node).await?;
         node.invalidate_from(birthday)?;
-        mine_empty(node, 4)?;
+        node.mine_empty(4)?;
         let reason = follower.lost().await?;
         assert!(reason.contains("none of the last 3 blocks"), "{reason}");
         assert_eq!(follower.undone, [0; 0]);
@@ -306,7 +200,7 @@ fn p10_a_reorganisation_below_every_block_that_is_remembered_undoes_nothing() ->
 #[test]
 fn p16_a_node_that_goes_away_is_told_once_and_found_again() -> Result<()> {
     with_node("gone", async |node| {
-        let mut follower = Follower::new(node).await?;
+        let mut follower = follower(node).await?;
         let source = rpc(node)?;
         follower.receive(node, COINS).await?;
         assert_eq!(follower.synced().await?, node.height()?);

@@ -1,5 +1,7 @@
 //! Measures: overhead against doing nothing and against peers, into `target/bench`.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use clap::Args;
 
@@ -9,14 +11,17 @@ use crate::{
     shell::{self, as_root, cargo, root},
 };
 
+/// Parts that are measured with payments.
+const WITH_PAYMENTS: [&str; 3] = ["growth", "keeping", "stations"];
+
 /// Flags of `cargo xtask bench`.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     cargo xtask bench --quick\n  \
     cargo xtask bench drops forward\n  \
-    cargo xtask bench payments       into target/bench/payments.json\n\n\
-    Nothing else should run meanwhile. Parts: frames, table, payments (with stations), drops, \
-    forward, throughput.")]
+    cargo xtask bench payments       into target/bench/payments.json; minutes without --quick\n\n\
+    Nothing else should run meanwhile. Parts: frames, table, payments (with growth, keeping, \
+    stations), drops, forward, throughput.")]
 pub struct BenchArgs {
     /// Only these parts
     #[arg(value_name = "PART")]
@@ -49,9 +54,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     let mut only = [args.parts.as_slice(), &args.only].concat();
     if only.iter().any(|part| part == "payments") {
-        only.push("stations".to_owned());
+        only.extend(WITH_PAYMENTS.map(ToOwned::to_owned));
     }
-    only.dedup();
+    let mut seen = BTreeSet::new();
+    only.retain(|part| seen.insert(part.clone()));
     if !only.is_empty() {
         command.args(["--only", &only.join(",")]);
     }

@@ -5,7 +5,7 @@ use core::ptr::addr_of_mut;
 use bitmesh_common::{BOUND, Cause, EXPIRES, Pace, RATED, Rate, STRICT, StationSlot};
 
 use super::{
-    clock, clock_fine, events,
+    clock_fine, clock_of_ends, events,
     meter::{self, Direction, Place},
 };
 
@@ -23,7 +23,7 @@ pub fn check(slot: *mut StationSlot, octets: u64, sender: u32, place: Place) -> 
             addr_of_mut!((*lease).expiry).read_volatile(),
         )
     };
-    if flags & EXPIRES != 0 && clock() >= expiry {
+    if flags & EXPIRES != 0 && clock_of_ends() >= expiry {
         return Cause::Expired as u32;
     }
     if flags & BOUND != 0 && place.direction == Direction::Up && moved(slot, sender, place.port) {

@@ -16,6 +16,7 @@ use crate::{
     channel::{ChannelId, InvalidEvent, STATIONS_PER_ACCOUNT_MAX},
     dense::pack,
     few::Few,
+    fleet::LateId,
     leasing::{Change, Leases},
     ledger::Usage,
     station::Station,
@@ -102,7 +103,7 @@ struct Bought {
 #[derive(Clone, Debug, Default)]
 struct Account {
     channels: Few<ChannelId, Bought>,
-    /// Used by stations that belong to other accounts now.
+    /// Used by stations that belong to other accounts now, or at another edge and told late.
     gone: Octets,
     leases: Leases,
 }
@@ -138,6 +139,10 @@ pub struct Accounts {
     /// Those of them whose stations used something lately, or that changed: their credit may have to
     /// be shared out anew.
     active: BTreeSet<AccountId>,
+    /// What accounts are not to give out, until what was used late is settled.
+    withheld: BTreeMap<AccountId, Octets>,
+    /// What was used late and is settled.
+    late: BTreeMap<AccountId, BTreeSet<LateId>>,
 }
 
 impl Accounts {
@@ -181,6 +186,8 @@ impl Accounts {
         self.all.remove(&id);
         self.shared.remove(&id);
         self.active.remove(&id);
+        self.withheld.remove(&id);
+        self.late.remove(&id);
         for station in stations {
             self.seats.remove(&station);
             if self.usage(station) == Usage::default() {
@@ -247,6 +254,45 @@ impl Accounts {
         Ok(())
     }
 
+    /// A channel's account pays for what a station used late: once.
+    pub fn used_late(
+        &mut self,
+        channel: &ChannelId,
+        late: LateId,
+        octets: Octets,
+    ) -> Result<(), InvalidEvent> {
+        let id = self.of_channel(channel).ok_or(InvalidEvent("no such account"))?;
+        if !self.late.entry(id).or_default().insert(late) {
+            return Err(InvalidEvent("what was used late is settled already"));
+        }
+        if let Some(account) = self.all.get_mut(&id) {
+            account.gone = account.gone.saturating_add(octets);
+        }
+        self.rouse(id);
+        Ok(())
+    }
+
+    /// Whether what was used late is settled.
+    pub fn is_settled(&self, id: AccountId, late: LateId) -> bool {
+        self.late.get(&id).is_some_and(|known| known.contains(&late))
+    }
+
+    /// So much of what an account bought is not to be given out; 0 ends that.
+    pub fn withhold(&mut self, id: AccountId, octets: Octets) {
+        if octets > Octets(0) {
+            self.withheld.insert(id, octets);
+        } else {
+            self.withheld.remove(&id);
+        }
+    }
+
+    /// Octets that an account has and that no station holds; `None` while some are being reclaimed.
+    pub fn spare(&self, id: AccountId) -> Option<Octets> {
+        let Some(account) = self.all.get(&id) else { return Some(Octets(0)) };
+        let spare = account.total().saturating_sub(account.leases.spoken_for());
+        (!account.leases.is_reclaiming()).then_some(spare)
+    }
+
     /// Takes in the accounts of another edge: none of them may be here, and nothing of theirs in force.
     pub(crate) fn absorb(&mut self, other: Self) {
         let seated: BTreeSet<_> = other.seats.keys().copied().collect();
@@ -255,6 +301,7 @@ impl Accounts {
         self.later.extend(other.later);
         self.shared.extend(other.shared);
         self.active.extend(other.active);
+        self.late.extend(other.late);
         // Of those that have left these accounts others know.
         let own = other.usage.into_iter().filter(|(station, _)| seated.contains(station));
         for (station, usage) in own {
@@ -272,6 +319,8 @@ impl Accounts {
         let Some(account) = self.all.remove(&id) else { return Default::default() };
         self.shared.remove(&id);
         self.active.remove(&id);
+        self.withheld.remove(&id);
+        self.late.remove(&id);
         let channels: Vec<_> = account.channels.keys().copied().collect();
         for channel in &channels {
             self.later.remove(channel);
@@ -320,8 +369,8 @@ impl Accounts {
     /// Decides what changes for one account.
     pub fn share(&mut self, id: AccountId) -> Vec<Change> {
         let Some(account) = self.all.get_mut(&id) else { return Vec::new() };
-        let total = account.total();
-        account.leases.share(total)
+        let withheld = self.withheld.get(&id).copied().unwrap_or_default();
+        account.leases.share(account.total().saturating_sub(withheld))
     }
 
     /// All counters were just read: decides what changes for accounts of several stations.
@@ -487,6 +536,11 @@ impl Accounts {
     pub fn seated(&self) -> impl Iterator<Item = (Station, AccountId)> + '_ {
         let bound = self.seats.iter().filter(|(_, seat)| seat.bound);
         bound.map(|(station, seat)| (*station, seat.account))
+    }
+
+    /// Stations that have a place at an account, and which; also those that are not paid for any more.
+    pub fn seats(&self) -> impl Iterator<Item = (Station, AccountId)> + '_ {
+        self.seats.iter().map(|(station, seat)| (*station, seat.account))
     }
 
     /// A station's lifetime counters.

@@ -1,12 +1,17 @@
 //! What an operator has to know before it costs money: the chain is not seen while a deadline
-//! nears, or a settlement is late.
+//! nears, a settlement is late, or an edge of the fleet is silent.
+
+use std::time::Duration;
 
 use bitcoin::Amount;
 use serde::{Deserialize, Serialize};
 
-use crate::channel::{
-    CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, CLAIM_URGENT_BLOCKS, ChannelId, ChannelStatus,
-    ProviderChannel, blocks_left,
+use crate::{
+    channel::{
+        CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, CLAIM_URGENT_BLOCKS, ChannelId, ChannelStatus,
+        ProviderChannel, blocks_left,
+    },
+    fleet::{EdgeNumber, Hold},
 };
 
 /// Blocks before the margin at which a chain that is not seen becomes an emergency: a day to repair
@@ -53,6 +58,83 @@ pub enum Kind {
         /// Which channel.
         channel: ChannelId,
     },
+    /// Another edge of the fleet gives no sign of life.
+    EdgeSilent {
+        /// Which.
+        edge: EdgeNumber,
+    },
+    /// This edge's own signs of life come late.
+    BeatLate,
+}
+
+/// What is seen of an edge of the fleet.
+#[derive(Clone, Copy, Debug)]
+pub struct EdgeSight<'a> {
+    /// Which.
+    pub edge: EdgeNumber,
+    /// Its name.
+    pub name: &'a str,
+    /// How long it holds its accounts without a sign of life.
+    pub hold: Hold,
+    /// For how long it has given none.
+    pub silent: Duration,
+    /// Accounts that it has.
+    pub accounts: u64,
+    /// Whether it was taken over since.
+    pub taken_over: bool,
+}
+
+/// Of its hold time, what an edge may be silent for before that is told.
+const SILENT_DIVISOR: u32 = 2;
+/// The same, of this edge itself: it is told earlier, since it is here that something can be done.
+const LATE_DIVISOR: u32 = 4;
+
+/// Whether a sign of life came so long after the one before that something holds it up.
+pub fn is_late(hold: Hold, since_last: Duration) -> bool {
+    since_last >= hold.get() / LATE_DIVISOR
+}
+
+/// What is wrong with a fleet, by its own edge's last sign of life and what is seen of the others. Who
+/// is silent, has no account and was not taken over while this edge looked is gone for good.
+pub fn of_fleet<'a>(
+    hold: Hold,
+    since_last: Duration,
+    others: impl Iterator<Item = EdgeSight<'a>>,
+) -> Vec<Alarm> {
+    let mut alarms: Vec<_> = others.filter_map(of_edge).collect();
+    if is_late(hold, since_last) {
+        let message = format!(
+            "this edge gave its last sign of life {} ago; after {} it grants nothing, and others take its \
+             accounts over. Look at its database and the way there",
+            time(since_last.as_secs()),
+            time(hold.granting().as_secs())
+        );
+        alarms.push(Alarm { kind: Kind::BeatLate, level: Level::Error, message });
+    }
+    alarms
+}
+
+fn of_edge(edge: EdgeSight<'_>) -> Option<Alarm> {
+    let at_stake = edge.accounts > 0 || edge.taken_over;
+    if edge.silent < edge.hold.get() / SILENT_DIVISOR || !at_stake {
+        return None;
+    }
+    let meanwhile = if edge.taken_over {
+        "its accounts are at other edges, and what its stations used last is debited when it is back"
+            .to_owned()
+    } else {
+        let waiting = time(edge.hold.waiting().as_secs());
+        format!("after {waiting} other edges take its {} accounts over", edge.accounts)
+    };
+    let message = format!(
+        "edge {} (number {}) has given no sign of life for {}: {meanwhile}. Look whether it runs and \
+         reaches its database",
+        edge.name,
+        edge.edge,
+        time(edge.silent.as_secs())
+    );
+    let kind = Kind::EdgeSilent { edge: edge.edge };
+    Some(Alarm { kind, level: Level::Warning, message })
 }
 
 /// Something to be told to the operator.
@@ -271,6 +353,32 @@ mod tests {
         let both = of(&channel, lost(done, 60));
         assert_eq!(both.len(), 2);
         assert!(both.iter().all(|(_, level)| *level == Level::Error));
+    }
+
+    #[test]
+    fn an_edge_that_is_silent_is_told_as_long_as_something_depends_on_it() {
+        let (hold, edge) = (Hold::default(), EdgeNumber::new(2).unwrap());
+        let sight = |silent, accounts, taken_over| {
+            let silent = Duration::from_millis(silent);
+            let sight = EdgeSight { edge, name: "two", hold, silent, accounts, taken_over };
+            let told = of_fleet(hold, Duration::ZERO, std::iter::once(sight));
+            told.into_iter().map(|alarm| (alarm.kind, alarm.message)).next()
+        };
+        assert_eq!(sight(14_999, 5, false), None);
+        let (kind, message) = sight(15_000, 5, false).unwrap();
+        assert_eq!(kind, Kind::EdgeSilent { edge });
+        assert!(message.contains("its 5 accounts"), "{message}");
+        assert!(sight(90_000, 0, true).unwrap().1.contains("is debited when it is back"));
+        assert_eq!(sight(90_000, 0, false), None, "gone for good");
+    }
+
+    #[test]
+    fn an_edges_own_sign_of_life_that_is_late_is_told_before_it_may_not_grant() {
+        let hold = Hold::default();
+        let at = |millis| of_fleet(hold, Duration::from_millis(millis), std::iter::empty());
+        assert_eq!(at(7_499), []);
+        assert_eq!(at(7_500)[0].kind, Kind::BeatLate);
+        assert!(Duration::from_millis(7_500) < hold.granting());
     }
 
     #[test]

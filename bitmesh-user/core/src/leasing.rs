@@ -249,6 +249,11 @@ impl Leases {
         self.0.values().all(|holding| holding.held() == 0 && holding.reclaiming.is_none())
     }
 
+    /// Whether a lower limit is on its way to some station.
+    pub fn is_reclaiming(&self) -> bool {
+        self.0.values().any(|holding| holding.reclaiming.is_some())
+    }
+
     /// Whether there is more than one station that could have a lease.
     pub fn several(&self) -> bool {
         self.0.values().filter(|holding| !holding.leaving || holding.held() > 0).nth(1).is_some()

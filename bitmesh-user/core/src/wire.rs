@@ -206,7 +206,8 @@ pub struct AccountReport {
     pub credit_octets: Octets,
     /// What the station used of the account's.
     pub usage: Usage,
-    /// What others used of the account's, stations that have left included.
+    /// What others used of the account's: stations that have left included, and what this one used at an edge
+    /// that was taken over.
     #[serde(default)]
     pub others_octets: Octets,
     /// Stations that may use the credit.

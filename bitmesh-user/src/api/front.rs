@@ -22,7 +22,7 @@ use super::{
     ApiError, Ask, Body, Envelope, Pay, Proof, Reply,
     checks::{Checks, Verdict},
 };
-use crate::telemetry::Life;
+use crate::{store::Kept, telemetry::Life};
 
 /// How long a turn of the loop may take, a commit above all, before requests are refused and not made
 /// to wait.
@@ -84,8 +84,9 @@ impl Doing {
 /// The store at a glance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Which kind it is.
-    pub engine: String,
+    /// What keeps the ledger.
+    #[serde(flatten)]
+    pub kept: Kept,
     /// Whether it works.
     pub state: StoreState,
     /// Since when it is in that state, in seconds since 1970.
@@ -118,8 +119,8 @@ pub struct Front {
 
 impl Front {
     /// Of a loop that takes what is put into `mailbox`; `now` is in seconds since 1970.
-    pub fn new(mailbox: mpsc::Sender<Envelope>, engine: &str, now: u64) -> Arc<Self> {
-        let store = StoreStatus { engine: engine.to_owned(), since: now, ..StoreStatus::default() };
+    pub fn new(mailbox: mpsc::Sender<Envelope>, now: u64) -> Arc<Self> {
+        let store = StoreStatus { since: now, ..StoreStatus::default() };
         Arc::new(Self {
             mailbox,
             checks: Checks::default(),
@@ -251,6 +252,11 @@ impl Front {
         store.error = Some(error.to_owned());
     }
 
+    /// What keeps the ledger from now on.
+    pub fn kept(&self, kept: Kept) {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).kept = kept;
+    }
+
     /// The store works; `now` is in seconds since 1970.
     pub fn works(&self, now: u64) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
@@ -345,7 +351,7 @@ mod tests {
 
     fn front() -> (Arc<Front>, mpsc::Receiver<Envelope>) {
         let (requests, mailbox) = mpsc::channel(4);
-        (Front::new(requests, "none", 5), mailbox)
+        (Front::new(requests, 5), mailbox)
     }
 
     #[tokio::test]

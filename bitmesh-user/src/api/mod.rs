@@ -307,7 +307,7 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let status = StatusCode::from_u16(refusal.status());
         let retry_after = match &refusal {
-            Refusal::Moving | Refusal::TableFull => Some(BUSY_RETRY),
+            Refusal::Moving | Refusal::Underway | Refusal::TableFull => Some(BUSY_RETRY),
             Refusal::ChainLost | Refusal::TooManyUnfunded => Some(CHAIN_RETRY),
             Refusal::Funding(FundingError::Waiting | FundingError::TooMany) => Some(FUNDING_RETRY),
             _ => None,

@@ -103,7 +103,9 @@ async fn metrics(State(ops): State<Ops>) -> Response {
 
 async fn health(State(ops): State<Ops>) -> Response {
     let (figures, fresh) = ops.figures().await;
-    let health = Health::judge(figures.filter(|_| fresh).as_ref());
+    // A store that does not work is why they are older, and is told with them.
+    let is_told = fresh || ops.front.store().state != StoreState::Working;
+    let health = Health::judge(figures.filter(|_| is_told).as_ref());
     let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
 }
@@ -175,5 +177,27 @@ pub async fn serve_ops(listener: TcpListener, ops: Ops) {
             debug!(?ended, "a connection for metrics ended");
             drop(place);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn while_the_store_fails_health_says_why_and_not_that_the_loop_is_silent() {
+        let (requests, _mailbox) = mpsc::channel(4);
+        let front = Front::new(requests, "none", 5);
+        front.keep_status(json!({}));
+        front.failed("the disk is full", 7);
+        let answer = health(State(Ops::new(front))).await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let body = axum::body::to_bytes(answer.into_body(), 4_096).await.unwrap();
+        let health: Health = serde_json::from_slice(&body).unwrap();
+        let says = |what: &str| health.failures.iter().any(|failure| failure.contains(what));
+        assert!(says("the disk is full") && !says("does not answer"), "{health:?}");
     }
 }

@@ -11,7 +11,7 @@ const ID: &str = "01010101010101010101010101010101010101010101010101010101010101
 /// Sends a request of a station to the routes with nobody at the other end of the mailbox.
 async fn send(method: &str, path: &str, body: Body, station: bool) -> (StatusCode, ErrorBody) {
     let (mailbox, _kept) = mpsc::channel(1);
-    let front = Front::new(mailbox.clone(), "none", 0);
+    let front = Front::new(mailbox.clone(), 0);
     mailbox.try_send(Envelope { ask: Ask::Offer, reply: oneshot::channel().0 }).unwrap();
     let mut request = Request::builder().method(method).uri(path).body(body).unwrap();
     let station = station.then(|| "02:00:00:00:00:01".parse().unwrap());
@@ -75,6 +75,15 @@ async fn a_page_of_another_site_binds_nobody() {
     let stations = format!("/v1/channels/{ID}/stations");
     let (status, error) = send("POST", &stations, Body::from("{}"), true).await;
     assert_eq!((status.as_u16(), error.error.as_str()), (415, "content-type"));
+}
+
+#[test]
+fn who_is_told_to_try_again_is_told_when() {
+    for refusal in [Refusal::Underway, Refusal::Moving, Refusal::TableFull, Refusal::ChainLost] {
+        let error = ApiError::from(refusal);
+        assert_eq!(error.status, StatusCode::SERVICE_UNAVAILABLE, "{error:?}");
+        assert!(error.retry_after.is_some(), "{error:?}");
+    }
 }
 
 #[test]

@@ -160,7 +160,12 @@ impl Group {
         if met {
             return;
         }
-        let missed = format!("missed by {:.0} %", missed * 100.0);
+        // Of what must not be at all there is no part.
+        let missed = if missed.is_finite() {
+            format!("missed by {:.0} %", missed * 100.0)
+        } else {
+            "missed".to_owned()
+        };
         let note = match (measure.reference, self.better) {
             // Rates hide what is added; the time a frame shows it.
             (Some(reference), Better::Higher) if self.unit == "frames/s" => {
@@ -214,6 +219,15 @@ mod tests {
         least.better = Better::Higher;
         let least = least.compare("ours", "theirs", Some(Target::RatioAtLeast(0.75)));
         assert_eq!(least.note.unwrap(), "missed by 33 %: 500 ns a frame against 250");
+    }
+
+    #[test]
+    fn what_must_not_be_at_all_is_missed_by_no_part() {
+        let none = Some(Target::AtMost(0.0));
+        let one = group("frames", &[1.0], &[1.0]).alone("ours", none);
+        assert_eq!((one.met, one.note.as_deref()), (Some(false), Some("missed")));
+        let nothing = group("frames", &[0.0], &[1.0]).alone("ours", none);
+        assert_eq!((nothing.met, nothing.note), (Some(true), None));
     }
 
     #[test]

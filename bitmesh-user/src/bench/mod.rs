@@ -8,6 +8,7 @@ mod local;
 mod measure;
 mod payments;
 mod show;
+mod terms;
 
 use anyhow::{Context as _, Result};
 
@@ -16,6 +17,7 @@ pub use self::{
     measure::{Measure, Spread, Target},
     payments::payments,
     show::{figure, grouped, table},
+    terms::terms,
 };
 
 /// Something that can be measured again and again.

@@ -5,24 +5,23 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context as _, Result, ensure};
 use bitmesh_core::{
     bitcoin::{
-        Amount, Network, OutPoint, ScriptBuf, Transaction, TxOut, WPubkeyHash,
+        Amount, OutPoint, Transaction, TxOut,
         absolute::LockTime,
-        hashes::Hash as _,
         secp256k1::{All, Keypair, Message, Secp256k1, SecretKey, ecdsa::Signature},
         transaction::Version,
     },
     channel::{
-        ChannelParams, Funding, PROTOCOL_VERSION, ProviderChannel, ProviderEvent,
-        SubscriberChannel, SubscriberEvent, funding_outpoint, payment_sighash,
+        ChannelParams, Funding, ProviderChannel, ProviderEvent, SubscriberChannel, SubscriberEvent,
+        funding_outpoint, payment_sighash,
     },
     ledger::Usage,
-    offer::OfferId,
-    pricing::Schedule,
     station::Station,
-    units::Octets,
 };
 
-use super::{Better, Contender, Group, Measure, Scale, Target};
+use super::{
+    Better, Contender, Group, Measure, Scale, Target,
+    terms::{CAPACITY, terms},
+};
 
 /// Payments that one figure is the mean of.
 const PAYMENTS: u32 = 2_000;
@@ -31,7 +30,6 @@ const VERIFY_RATIO: f64 = 1.25;
 /// The same of one that is decided and signed.
 const SIGN_RATIO: f64 = 1.5;
 
-const CAPACITY: Amount = Amount::from_sat(1_000_000);
 const HEIGHT: u32 = 100;
 const EXPIRY: u32 = 2_000;
 
@@ -51,20 +49,7 @@ impl Bench {
             Ok(Keypair::from_secret_key(&secp, &SecretKey::from_slice(&[octet; 32])?))
         };
         let (subscriber, seller) = (key(1)?, key(2)?);
-        let params = ChannelParams {
-            version: PROTOCOL_VERSION,
-            network: Network::Regtest,
-            offer: "00".repeat(32).parse::<OfferId>()?,
-            subscriber: subscriber.public_key().into(),
-            provider: seller.public_key().into(),
-            expiry_height: EXPIRY,
-            capacity: CAPACITY,
-            remainder_script: ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros()),
-            schedule: Schedule::flat(1_000),
-            confirmations: 1,
-            tick_max: Octets(8 << 20),
-            unconfirmed_max: Amount::ZERO,
-        };
+        let params = terms(subscriber.public_key(), seller.public_key(), EXPIRY);
         let output = TxOut { value: CAPACITY, script_pubkey: params.funding_script() };
         let tx = Transaction {
             version: Version::TWO,

@@ -3,6 +3,7 @@
 
 mod bench;
 mod channels;
+mod moving;
 mod service;
 mod show;
 mod store;
@@ -102,10 +103,11 @@ enum Command {
             bitmesh wallet address --amount 50000\n  bitmesh wallet send bc1q... 20000"
     )]
     Wallet(Box<wallet::WalletArgs>),
-    /// The ledger: check it, copy it, put a copy back
+    /// The ledger: check it, copy it, put a copy back, take it into a fleet
     #[command(after_help = "Examples:\n  bitmesh store check\n  \
         bitmesh store backup /mnt/usb/ledger-monday\n  \
-        bitmesh store restore /mnt/usb/ledger-monday")]
+        bitmesh store restore /mnt/usb/ledger-monday\n  \
+        bitmesh store move --store postgres://bitmesh@db1/fleet")]
     Store(store::StoreArgs),
     /// What may be spent (subscriber); without --add or --set, shows it
     #[command(after_help = "Example:\n  bitmesh budget --add 5000")]

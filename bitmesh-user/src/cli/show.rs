@@ -25,6 +25,7 @@ use crate::{
     runloop::status::{
         ChainStatus, FleetStatus, GuardStatus, ProviderStatus, Status, SubscriberStatus,
     },
+    store::Kept,
     terminal::table,
 };
 
@@ -314,6 +315,9 @@ fn provider(status: &ProviderStatus) -> String {
     });
     let alarms = alarms.collect::<String>();
     let mut text = format!("{alarms}{}\n\n{hooks}\n{guard}\n\n{causes}\n\n{events}", facts(&rows));
+    if let Some(status) = &status.fleet {
+        let _ = write!(text, "\n\n{}", edges(status));
+    }
     for moved in &status.events.moved {
         let address = moved.ipv4.map_or_else(String::new, |ipv4| format!(" with {ipv4}"));
         let _ = write!(text, "\n! {} was seen on port {}{address}", moved.station, moved.port);
@@ -325,16 +329,21 @@ fn provider(status: &ProviderStatus) -> String {
 fn store(status: &StoreStatus) -> String {
     let why = status.error.as_deref().unwrap_or("no reason known");
     let since = ago(status.since);
-    match status.state {
+    let Kept { engine, version, place, warnings } = &status.kept;
+    let kept = format!("{engine} {version} at {place}");
+    let mut text = match status.state {
         StoreState::Working => {
-            format!("{}, slowest commit {} ms", status.engine, grouped(status.slowest_commit_ms))
+            format!("{kept}, slowest commit {} ms", grouped(status.slowest_commit_ms))
         }
-        StoreState::Slow => format!("{}: SLOW: {why}", status.engine),
-        StoreState::Failed => format!(
-            "{}: FAILED {since}: {why}; no payments are taken, credit stays good",
-            status.engine
-        ),
+        StoreState::Slow => format!("{kept}: SLOW: {why}"),
+        StoreState::Failed => {
+            format!("{kept}: FAILED {since}: {why}; no payments are taken, credit stays good")
+        }
+    };
+    for warning in warnings {
+        let _ = write!(text, "\nwarning: {warning}");
     }
+    text
 }
 
 /// An edge among others.
@@ -354,15 +363,30 @@ fn fleet(status: &FleetStatus) -> String {
         let lost = grouped(status.accounts_lost);
         let _ = write!(text, "; {lost} ACCOUNTS CAN'T COME: the log says why");
     }
-    for other in &status.others {
-        let state = match (other.taken_over, other.silent_ms / 1_000) {
-            (true, _) => "silent, taken over".to_owned(),
-            (false, 0..3) => "alive".to_owned(),
-            (false, seconds) => format!("SILENT for {} s", grouped(seconds)),
-        };
-        let _ = write!(text, "; edge {} {state}", other.name);
+    if status.late_settled_octets.0 > 0 || status.late_lost_octets.0 > 0 {
+        let (settled, lost) = (status.late_settled_octets, status.late_lost_octets);
+        let _ = write!(text, "; {settled} used at edges that were taken over debited, {lost} lost");
+    }
+    if status.beats_late > 0 {
+        let _ = write!(text, "; {} signs of life came late", grouped(status.beats_late));
     }
     text
+}
+
+/// Every edge of a fleet.
+fn edges(status: &FleetStatus) -> Table {
+    let mut edges = table(&["number", "edge", "last sign of life", "accounts"]);
+    let row = |number: u16, name: &str, silent_ms: u64, state: &str, accounts: u64| {
+        let silent = format!("{} ms ago{state}", grouped(silent_ms));
+        [number.to_string(), name.to_owned(), silent, grouped(accounts)]
+    };
+    let (own, silent) = (", this one", status.silent_ms);
+    edges.add_row(row(status.number, &status.edge, silent, own, status.accounts));
+    for other in &status.others {
+        let state = if other.taken_over { ", TAKEN OVER" } else { "" };
+        edges.add_row(row(other.number, &other.name, other.silent_ms, state, other.accounts));
+    }
+    edges
 }
 
 /// How long ago it was.

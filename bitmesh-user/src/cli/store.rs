@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use super::{
+    moving::MoveArgs,
     print,
     show::{facts, sat},
     wallet::Place,
@@ -18,8 +19,9 @@ use super::{
 use crate::{
     api::value,
     bench::grouped,
-    runloop::{Audit, audit},
-    store::{self, Look, Restore, Restored, StoreRole},
+    config::FleetArgs,
+    runloop::{Audit, audit, unlock},
+    store::{self, Look, Restore, Restored, StoreError, StoreRole},
 };
 
 #[derive(Args, Clone, Debug)]
@@ -65,14 +67,30 @@ enum StoreCommand {
             bitmesh store restore --older /mnt/usb/ledger-sunday"
     )]
     Restore(RestoreArgs),
+    /// Take this box's ledger into a fleet's database
+    #[command(
+        long_about = "Makes this box an edge of a fleet: everything in its ledger goes into the database \
+            that --store names, with what every account, channel and station has. The daemon must not \
+            run. Everything is checked first, written in one transaction, read back and compared before it \
+            is committed; the file is kept under another name. Stopped at any step, the same \
+            command goes on. The database's edges, if there are some, have to have this box's seed; one \
+            lone box can move into a fleet.",
+        after_help = "Examples:\n  bitmesh store move --role sell --store postgres://bitmesh@db1,db2/fleet --dry-run\n  \
+            bitmesh store move --role sell --store postgres://bitmesh@db1,db2/fleet --edge tower-1 \\\n    \
+            --store-password-file /etc/bitmesh/store-password"
+    )]
+    Move(Box<MoveArgs>),
     /// Go on from the ledger that is there, although it is an older copy
     #[command(
         long_about = "A daemon refuses to start on a ledger that is older than what it wrote last: \
             payments are missing from it. Where the newest is lost for good, this goes on from what \
-            is there. What was paid since is forgotten, as `bitmesh store restore --help` says.",
-        after_help = "Example:\n  bitmesh store accept --role sell"
+            is there. What was paid since is forgotten, as `bitmesh store restore --help` says. With --store, \
+            an edge of a fleet goes on with the server that is named, although it lacks what was \
+            acknowledged, or is of another cluster than before.",
+        after_help = "Examples:\n  bitmesh store accept --role sell\n  \
+            bitmesh store accept --role sell --config /etc/bitmesh/sell.toml"
     )]
-    Accept(AcceptArgs),
+    Accept(Box<AcceptArgs>),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -106,6 +124,8 @@ struct RestoreArgs {
 #[derive(Args, Clone, Debug)]
 struct AcceptArgs {
     #[command(flatten)]
+    fleet: FleetArgs,
+    #[command(flatten)]
     place: Place,
 }
 
@@ -115,6 +135,7 @@ impl StoreArgs {
             StoreCommand::Check(args) => args.run().await,
             StoreCommand::Backup(args) => args.run().await,
             StoreCommand::Restore(args) => args.run().await,
+            StoreCommand::Move(args) => Box::pin(args.run()).await,
             StoreCommand::Accept(args) => args.run().await,
         }
     }
@@ -163,7 +184,18 @@ impl RestoreArgs {
 
 impl AcceptArgs {
     async fn run(self) -> Result<()> {
-        let commits = store::accept(&self.place.ledger().await?).await?;
+        let ledger = self.place.ledger().await?;
+        let commits = match self.fleet.with_file(self.place.config())?.resolve()? {
+            Some(fleet) => {
+                let common = self.place.provider().await?;
+                let seed = unlock(&common)?;
+                store::accept_server(&fleet.ledger(&common, &seed), common.network).await?
+            }
+            None if store::is_of_fleet(&ledger.directory) => {
+                return Err(StoreError::OfFleet(ledger.directory).into());
+            }
+            None => store::accept(&ledger).await?,
+        };
         let restored = Restored { commits, aside: None };
         print(self.place.json, &value(&restored), &restored, told)
     }
@@ -192,7 +224,7 @@ async fn audited(mut look: Look) -> Result<(Look, Audit)> {
     Ok((look, audited?))
 }
 
-fn spinner() -> ProgressBar {
+pub(super) fn spinner() -> ProgressBar {
     let bar = ProgressBar::new_spinner();
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());

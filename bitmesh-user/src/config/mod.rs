@@ -1,6 +1,7 @@
 //! Settings: flags, and a TOML file with the same names. A flag wins over the file.
 
 mod buy;
+mod fleet;
 mod sell;
 
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ use crate::{
 
 pub use self::{
     buy::{BuyArgs, BuyConfig},
-    sell::{BindArg, FleetConfig, Reread, SellArgs, SellConfig, UploadHookArg},
+    fleet::{FleetArgs, FleetConfig},
+    sell::{BindArg, Reread, SellArgs, SellConfig, UploadHookArg},
 };
 
 /// Port of the payment API unless another is set.
@@ -333,6 +335,7 @@ const KNOWN: &[&str] = &[
     "speed_down",
     "speed_up",
     "store",
+    "store_password_file",
     "table_slots",
     "tick_max",
     "unconfirmed_credit",

@@ -2,9 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     net::{Ipv4Addr, SocketAddr},
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -12,7 +10,6 @@ use bitcoin::Amount;
 use bitmesh_core::{
     bitcoin,
     channel::{CAPACITY_MIN, LIFETIME_MAX_BLOCKS, LIFETIME_MIN_BLOCKS},
-    fleet::{HOLD_DEFAULT, HOLD_MAX, HOLD_MIN, Hold},
     offer::Terms,
     pricing::Schedule,
     units::Octets,
@@ -21,12 +18,14 @@ use clap::{Args, ValueEnum};
 use nix::unistd::Group;
 use serde::{Deserialize, Serialize};
 
-use super::{API_PORT, ChainArg, Common, CommonArgs, SourceConfig, instance, merge};
+use super::{
+    API_PORT, ChainArg, Common, CommonArgs, FleetArgs, FleetConfig, SourceConfig, instance, merge,
+};
 use crate::{
     dataplane::{self, UploadHook},
-    store::{Address, Fleet, Place},
+    store::Place,
     telemetry,
-    wallet::{self, Seed},
+    wallet::Seed,
 };
 
 /// Price unless another is set, in msat per MiB.
@@ -35,10 +34,6 @@ const PRICE_MSAT_PER_MIB: u64 = 500;
 const TABLE_SLOTS: u32 = 65_536;
 /// Most that subscribers are asked to pay ahead, in octets.
 const TICK_MAX_OCTETS: u64 = 8 << 20;
-/// Where the host's name is.
-const HOST_NAME: &str = "/proc/sys/kernel/hostname";
-/// Longest name of an edge.
-const EDGE_NAME_MAX: usize = 64;
 /// Highest speed of a station, in Mbit/s.
 const SPEED_MBIT_MAX: u64 = 100_000;
 
@@ -173,26 +168,15 @@ pub struct SellArgs {
     #[arg(long, value_name = "ADDR:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
-    /// PostgreSQL database that the edges of a fleet share, as `postgres://USER@HOST/DATABASE`; several
-    /// hosts with commas between: the one that takes writes is used. The password is read from
-    /// ~/.pgpass or PGPASSFILE. All edges have one seed [default: a file, for one box]
-    #[arg(long, value_name = "URL", env = "BITMESH_STORE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub store: Option<String>,
-    /// This edge's name in its fleet, which no other has [default: the host's name]
-    #[arg(long, value_name = "NAME", requires = "store")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub edge: Option<String>,
-    /// Seconds after which other edges take over from one that is silent; it stops a little earlier
-    /// [default: 30]
-    #[arg(long, value_name = "SECONDS", requires = "store")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hold: Option<u64>,
     /// Take programs, maps and enforcement off the ports and exit. Nothing is metered or blocked
     /// from then on
     #[arg(long)]
     #[serde(skip)]
     pub detach: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub fleet: FleetArgs,
     #[command(flatten)]
     #[serde(flatten)]
     #[allow(missing_docs)]
@@ -244,22 +228,12 @@ pub struct SellConfig {
     pub fleet: Option<FleetConfig>,
 }
 
-/// An edge of a fleet.
-#[derive(Clone, Debug)]
-pub struct FleetConfig {
-    /// The database.
-    pub address: Address,
-    /// The edge's name.
-    pub edge: String,
-    /// For how long it holds accounts without a sign of life.
-    pub hold: Hold,
-}
-
 impl SellArgs {
     /// Reads the file, if one is named, and checks everything.
     pub fn resolve(self) -> Result<SellConfig> {
-        let config = self.judge()?;
+        let mut config = self.judge()?;
         config.settings.common.clone().resolve("sell")?;
+        config.fleet = config.settings.fleet.resolve()?;
         Ok(config)
     }
 
@@ -299,7 +273,7 @@ impl SellArgs {
                  elsewhere, and the light client sees blocks alone: name your node with --node"
             );
         }
-        let fleet = fleet(args.store, args.edge, args.hold)?;
+        let fleet = args.fleet.judge()?;
         if fleet.is_some() && matches!(common.source, SourceConfig::Light { .. }) {
             bail!(
                 "--store takes a source that gives every block whole, since accounts come with \
@@ -402,13 +376,10 @@ impl SellConfig {
 
     /// Where the ledger is.
     pub fn ledger(&self, seed: &Seed) -> Place {
-        let fleet = self.fleet.as_ref().map(|fleet| Fleet {
-            address: fleet.address.clone(),
-            edge: fleet.edge.clone(),
-            hold: fleet.hold.get(),
-            seed: wallet::fingerprint(seed.words(), self.common.network).to_string(),
-        });
-        Place { fleet, ..self.common.ledger() }
+        match &self.fleet {
+            Some(fleet) => fleet.ledger(&self.common, seed),
+            None => self.common.ledger(),
+        }
     }
 
     /// Terms of a station's lease: the port that it was first seen on, the address that it opened a
@@ -434,41 +405,6 @@ fn group(name: &str) -> Result<u32> {
         )
     })?;
     Ok(group.gid.as_raw())
-}
-
-fn fleet(
-    store: Option<String>,
-    edge: Option<String>,
-    hold: Option<u64>,
-) -> Result<Option<FleetConfig>> {
-    let Some(store) = store else {
-        if edge.is_some() || hold.is_some() {
-            bail!("--edge and --hold are of a fleet: name its database with --store");
-        }
-        return Ok(None);
-    };
-    let address = store.parse().context("--store")?;
-    let edge = match edge {
-        Some(edge) => edge,
-        None => fs::read_to_string(HOST_NAME).unwrap_or_default().trim().to_owned(),
-    };
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-    if edge.is_empty() || edge.len() > EDGE_NAME_MAX || !edge.bytes().all(fits) {
-        bail!(
-            "{edge:?} is no name for an edge: give one with --edge, of up to {EDGE_NAME_MAX} letters, \
-             digits, dots and dashes"
-        );
-    }
-    let seconds = hold.map_or(HOLD_DEFAULT, Duration::from_secs);
-    let Some(hold) = Hold::new(seconds) else {
-        bail!(
-            "--hold {}: take {} to {} seconds",
-            seconds.as_secs(),
-            HOLD_MIN.as_secs(),
-            HOLD_MAX.as_secs()
-        );
-    };
-    Ok(Some(FleetConfig { address, edge, hold }))
 }
 
 /// Mbit/s as octets per second.

@@ -54,7 +54,7 @@ pub use self::{
     ports::{Master, Named, Port, XdpProgram},
     survey::{TcProgram, check_together, tc_programs, try_programs},
     table::Sight,
-    terms::Terms,
+    terms::{Terms, since_boot},
     watch::{Change, Watch},
     workbench::{Workbench, frame_cost},
 };
@@ -320,7 +320,7 @@ impl Dataplane {
 
     /// Sets until when, how fast and from where a station may use what it bought.
     pub fn set_terms(&mut self, key: StationKey, terms: &Terms) -> Result<(), DataplaneError> {
-        self.loaded.table.set_terms(key, terms, Instant::now())
+        self.loaded.table.set_terms(key, terms)
     }
 
     /// Sets the octets of credit below which the kernel tells.

@@ -127,7 +127,7 @@ impl Table {
         self.store_counts(slot, BASE_UP, base_up);
         self.store_counts(slot, BASE_DOWN, base_down);
         self.store(slot, LOW, 0, Ordering::Relaxed);
-        self.store_terms(slot, &Terms::default(), now);
+        self.store_terms(slot, &Terms::default());
         self.store(slot, LIMIT, limit(bought, base_up, base_down), Ordering::Relaxed);
         self.store(slot, KEY, key.raw(), Ordering::Release);
         self.resting.remove(&slot);
@@ -175,13 +175,12 @@ impl Table {
         &mut self,
         key: StationKey,
         terms: &Terms,
-        now: Instant,
     ) -> Result<(), DataplaneError> {
         let slot = *self.places.get(&key).ok_or(DataplaneError::NotThere { key })?;
         if let Some(low) = terms.low {
             self.store(slot, LOW, low, Ordering::Relaxed);
         }
-        self.store_terms(slot, terms, now);
+        self.store_terms(slot, terms);
         Ok(())
     }
 
@@ -348,10 +347,8 @@ impl Table {
         }
     }
 
-    fn store_terms(&self, slot: u32, terms: &Terms, now: Instant) {
-        let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let monotonic = Duration::try_from(clock).unwrap_or(Duration::ZERO);
-        for (word, value) in terms.words(monotonic, now) {
+    fn store_terms(&self, slot: u32, terms: &Terms) {
+        for (word, value) in terms.words() {
             self.store(slot, word, value, Ordering::Release);
         }
     }

@@ -1,18 +1,16 @@
 //! What a lease says besides how much: until when, how fast, from where.
 
-use std::{
-    mem::offset_of,
-    net::Ipv4Addr,
-    time::{Duration, Instant},
-};
+use std::{mem::offset_of, net::Ipv4Addr, time::Duration};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use bitmesh_common::{BOUND, EXPIRES, Lease, OCTETS_PER_SECOND_MAX, RATED, Rate, STRICT};
 
 /// Terms of one station's lease. The default has none: only the limit holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// When nothing passes any more, whatever credit is left.
-    pub ends: Option<Instant>,
+    /// When nothing passes any more, whatever credit is left, by [`since_boot`].
+    pub ends: Option<Duration>,
     /// Fastest upload, in octets per second.
     pub up: Option<u64>,
     /// Fastest download, in octets per second.
@@ -25,6 +23,12 @@ pub struct Terms {
     pub ipv4: Option<Ipv4Addr>,
     /// Whether what comes from elsewhere drops; else it is only told.
     pub strict: bool,
+}
+
+/// Time since the machine was booted, suspended or not (`CLOCK_BOOTTIME`): what leases end by. It stands
+/// still in a virtual machine that is paused by its host.
+pub fn since_boot() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
 /// Shortest time of full speed that a burst lasts: TCP reaches the speed that was sold only when a
@@ -44,9 +48,8 @@ const _: () = assert!(offset_of!(Lease, ipv4) == offset_of!(Lease, burst) + 4);
 const _: () = assert!(offset_of!(Lease, flags) == offset_of!(Lease, port) + 4);
 
 impl Terms {
-    /// The words of the lease; what there is to look at comes last. `monotonic` is the time of
-    /// `CLOCK_MONOTONIC` at `now`.
-    pub(super) fn words(&self, monotonic: Duration, now: Instant) -> [(usize, u64); WORDS] {
+    /// The words of the lease; what there is to look at comes last.
+    pub(super) fn words(&self) -> [(usize, u64); WORDS] {
         let rate =
             |speed: Option<u64>| speed.and_then(|s| Rate::new(s.clamp(1, OCTETS_PER_SECOND_MAX)));
         let (up, down) = (rate(self.up), rate(self.down));
@@ -56,10 +59,7 @@ impl Terms {
             | set(up.is_some() || down.is_some(), RATED)
             | set(self.port.is_some() || self.ipv4.is_some(), BOUND)
             | set(self.strict, STRICT);
-        let expiry = self.ends.map_or(0, |ends| {
-            let at = monotonic + ends.saturating_duration_since(now);
-            u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)
-        });
+        let expiry = self.ends.map_or(0, |ends| u64::try_from(ends.as_nanos()).unwrap_or(u64::MAX));
         [
             (EXPIRY, expiry),
             (UP_RATE, up.map_or(0, Rate::raw)),
@@ -103,9 +103,7 @@ mod tests {
     use super::*;
 
     fn word(terms: &Terms, at: usize) -> u64 {
-        let now = Instant::now();
-        let words = terms.words(Duration::from_secs(100), now);
-        words.into_iter().find_map(|(place, word)| (place == at).then_some(word)).unwrap()
+        terms.words().into_iter().find_map(|(place, word)| (place == at).then_some(word)).unwrap()
     }
 
     fn flags(terms: &Terms) -> u32 {
@@ -114,14 +112,13 @@ mod tests {
 
     #[test]
     fn a_lease_without_terms_has_nothing_to_look_at() {
-        let now = Instant::now();
-        let words = Terms::default().words(Duration::from_secs(100), now);
+        let words = Terms::default().words();
         assert!(words.iter().all(|(_, word)| *word == 0));
     }
 
     #[test]
     fn each_term_is_looked_at_when_it_is_there() {
-        let ends = Some(Instant::now() + Duration::from_mins(1));
+        let ends = Some(Duration::from_mins(1));
         assert_eq!(flags(&Terms { ends, ..Terms::default() }), EXPIRES);
         assert_eq!(flags(&Terms { down: Some(1), ..Terms::default() }), RATED);
         assert_eq!(flags(&Terms { port: Some(3), ..Terms::default() }), BOUND);
@@ -132,14 +129,20 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_counted_from_the_kernels_clock() {
-        let now = Instant::now();
-        let terms = Terms { ends: Some(now + Duration::from_mins(1)), ..Terms::default() };
-        let words = terms.words(Duration::from_secs(100), now);
-        assert!(words.contains(&(EXPIRY, 160_000_000_000)));
+    fn an_end_is_told_in_nanoseconds_since_boot() {
+        let terms = Terms { ends: Some(Duration::from_secs(160)), ..Terms::default() };
+        assert_eq!(word(&terms, EXPIRY), 160_000_000_000);
         // What is over is over, and not "never".
-        let over = Terms { ends: Some(now), ..Terms::default() };
-        assert!(over.words(Duration::from_secs(100), now).contains(&(EXPIRY, 100_000_000_000)));
+        let over = Terms { ends: Some(Duration::ZERO), ..Terms::default() };
+        assert_eq!((word(&over, EXPIRY), flags(&over)), (0, EXPIRES));
+    }
+
+    #[test]
+    fn the_time_since_boot_goes_on_and_counts_what_a_machine_slept() {
+        let monotonic = || Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap();
+        let (awake, before) = (monotonic(), since_boot());
+        assert!(before >= awake);
+        assert!(since_boot() >= before);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod audit;
 mod buy;
+mod moving;
 mod offline;
 mod sell;
 mod source;
@@ -40,6 +41,7 @@ use tracing::{info, warn};
 
 pub use audit::{Audit, audit};
 pub use buy::buy;
+pub use moving::{Step, abandon_move, move_ledger};
 pub use offline::{Findings, Offline, Progress};
 pub use sell::{Ready, detach, prepare, sell};
 pub use unlock::{new_passphrase, unlock};

@@ -202,17 +202,33 @@ pub struct FleetStatus {
     pub accounts_leaving: u64,
     /// Accounts that can't come: the log says why.
     pub accounts_lost: u64,
+    /// Accounts that it has, as they were counted last.
+    #[serde(default)]
+    pub accounts: u64,
+    /// Since its last sign of life, in milliseconds.
+    #[serde(default)]
+    pub silent_ms: u64,
+    /// Its signs of life that came late, since the last start from the ledger.
+    #[serde(default)]
+    pub beats_late: u64,
     /// Accounts that came since the last start from the ledger.
     pub accounts_came: u64,
     /// Accounts that went since then.
     pub accounts_went: u64,
     /// Requests that wait for an account.
     pub requests_waiting: u64,
+    /// Octets that stations used at edges that were taken over, and that were debited here since the
+    /// last start from the ledger.
+    #[serde(default)]
+    pub late_settled_octets: Octets,
+    /// The same, of those that no credit was left for: they are the provider's loss.
+    #[serde(default)]
+    pub late_lost_octets: Octets,
     /// The other edges.
     pub others: Vec<OtherEdge>,
 }
 
-/// Another edge of the fleet.
+/// Another edge of the fleet, as this one sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtherEdge {
     /// Its number.
@@ -225,6 +241,9 @@ pub struct OtherEdge {
     pub silent_ms: u64,
     /// Whether it was taken over by this one, and is silent since.
     pub taken_over: bool,
+    /// Accounts that it has, as they were counted last.
+    #[serde(default)]
+    pub accounts: u64,
 }
 
 /// How far a subscriber is.

@@ -4,7 +4,7 @@
 use std::{fmt, future::Future, ops::Range, path::Path, pin::Pin};
 
 use super::{
-    StoreError,
+    Kept, StoreError,
     journal::Digest,
     postgres::{FleetChange, PostgresEngine},
 };
@@ -16,6 +16,8 @@ pub(super) type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 pub(super) trait Engine: Send + fmt::Debug {
     /// What it is and where, for people. No password.
     fn place(&self) -> &str;
+    /// The same in full.
+    fn kept(&self) -> Kept;
     /// Whether it keeps [`Mark::sum`]. A fleet's database does not: rows move between edges, and its
     /// server guards them.
     fn sums(&self) -> bool {

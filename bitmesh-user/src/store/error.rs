@@ -127,8 +127,9 @@ pub enum StoreError {
     },
     /// The server does not let us in.
     #[error(
-        "{place} refuses {user}: {why}; put the password into ~/.pgpass, or into a file that PGPASSFILE \
-         names (a line HOST:PORT:DATABASE:USER:PASSWORD, mode 0600), and check what the user may do"
+        "{place} refuses {user}: {why}; put the password into a file of mode 0600 that \
+         --store-password-file names (or into ~/.pgpass, a line HOST:PORT:DATABASE:USER:PASSWORD), and check \
+         what the user may do"
     )]
     Credentials {
         /// Which database.
@@ -152,8 +153,8 @@ pub enum StoreError {
     #[error(
         "{place} has {theirs} commits of this edge, and {ours} were acknowledged: it is an older copy, \
          of a standby that was not synchronous or from a backup. Start the server that has them, \
-         or name it in --store; if they are lost for good, move bitmesh.witness out of the data \
-         directory: what was paid since is forgotten until subscribers send their next sums"
+         or name it in --store; if they are lost for good: `bitmesh store accept --store ...`, and what was \
+         paid since is forgotten until subscribers send their next sums"
     )]
     Behind {
         /// Which database.
@@ -162,6 +163,18 @@ pub enum StoreError {
         theirs: i64,
         /// What it has to have.
         ours: i64,
+    },
+    /// The server can't be the one that has what was acknowledged.
+    #[error(
+        "{place} is not the server that has what was acknowledged: {why}. Stop the servers that were \
+         replaced, and name in --store the one that was promoted last. If the ledger was moved to another \
+         cluster on purpose, by a copy that lacks nothing: `bitmesh store accept --store ...`"
+    )]
+    OtherServer {
+        /// Which database.
+        place: String,
+        /// What each host is.
+        why: String,
     },
     /// Another seed's database.
     #[error(
@@ -175,6 +188,12 @@ pub enum StoreError {
          with --edge"
     )]
     EdgeTaken(String),
+    /// No number is left for an edge.
+    #[error(
+        "every number of this fleet is taken, by edges or by the keys of their channels; start under the \
+         name of an edge that is gone, or set up a fleet with another seed"
+    )]
+    FleetFull,
     /// An account is at another edge.
     #[error("the account is at another edge of the fleet; it comes here once it is asked for")]
     Elsewhere,
@@ -183,10 +202,33 @@ pub enum StoreError {
     BackUpByItself(String),
     /// A lone box's ledger is where an edge of a fleet wants to start.
     #[error(
-        "{0} has the ledger of a lone box: its channels would be out of sight in a fleet. Let it sell \
-         without --store until they are closed and claimed, and start the edge with another --data-dir"
+        "{0} has the ledger of a lone box: its channels would be out of sight in a fleet. `bitmesh store \
+         move` with the same --store and --edge takes it along"
     )]
     Lone(PathBuf),
+    /// An edge's directory is where a lone box wants to start.
+    #[error(
+        "{0} is of an edge of a fleet, whose ledger is in the fleet's database: name that with --store, or \
+         choose another --data-dir"
+    )]
+    OfFleet(PathBuf),
+    /// A lone box's ledger was moved, or was about to be.
+    #[error(
+        "{place} was moved to {to} as edge {edge}, or is about to be, and is not written any more: `bitmesh \
+         store move` with that --store and --edge finishes it, and with --abandon gives it up where \
+         nothing has come of it. Then start with, or without, --store"
+    )]
+    Moving {
+        /// The file.
+        place: String,
+        /// Which database.
+        to: String,
+        /// The edge's name.
+        edge: String,
+    },
+    /// A ledger can't be moved as it is.
+    #[error("this ledger can't be moved: {0}")]
+    Unmovable(String),
     /// A lone edge was asked for what only a fleet has.
     #[error(
         "this ledger is one edge's alone; a fleet's is named by --store postgres://USER@HOST/DATABASE"

@@ -8,9 +8,10 @@ use bitmesh_core::{
     account::AccountId,
     bitcoin,
     channel::{ChannelId, Compact as _, Entry, ProviderEvent},
-    fleet::{EdgeNumber, Member, Taken},
+    fleet::{EdgeNumber, LateId, Member, Taken},
     ledger::Usage,
     station::Station,
+    units::Octets,
 };
 
 use super::{
@@ -32,17 +33,6 @@ pub struct Found {
     pub edge: EdgeNumber,
 }
 
-/// Accounts of this edge, for status.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AccountCounts {
-    /// All.
-    pub all: i64,
-    /// Those that other edges want.
-    pub wanted: i64,
-    /// Those that are on their way here.
-    pub arriving: i64,
-}
-
 impl Store {
     fn database(&mut self) -> Result<&mut PostgresEngine, StoreError> {
         self.engine.fleet().ok_or(StoreError::NoFleet)
@@ -53,16 +43,55 @@ impl Store {
         self.database()?.edge_number()
     }
 
-    /// Whether another edge took over this one's accounts since its last start: what its kernel still
-    /// has is void.
+    /// Whether another edge took over this one's accounts, until [`Self::seizure_over`]: what its
+    /// kernel still has of them is void.
     pub fn seized(&mut self) -> Result<bool, StoreError> {
         Ok(self.database()?.seized())
+    }
+
+    /// What stations of those accounts had used in their lives by what was written down at that time,
+    /// in octets; nothing, once it was told what the kernel has.
+    pub async fn untold(&mut self) -> Result<Vec<(LateId, Octets)>, StoreError> {
+        self.database()?.untold().await
+    }
+
+    /// Tells what they used beyond that, all or nothing and once; those that are left out used nothing.
+    /// The edges that have their accounts hear of it in return for a sign of life.
+    pub async fn tell_late(&mut self, late: &[(LateId, Octets)]) -> Result<(), StoreError> {
+        self.database()?.tell_late(late).await
+    }
+
+    /// The kernel has nothing any more of what was taken over.
+    pub async fn seizure_over(&mut self) -> Result<(), StoreError> {
+        self.database()?.seizure_over().await
+    }
+
+    /// Claims stations that nobody pays for before they are given an account here: those that no
+    /// other edge has claimed.
+    pub async fn claim(&mut self, stations: &[Station]) -> Result<Vec<Station>, StoreError> {
+        let mut keys: Vec<_> =
+            stations.iter().map(|station| station.key().raw().cast_signed()).collect();
+        keys.sort_unstable();
+        let claimed = self.database()?.claim(&keys).await?;
+        let ours = |key: &i64| StationKey::from_raw(key.cast_unsigned()).map(Station::from);
+        Ok(claimed.iter().filter_map(ours).collect())
     }
 
     /// Index of the next key that this edge may give a channel, as it was told last.
     pub async fn next_key_index(&mut self) -> Result<u32, StoreError> {
         let next = self.database()?.next_key().await?;
         u32::try_from(next).map_err(|_| self.damaged(format!("a key's index of {next}")))
+    }
+
+    /// The number whose keys this edge gives channels ([`EdgeNumber::keys`]): its own, or the newest that
+    /// it took.
+    pub async fn keys(&mut self) -> Result<EdgeNumber, StoreError> {
+        self.database()?.keys().await
+    }
+
+    /// Takes the keys of another number, which no edge has or gets; `None` when all are taken.
+    pub async fn fresh_keys(&mut self) -> Result<Option<EdgeNumber>, StoreError> {
+        self.database()?.fresh_keys().await
     }
 
     /// Gives a sign of life, and hears what goes on in the fleet. [`StoreError::Fenced`] when another
@@ -189,9 +218,8 @@ impl Store {
         self.database()?.edges().await
     }
 
-    /// Accounts of this edge, for status.
-    pub async fn account_counts(&mut self) -> Result<AccountCounts, StoreError> {
-        let [all, wanted, arriving] = self.database()?.counts().await?;
-        Ok(AccountCounts { all, wanted, arriving })
+    /// How many accounts each edge has, for status; one that has none is left out.
+    pub async fn account_counts(&mut self) -> Result<Vec<(EdgeNumber, u64)>, StoreError> {
+        self.database()?.counts().await
     }
 }

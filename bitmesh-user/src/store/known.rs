@@ -306,6 +306,11 @@ fn fleet_change(entry: &FleetEntry, write: &mut Write, changes: &mut Changes) {
             FleetChange::HandOver { account: octets(account), to, tips }
         }
         FleetEntry::CaughtUp { account } => FleetChange::CaughtUp { account: octets(account) },
+        FleetEntry::Settled { late } => FleetChange::Settled {
+            edge: late.edge.get().into(),
+            epoch: late.epoch.cast_signed(),
+            station: late.station.key().raw().cast_signed(),
+        },
     });
 }
 

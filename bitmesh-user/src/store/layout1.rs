@@ -18,7 +18,7 @@ use super::{
     engine::Mark,
     journal::{Digest, Sum, Tail, block_digest, setting_digest, usage_digest, wallet_digest},
     known::Tails,
-    schema,
+    rows, schema,
     sqlite::{copy, make_tables},
 };
 
@@ -152,11 +152,7 @@ impl Upgrade {
             self.sum.toggle(&block_digest(row.try_get(0)?, &hash));
         }
         for row in sqlx::query(schema::SELECT_USAGE.as_str()).fetch_all(&mut *connection).await? {
-            let mut values = [0; 9];
-            for (column, value) in values.iter_mut().enumerate() {
-                *value = row.try_get(column)?;
-            }
-            self.sum.toggle(&usage_digest(&values));
+            self.sum.toggle(&usage_digest(&rows::usage(&row)?));
         }
         for row in sqlx::query(schema::SELECT_WALLET).bind(0).fetch_all(&mut *connection).await? {
             self.sum.toggle(&wallet_digest(row.try_get(0)?, row.try_get(1)?));

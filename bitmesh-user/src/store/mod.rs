@@ -15,7 +15,9 @@ mod known;
 mod layout1;
 mod load;
 mod lock;
+mod moving;
 mod postgres;
+mod rows;
 mod schema;
 mod settled;
 mod sqlite;
@@ -44,15 +46,13 @@ use self::{
 };
 pub use self::{
     error::StoreError,
-    fleet::{AccountCounts, Found},
+    fleet::Found,
     lock::check_unlocked,
+    moving::{Moved, Moving, Written},
     postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
     tidy::TIDY_INTERVAL_IDLE,
-    upkeep::{Facts, Look, Restore, Restored, accept},
+    upkeep::{Facts, Look, Restore, Restored, accept, accept_server},
 };
-
-/// What it is called where people read it.
-pub const ENGINE: &str = "SQLite";
 
 /// Name of the setting that says what the ledger is for.
 const PURPOSE: &str = "purpose";
@@ -62,10 +62,17 @@ const WENT_BACK: &str = "went-back";
 /// 1970, and what it goes on from.
 const GONE_ON: &str = "gone-on-from";
 
+/// Name of the setting that says that the ledger is about to be in a fleet's database.
+const MOVING: &str = "moved-to";
+
+/// What an edge of a fleet has in its data directory.
+const FLEET_FILES: [&str; 2] = [postgres::IDENTITY, postgres::CLUSTER];
+
 /// What is in a data directory of this.
-pub const FILES: [&str; 7] = [
+pub const FILES: [&str; 8] = [
     sqlite::FILE,
     postgres::IDENTITY,
+    postgres::CLUSTER,
     lock::FILE,
     witness::FILE,
     sqlite::LOG,
@@ -90,6 +97,22 @@ impl StoreRole {
             Self::Subscriber => "buying",
         }
     }
+}
+
+/// What keeps a ledger, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Which kind of database.
+    pub engine: String,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// The file, or the server that is used at present. No password.
+    #[serde(default)]
+    pub place: String,
+    /// What the operator should change about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Where a ledger is.
@@ -129,7 +152,7 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let lock = lock::lock(&place.directory)?;
         let (mut witness, said) = Witness::open(&place.directory)?;
-        let purpose = format!("{} on {network}", role.name());
+        let purpose = purpose(role, network);
         let mut engine: Box<dyn Engine> = match &place.fleet {
             Some(_) if place.directory.join(sqlite::FILE).exists() => {
                 return Err(StoreError::Lone(place.directory.clone()));
@@ -138,6 +161,11 @@ impl Store {
                 let known = said.map_or(0, |mark| mark.committed);
                 Box::new(PostgresEngine::open(fleet, &place.directory, &purpose, known).await?)
             }
+            None if is_of_fleet(&place.directory)
+                && !place.directory.join(sqlite::FILE).exists() =>
+            {
+                return Err(StoreError::OfFleet(place.directory.clone()));
+            }
             None => Box::new(open_file(&place.directory).await?),
         };
         let mark = engine.mark().await?;
@@ -145,9 +173,10 @@ impl Store {
             let (found, last) = (mark.committed, said.committed);
             return Err(StoreError::RolledBack { place: engine.place().to_owned(), found, last });
         }
-        witness.note(&mark);
         let settings = engine.settings().await?.into_iter().collect();
         let known = Known { mark, settings, ..Known::default() };
+        moving::check_stays(&known, engine.place())?;
+        witness.note(&mark);
         let loaded = mark.committed == 0;
         let mut store = Self { engine, known, loaded, witness, _lock: lock };
         store.belongs_to(purpose).await?;
@@ -240,6 +269,16 @@ impl Store {
         self.write(&write, changes).await
     }
 
+    /// Rows of the journal that are not folded yet.
+    pub fn journal_rows(&self) -> u64 {
+        self.known.journal_rows
+    }
+
+    /// What keeps it at present.
+    pub fn kept(&self) -> Kept {
+        self.engine.kept()
+    }
+
     /// A setting that outlives the daemon.
     #[expect(clippy::unused_async, reason = "where settings are kept is the engine's to choose")]
     pub async fn setting(&mut self, name: &str) -> Result<Option<String>, StoreError> {
@@ -259,6 +298,15 @@ impl Store {
         let _ = self.witness.sync();
         Ok(())
     }
+}
+
+fn purpose(role: StoreRole, network: Network) -> String {
+    format!("{} on {network}", role.name())
+}
+
+/// Whether a directory is an edge's of a fleet.
+pub fn is_of_fleet(directory: &Path) -> bool {
+    directory.join(postgres::IDENTITY).exists()
 }
 
 /// Opens a directory's own file, which has to be locked: what is read back from it is durable.

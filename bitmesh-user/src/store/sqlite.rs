@@ -15,10 +15,10 @@ use sqlx::{
 };
 
 use super::{
-    StoreError,
+    Kept, StoreError,
     engine::{BlockChange, ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
     journal::Digest,
-    layout1,
+    layout1, rows,
     schema::{self, Dialect},
     settled::settle,
 };
@@ -73,6 +73,7 @@ const FOR_LAYOUT_1: [&str; 2] = [
 #[derive(Debug)]
 pub(super) struct SqliteEngine {
     place: String,
+    version: String,
     connection: SqliteConnection,
     /// Whether a transaction holds what is read to one moment.
     looking: bool,
@@ -91,9 +92,7 @@ impl SqliteEngine {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full);
-        let connection = SqliteConnection::connect_with(&options).await?;
-        let place = path.display().to_string();
-        let mut engine = Self { place, connection, looking: false };
+        let mut engine = Self::connect(path, &options).await?;
         engine.quick_check().await?;
         match layout(&mut engine.connection).await? {
             None => engine.make().await?,
@@ -121,8 +120,14 @@ impl SqliteEngine {
 
     /// The same, of whatever layout, and as it is at each moment.
     pub(super) async fn look_at_any(path: &Path) -> Result<Self, StoreError> {
-        let connection = SqliteConnection::connect_with(&options(path).read_only(true)).await?;
-        Ok(Self { place: path.display().to_string(), connection, looking: false })
+        Self::connect(path, &options(path).read_only(true)).await
+    }
+
+    async fn connect(path: &Path, options: &SqliteConnectOptions) -> Result<Self, StoreError> {
+        let mut connection = SqliteConnection::connect_with(options).await?;
+        let row = sqlx::query("SELECT sqlite_version()").fetch_one(&mut connection).await?;
+        let (place, version) = (path.display().to_string(), row.try_get(0)?);
+        Ok(Self { place, version, connection, looking: false })
     }
 
     fn newer(self, found: i64) -> StoreError {
@@ -148,18 +153,7 @@ impl SqliteEngine {
     }
 
     fn digest(&self, row: &SqliteRow, column: usize) -> Result<Digest, StoreError> {
-        let octets: &[u8] = row.try_get(column)?;
-        octets.try_into().map_err(|_| self.damaged("a digest of another length"))
-    }
-
-    fn channel(&self, row: &SqliteRow) -> Result<ChannelRow, StoreError> {
-        Ok(ChannelRow {
-            channel: self.digest(row, 0)?,
-            n: row.try_get(1)?,
-            body: row.try_get(2)?,
-            digest: self.digest(row, 3)?,
-            seal: self.digest(row, 4)?,
-        })
+        rows::digest(row, column, &self.place)
     }
 
     /// The next commit has a higher number than `committed`.
@@ -296,6 +290,11 @@ impl Engine for SqliteEngine {
         &self.place
     }
 
+    fn kept(&self) -> Kept {
+        let (version, place) = (self.version.clone(), self.place.clone());
+        Kept { engine: "SQLite".into(), version, place, warnings: Vec::new() }
+    }
+
     fn settings(&mut self) -> Work<'_, Vec<(String, String)>> {
         Box::pin(async {
             let rows = sqlx::query(schema::SELECT_SETTINGS).fetch_all(&mut self.connection).await?;
@@ -317,7 +316,7 @@ impl Engine for SqliteEngine {
             let after = after.map(Vec::from).unwrap_or_default();
             let query = sqlx::query(SELECT_CHANNELS).bind(after).bind(limit);
             let rows = query.fetch_all(&mut self.connection).await?;
-            rows.iter().map(|row| self.channel(row)).collect()
+            rows.iter().map(|row| rows::channel(row, &self.place)).collect()
         })
     }
 
@@ -328,7 +327,7 @@ impl Engine for SqliteEngine {
                 let bind = |query: Bound<'a>, channel: &'a Digest| query.bind(&channel[..]);
                 let query = channels.iter().fold(sqlx::query(statement), bind);
                 for row in query.fetch_all(&mut self.connection).await? {
-                    found.push(self.channel(&row)?);
+                    found.push(rows::channel(&row, &self.place)?);
                 }
             }
             Ok(found)
@@ -339,16 +338,7 @@ impl Engine for SqliteEngine {
         Box::pin(async move {
             let query = sqlx::query(SELECT_JOURNAL).bind(after).bind(limit);
             let rows = query.fetch_all(&mut self.connection).await?;
-            let read = |row: &SqliteRow| {
-                Ok(JournalRow {
-                    seq: row.try_get(0)?,
-                    channel: self.digest(row, 1)?,
-                    n: row.try_get(2)?,
-                    body: row.try_get(3)?,
-                    digest: self.digest(row, 4)?,
-                })
-            };
-            rows.iter().map(read).collect()
+            rows.iter().map(|row| rows::journal(row, &self.place)).collect()
         })
     }
 
@@ -364,14 +354,7 @@ impl Engine for SqliteEngine {
         Box::pin(async {
             let query = sqlx::query(schema::SELECT_USAGE.as_str());
             let rows = query.fetch_all(&mut self.connection).await?;
-            let read = |row: &SqliteRow| {
-                let mut values = UsageRow::default();
-                for (column, value) in values.iter_mut().enumerate() {
-                    *value = row.try_get(column)?;
-                }
-                Ok(values)
-            };
-            rows.iter().map(read).collect()
+            rows.iter().map(rows::usage).collect()
         })
     }
 

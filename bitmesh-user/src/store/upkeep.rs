@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
 
 use super::{
-    PURPOSE, Place, StoreError, StoreRole, WENT_BACK,
+    PURPOSE, Place, Store, StoreError, StoreRole, WENT_BACK,
     aside::{self, with},
     engine::{Engine, Mark},
     known::Known,
-    load, lock, schema,
+    load, lock, postgres, schema,
     sqlite::{self, SqliteEngine},
     witness::{self, Witness},
 };
@@ -147,6 +147,24 @@ pub async fn accept(place: &Place) -> Result<i64, StoreError> {
     Box::new(engine).close().await?;
     note(&place.directory, &mark)?;
     Ok(found)
+}
+
+/// Goes on, as an edge of a fleet, with the server that there is, although it lacks what was acknowledged or is
+/// another one than was seen last. The next start tells so.
+pub async fn accept_server(place: &Place, network: Network) -> Result<i64, StoreError> {
+    if !super::is_of_fleet(&place.directory) {
+        return Err(StoreError::Missing(place.directory.clone()));
+    }
+    lock::check_unlocked(&place.directory)?;
+    for name in [witness::FILE, postgres::CLUSTER] {
+        remove(&place.directory.join(name))?;
+    }
+    let mut store = Store::open(place, StoreRole::Provider, network).await?;
+    let commits = store.known.mark.committed;
+    let what = format!("what {} had when it was accepted", store.kept().place);
+    store.set(WENT_BACK, &what).await?;
+    store.close().await?;
+    Ok(commits)
 }
 
 /// A copy that was found whole, in the data directory, and can take the place of the ledger.
@@ -282,8 +300,7 @@ impl Restore {
     }
 
     fn sync_directory(&self) -> Result<(), StoreError> {
-        let synced = fs::File::open(&self.directory).and_then(|directory| directory.sync_all());
-        synced.map_err(|source| StoreError::Io { path: self.directory.clone(), source })
+        sync_directory(&self.directory)
     }
 
     /// Gives it up.
@@ -317,12 +334,18 @@ fn note(directory: &Path, mark: &Mark) -> Result<(), StoreError> {
     witness.sync().map_err(|source| StoreError::Io { path, source })
 }
 
+/// Has the names in a directory synced.
+pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
+    let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|source| StoreError::Io { path: directory.to_owned(), source })
+}
+
 fn remove_all(path: &Path) -> Result<(), StoreError> {
     BESIDE.into_iter().chain([""]).try_for_each(|suffix| remove(&with(path, suffix)))
 }
 
 /// Removes a file, if it is there.
-fn remove(path: &Path) -> Result<(), StoreError> {
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(StoreError::Io { path: path.to_owned(), source })
@@ -333,7 +356,7 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 
 /// Any event: what it means is not asked.
 #[derive(Clone, Deserialize)]
-struct Anything(
+pub(super) struct Anything(
     #[expect(dead_code, reason = "it is read to see that it can be")] serde_json::Value,
 );
 

@@ -10,7 +10,9 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::{
     api::{StoreState, StoreStatus},
-    runloop::status::{ChainStatus, ProviderStatus, Status, SubscriberStatus, WalletStatus},
+    runloop::status::{
+        ChainStatus, FleetStatus, ProviderStatus, Status, SubscriberStatus, WalletStatus,
+    },
 };
 
 /// How often what histograms recorded is added up. Until then each sample takes 8 octets: a second of
@@ -25,7 +27,7 @@ const SECONDS: [f64; 13] =
 /// Bounds of the histogram of what one transaction holds.
 const ENTRIES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
-const COUNTERS: [(&str, Unit, &str); 18] = [
+const COUNTERS: [(&str, Unit, &str); 21] = [
     (
         "bitmesh_paid_sat_total",
         Unit::Count,
@@ -96,9 +98,20 @@ const COUNTERS: [(&str, Unit, &str); 18] = [
         "Times that the store stopped working since the daemon started",
     ),
     ("bitmesh_commits_failed_total", Unit::Count, "Transactions that the store did not take"),
+    (
+        "bitmesh_fleet_accounts_total",
+        Unit::Count,
+        "Accounts that came from other edges and went to them, by direction: came, went",
+    ),
+    (
+        "bitmesh_fleet_late_octets_total",
+        Unit::Count,
+        "L3 octets used at edges that were taken over, by outcome: settled, lost for want of credit",
+    ),
+    ("bitmesh_fleet_beats_late_total", Unit::Count, "Signs of life of this edge that came late"),
 ];
 
-const GAUGES: [(&str, &str); 20] = [
+const GAUGES: [(&str, &str); 23] = [
     ("bitmesh_up", "1 when the loop told these figures itself, 0 when they are older"),
     ("bitmesh_build_info", "Always 1; the version is a label"),
     (
@@ -121,6 +134,9 @@ const GAUGES: [(&str, &str); 20] = [
     ("bitmesh_mailbox_requests", "Requests that wait for the loop"),
     ("bitmesh_connections", "Connections of stations, by kind: payer, stranger"),
     ("bitmesh_selling", "1 when this provider takes payments"),
+    ("bitmesh_fleet_may_grant", "1 when this edge's last sign of life is young enough to grant"),
+    ("bitmesh_fleet_silent_seconds", "Since another edge's last sign of life, by edge"),
+    ("bitmesh_fleet_edge_accounts", "Accounts of each edge, by edge"),
     ("bitmesh_start_timestamp_seconds", "When this process started, since 1970"),
 ];
 
@@ -196,6 +212,9 @@ fn provider(status: &ProviderStatus) {
     chain(&status.chain);
     wallet(&status.wallet);
     store(&status.store);
+    if let Some(status) = &status.fleet {
+        fleet(status);
+    }
     // The ledger never forgets a channel that was paid on: these only grow.
     counter!("bitmesh_paid_sat_total").absolute(status.paid_sat);
     counter!("bitmesh_settled_sat_total").absolute(status.settled_sat);
@@ -229,7 +248,15 @@ fn provider(status: &ProviderStatus) {
     let price = status.offer.as_ref().and_then(|offer| offer.offer.schedule.tiers.first());
     gauge!("bitmesh_price_msat_per_mib").set(float(price.map_or(0, |tier| tier.msat_per_mib)));
     gauge!("bitmesh_selling").set(float(u8::from(status.offer.is_some())));
-    let names = ["chain-lost", "chain-stalls", "went-back", "claim-waits", "claim-late"];
+    let names = [
+        "chain-lost",
+        "chain-stalls",
+        "went-back",
+        "claim-waits",
+        "claim-late",
+        "edge-silent",
+        "beat-late",
+    ];
     for (name, level) in
         names.iter().flat_map(|name| [(name, Level::Warning), (name, Level::Error)])
     {
@@ -237,6 +264,26 @@ fn provider(status: &ProviderStatus) {
         let number = status.alarms.iter().filter(|a| is(&a.kind) && a.level == level).count();
         let level = if level == Level::Error { "error" } else { "warning" };
         gauge!("bitmesh_alarms", "kind" => *name, "level" => level).set(float(number));
+    }
+}
+
+fn fleet(fleet: &FleetStatus) {
+    gauge!("bitmesh_fleet_may_grant").set(float(u8::from(fleet.may_grant)));
+    for (direction, accounts) in [("came", fleet.accounts_came), ("went", fleet.accounts_went)] {
+        counter!("bitmesh_fleet_accounts_total", "direction" => direction).absolute(accounts);
+    }
+    let late = [("settled", fleet.late_settled_octets), ("lost", fleet.late_lost_octets)];
+    for (outcome, octets) in late {
+        counter!("bitmesh_fleet_late_octets_total", "outcome" => outcome).absolute(octets.0);
+    }
+    counter!("bitmesh_fleet_beats_late_total").absolute(fleet.beats_late);
+    gauge!("bitmesh_fleet_edge_accounts", "edge" => fleet.edge.clone()).set(float(fleet.accounts));
+    for other in &fleet.others {
+        let silent = Duration::from_millis(other.silent_ms);
+        gauge!("bitmesh_fleet_silent_seconds", "edge" => other.name.clone())
+            .set(silent.as_secs_f64());
+        gauge!("bitmesh_fleet_edge_accounts", "edge" => other.name.clone())
+            .set(float(other.accounts));
     }
 }
 
@@ -255,6 +302,8 @@ fn kind_name(kind: &Kind) -> &'static str {
         Kind::ClaimWaits { .. } => "claim-waits",
         Kind::WentBack => "went-back",
         Kind::ClaimLate { .. } => "claim-late",
+        Kind::EdgeSilent { .. } => "edge-silent",
+        Kind::BeatLate => "beat-late",
     }
 }
 

@@ -23,6 +23,7 @@ use super::{
     passphrase::PASSPHRASE_MIN_CHARS,
     vault::{KEY_OCTETS, Secret, Vault, VaultError},
 };
+use crate::secret::SecretError;
 
 /// Name of the file in the data directory.
 const FILE: &str = "seed";
@@ -87,13 +88,8 @@ pub enum SeedError {
     )]
     Locked(PathBuf),
     /// The file with the passphrase.
-    #[error("{} {what}; it should hold the passphrase on one line", path.display())]
-    PassphraseFile {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: &'static str,
-    },
+    #[error("the passphrase: {0}")]
+    PassphraseFile(#[from] SecretError),
     /// Too easy to guess.
     #[error(
         "a passphrase has {PASSPHRASE_MIN_CHARS} characters or more, and this one {0}; four words by chance are good ones"

@@ -19,6 +19,8 @@ use crate::{
 
 /// Longest path that is looked at, in octets.
 const PATH_MAX: usize = 1_024;
+/// What the name of a copy of the database has in it while it is made, and while it is put back.
+const COPIES: [&str; 2] = [".part", ".restoring"];
 /// Where the kernel says what a descriptor is.
 const DESCRIPTORS: &[u8] = b"/proc/self/fd/";
 
@@ -113,6 +115,30 @@ pub(crate) fn at(place: Point) -> Verdict {
 
 /// Which of [`FILES`] a descriptor is.
 pub(crate) fn file_of(fd: c_int) -> Option<usize> {
+    let mut path = [0u8; PATH_MAX];
+    file_named(path_of(fd, &mut path)?)
+}
+
+/// Whether a descriptor is a copy of the database.
+pub(crate) fn is_copy(fd: c_int) -> bool {
+    let mut path = [0u8; PATH_MAX];
+    path_of(fd, &mut path).is_some_and(|path| {
+        let has = |part: &str| path.windows(part.len()).any(|window| window == part.as_bytes());
+        COPIES.into_iter().any(has)
+    })
+}
+
+/// Whether a descriptor is a directory.
+pub(crate) fn is_directory(fd: c_int) -> bool {
+    // SAFETY: a status is plain data; all zero is one of nothing.
+    let mut status: libc::stat = unsafe { zeroed() };
+    // SAFETY: the status outlives the call.
+    let told = unsafe { libc::fstat(fd, &raw mut status) };
+    told == 0 && status.st_mode & libc::S_IFMT == libc::S_IFDIR
+}
+
+/// What the kernel says that a descriptor is; `None` in a process that has no test.
+fn path_of(fd: c_int, path: &mut [u8; PATH_MAX]) -> Option<&[u8]> {
     word(0)?;
     let mut link = [0u8; 32];
     let mut digits = [0u8; 10];
@@ -129,11 +155,10 @@ pub(crate) fn file_of(fd: c_int) -> Option<usize> {
     let digits = digits.get(first..)?;
     link.get_mut(..DESCRIPTORS.len())?.copy_from_slice(DESCRIPTORS);
     link.get_mut(DESCRIPTORS.len()..)?.get_mut(..digits.len())?.copy_from_slice(digits);
-    let mut path = [0u8; PATH_MAX];
     // SAFETY: the link's name ends with a zero, and the buffer is as long as is said.
     let length =
         unsafe { libc::readlink(link.as_ptr().cast(), path.as_mut_ptr().cast(), path.len()) };
-    file_named(path.get(..usize::try_from(length).ok()?)?)
+    path.get(..usize::try_from(length).ok()?)
 }
 
 /// Which of [`FILES`] a path is.

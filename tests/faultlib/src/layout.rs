@@ -31,10 +31,16 @@ pub enum Point {
     Answer,
     /// When it has left.
     Answered,
+    /// Before something is written to a copy of the database: a backup that is made or put back.
+    CopyWrite,
+    /// Before a copy, or a directory, is synced.
+    CopySync,
+    /// Before a file gets, changes or loses a name.
+    Name,
 }
 
 /// Every one.
-pub const POINTS: [Point; 7] = [
+pub const POINTS: [Point; 10] = [
     Point::LogWrite,
     Point::LogSync,
     Point::LogSynced,
@@ -42,6 +48,9 @@ pub const POINTS: [Point; 7] = [
     Point::DatabaseSync,
     Point::Answer,
     Point::Answered,
+    Point::CopyWrite,
+    Point::CopySync,
+    Point::Name,
 ];
 
 /// What happens there, from the call on that is named.
@@ -87,5 +96,5 @@ pub const fn dirty(file: usize) -> usize {
 /// Words of one file's ranges.
 pub const DIRTY_WORDS: usize = 4_000;
 
-const _: () = assert!(point(Point::Answered) + POINT_WORDS <= dirty(0));
+const _: () = assert!(point(Point::Name) + POINT_WORDS <= dirty(0));
 const _: () = assert!(dirty(FILES.len()) <= WORDS);

@@ -2,7 +2,7 @@
 //! product has not a line for it.
 //!
 //! It stands between the program and libc, sees what goes to the database, to its write-ahead log
-//! and to the API's sockets, and obeys a file that the test has mapped, too. Beside it, it keeps
+//! to copies of the database and to the API's sockets, and obeys a file that the test has mapped, too. Beside it, it keeps
 //! images of both files as a power cut would leave them: what was synced, without what was written
 //! since, and without what was lost because a sync failed: after that the kernel calls pages clean that
 //! it never wrote (`fsync(2)`, EIO).
@@ -22,7 +22,7 @@ use std::{
 use libc::{c_char, c_int, c_void, iovec, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t};
 
 use crate::{
-    control::{Verdict, at, file_of, is_of_api},
+    control::{Verdict, at, file_of, is_copy, is_directory, is_of_api},
     image::Change,
     layout::Point,
 };
@@ -80,7 +80,10 @@ macro_rules! hook {
 
 /// A write to one of the files, at an offset.
 fn written(fd: c_int, offset: off_t, next: impl FnOnce() -> ssize_t) -> ssize_t {
-    let Some(file) = file_of(fd) else { return next() };
+    let Some(file) = file_of(fd) else {
+        let failed = is_copy(fd) && at(Point::CopyWrite) == Verdict::Failed;
+        return if failed { -1 } else { next() };
+    };
     let point = if file == LOG { Point::LogWrite } else { Point::DatabaseWrite };
     if at(point) == Verdict::Failed {
         return -1;
@@ -94,7 +97,10 @@ fn written(fd: c_int, offset: off_t, next: impl FnOnce() -> ssize_t) -> ssize_t 
 
 /// A sync of one of the files.
 fn synced(fd: c_int, next: impl FnOnce() -> c_int) -> c_int {
-    let Some(file) = file_of(fd) else { return next() };
+    let Some(file) = file_of(fd) else {
+        let failed = (is_copy(fd) || is_directory(fd)) && at(Point::CopySync) == Verdict::Failed;
+        return if failed { -1 } else { next() };
+    };
     let point = if file == LOG { Point::LogSync } else { Point::DatabaseSync };
     let failed = at(point) == Verdict::Failed || next() != 0;
     image::changed(fd, file, if failed { Change::Lost } else { Change::Synced });
@@ -105,6 +111,11 @@ fn synced(fd: c_int, next: impl FnOnce() -> c_int) -> c_int {
         return -1;
     }
     0
+}
+
+/// A file gets another name, or one more.
+fn named(next: impl FnOnce() -> c_int) -> c_int {
+    if at(Point::Name) == Verdict::Failed { -1 } else { next() }
 }
 
 /// Something that leaves through a socket.
@@ -144,7 +155,14 @@ hook!(ftruncate(fd: c_int, length: off_t) -> c_int, next => {
     }
     done
 });
+hook!(rename(from: *const c_char, to: *const c_char) -> c_int, next => { named(next) });
+hook!(linkat(
+    from_fd: c_int, from: *const c_char, to_fd: c_int, to: *const c_char, flags: c_int
+) -> c_int, next => { named(next) });
 hook!(unlink(path: *const c_char) -> c_int, next => {
+    if at(Point::Name) == Verdict::Failed {
+        return -1;
+    }
     // SAFETY: the caller's path ends with a zero.
     let name = unsafe { std::ffi::CStr::from_ptr(path) };
     let file = control::file_named(name.to_bytes());

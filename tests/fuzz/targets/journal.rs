@@ -18,6 +18,7 @@ use bitmesh_core::{
         SubscriberChannel, SubscriberEvent,
     },
     controller::Controller,
+    fleet::{EdgeNumber, LateId},
     ledger::{Counts, Usage},
     offer::OfferId,
     pricing::Schedule,
@@ -155,6 +156,11 @@ fn provider_event(u: &mut Unstructured, params: &ChannelParams) -> Result<Option
         9 => ProviderEvent::CloseRequested {
             payout_script: u.arbitrary::<bool>()?.then(|| params.remainder_script.clone()),
         },
+        12 => {
+            let Some(edge) = EdgeNumber::new(u.int_in_range(0..=3)?) else { return Ok(None) };
+            let late = LateId { edge, epoch: u.int_in_range(0..=3)?, station: station(u)? };
+            ProviderEvent::UsedLate { late, octets: Octets(number(u)?) }
+        }
         13 => ProviderEvent::FundingOffered { tx: transaction(u, params)? },
         14 => ProviderEvent::FundingRevoked,
         15 => ProviderEvent::CloseSigned(close(u, params)?),

@@ -15,6 +15,7 @@ mod keys;
 mod offers;
 mod replay;
 mod seller;
+mod settle;
 mod spend;
 #[cfg(test)]
 mod tests;

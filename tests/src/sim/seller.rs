@@ -9,8 +9,8 @@ use std::{
 use bitmesh_core::{
     bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, TxOut, Txid},
     channel::{
-        Batch, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelId, DUST, Durable, Entry,
-        FeeEstimates, ProviderChannel, ProviderEvent,
+        Batch, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelId, DUST, Entry, FeeEstimates,
+        ProviderChannel, ProviderEvent,
     },
     controller::{self, Action, CloseOwn, Controller, Input, RequestId, Taken},
     station::Station,
@@ -26,6 +26,7 @@ use super::{
     keys::PROVIDER,
     offers,
     replay::{check_alike, replay},
+    settle::{Crash, End, Settled, settle},
     world::{Answer, Ask, Context, Event},
 };
 
@@ -41,34 +42,39 @@ struct Waiting {
     paying: Option<ChannelId>,
 }
 
-/// Where a commit is interrupted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Crash {
-    /// The batch is lost.
-    BeforeCommit,
-    /// The batch is durable, and so many of its actions were taken.
-    Amid(usize),
-}
-
-impl Crash {
-    /// Whether this commit is a crash, and where.
-    pub fn draw<E>(context: &mut Context, entries: &[Entry<E>], actions: usize) -> Option<Self> {
-        let worth = entries.iter().any(|entry| !matches!(entry, Entry::Block { .. }));
-        if !worth || !context.one_in(context.plan.crash_in) {
-            return None;
-        }
-        if actions == 0 || context.rng.bool() {
-            return Some(Self::BeforeCommit);
-        }
-        Some(Self::Amid(context.rng.usize(0..actions)))
-    }
-}
-
 /// What came of the actions of a batch.
 #[derive(Default)]
 struct Done {
     signed: Vec<Input>,
     reclaimed: Vec<Station>,
+}
+
+/// The provider while it takes the actions of a batch.
+struct Acting<'a> {
+    seller: &'a mut Seller,
+    done: Done,
+}
+
+impl End for Acting<'_> {
+    type Event = ProviderEvent;
+    type Action = Action;
+    const EARLY: Sabotage = Sabotage::ActBeforeDurable;
+
+    fn store(
+        &mut self,
+        entries: &[Entry<ProviderEvent>],
+        context: &mut Context,
+    ) -> Result<(), Violation> {
+        self.seller.commit(entries, context)
+    }
+
+    fn perform(&mut self, action: Action, context: &mut Context) -> Result<(), Violation> {
+        self.seller.perform(action, &mut self.done, context)
+    }
+
+    fn crash(&mut self, crash: Crash, context: &mut Context) -> Result<(), Violation> {
+        self.seller.crash(crash, context)
+    }
 }
 
 /// The provider.
@@ -204,40 +210,20 @@ impl Seller {
         self.settle(out, context)
     }
 
-    /// Stores what was decided, then lets it happen.
-    fn settle(&mut self, out: Out, context: &mut Context) -> Result<(), Violation> {
-        let mut out = out;
+    /// Stores what was decided, then lets it happen, and then what follows from that.
+    fn settle(&mut self, mut out: Out, context: &mut Context) -> Result<(), Violation> {
         loop {
-            let entries = out.entries().to_vec();
-            let actions = out.release(&Durable::committed());
-            if entries.is_empty() && actions.is_empty() {
-                break;
-            }
-            let crash = Crash::draw(context, &entries, actions.len());
-            let early = context.plan.sabotage == Some(Sabotage::ActBeforeDurable);
-            if !early {
-                if crash == Some(Crash::BeforeCommit) {
-                    return self.crash(Crash::BeforeCommit, context);
-                }
-                self.commit(&entries, context)?;
+            let mut acting = Acting { seller: self, done: Done::default() };
+            let settled = settle(&mut acting, out, context)?;
+            let done = acting.done;
+            match settled {
+                Settled::Crashed => return Ok(()),
+                Settled::Nothing => return context.audit.check_kernel(&self.kernel),
+                Settled::Done => {}
             }
             out = Out::default();
-            let mut done = Done::default();
-            for (i, action) in actions.into_iter().enumerate() {
-                if crash == Some(Crash::Amid(i)) {
-                    return self.crash(Crash::Amid(i), context);
-                }
-                self.perform(action, &mut done, context)?;
-            }
-            if early {
-                if crash == Some(Crash::BeforeCommit) {
-                    return self.crash(Crash::BeforeCommit, context);
-                }
-                self.commit(&entries, context)?;
-            }
             self.tell_done(done, &mut out);
         }
-        context.audit.check_kernel(&self.kernel)
     }
 
     /// What was done goes back to the controller.

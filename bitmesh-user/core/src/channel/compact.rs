@@ -1,5 +1,7 @@
 //! What of a journal may be told in fewer events, so that it comes to the same.
 
+use bitcoin::Amount;
+
 use super::{ProviderEvent, SubscriberEvent};
 
 /// An event that a store may keep together with others.
@@ -16,17 +18,10 @@ pub trait Compact: Clone {
 
 impl Compact for ProviderEvent {
     fn absorb(&mut self, next: Self) -> Option<Self> {
-        match (&mut *self, next) {
-            (
-                Self::Paid { paid, earlier, .. },
-                Self::Paid { paid: sum, signature, earlier: between },
-            ) if *paid < sum => {
-                let earlier = earlier.saturating_add(1).saturating_add(between);
-                *self = Self::Paid { paid: sum, signature, earlier };
-                None
-            }
-            (_, next) => Some(next),
-        }
+        replace(self, next, |event| match event {
+            Self::Paid { paid, earlier, .. } => Some((*paid, earlier)),
+            _ => None,
+        })
     }
 
     fn key_index(&self) -> Option<u32> {
@@ -39,17 +34,10 @@ impl Compact for ProviderEvent {
 
 impl Compact for SubscriberEvent {
     fn absorb(&mut self, next: Self) -> Option<Self> {
-        match (&mut *self, next) {
-            (
-                Self::PaymentSigned { paid, earlier, .. },
-                Self::PaymentSigned { paid: sum, signature, earlier: between },
-            ) if *paid < sum => {
-                let earlier = earlier.saturating_add(1).saturating_add(between);
-                *self = Self::PaymentSigned { paid: sum, signature, earlier };
-                None
-            }
-            (_, next) => Some(next),
-        }
+        replace(self, next, |event| match event {
+            Self::PaymentSigned { paid, earlier, .. } => Some((*paid, earlier)),
+            _ => None,
+        })
     }
 
     fn key_index(&self) -> Option<u32> {
@@ -60,6 +48,26 @@ impl Compact for SubscriberEvent {
             _ => None,
         }
     }
+}
+
+/// A payment's sum, and how many payments before it the event stands for.
+type Payment<'a> = (Amount, &'a mut u64);
+
+/// Puts a payment in the place of a smaller one before it, which it then stands for, too; else gives
+/// it back.
+fn replace<E>(
+    last: &mut E,
+    mut next: E,
+    payment: for<'a> fn(&'a mut E) -> Option<Payment<'a>>,
+) -> Option<E> {
+    if let (Some((paid, earlier)), Some((sum, between))) = (payment(last), payment(&mut next))
+        && paid < sum
+    {
+        *between = between.saturating_add(1).saturating_add(*earlier);
+        *last = next;
+        return None;
+    }
+    Some(next)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]

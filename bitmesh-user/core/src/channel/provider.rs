@@ -19,6 +19,7 @@ use super::{
     subscriber::funding_outpoint,
 };
 use crate::{
+    fleet::LateId,
     ledger::Usage,
     station::Station,
     units::{Msat, Octets},
@@ -71,6 +72,14 @@ pub enum ProviderEvent {
         station: Station,
         /// What it had used until then.
         used: Usage,
+    },
+    /// What a station used at an edge that was taken over became known when that was back; the
+    /// channel's account pays for it.
+    UsedLate {
+        /// What names it.
+        late: LateId,
+        /// How much: no more than the account had left.
+        octets: Octets,
     },
     /// A signed funding was presented, and the network took it: payments on it count up to the
     /// terms' `unconfirmed_max`.
@@ -169,7 +178,7 @@ pub struct ProviderChannel {
     rare: Option<Box<Rare>>,
     /// A block held a funding once, wherever it is now.
     was_funded: bool,
-    /// Whether its journal tells of a station that left the account.
+    /// Whether its journal tells what the account's stations used.
     tells: bool,
 }
 
@@ -217,6 +226,7 @@ impl ProviderChannel {
             ProviderEvent::Bound { .. }
                 | ProviderEvent::Unbound { .. }
                 | ProviderEvent::Left { .. }
+                | ProviderEvent::UsedLate { .. }
         );
         if self.course.finished && !of_stations {
             return Err(InvalidEvent("an event after the end of a channel"));
@@ -229,7 +239,7 @@ impl ProviderChannel {
                 }
             }
             // Which account a station belongs to is not the channel's to know.
-            ProviderEvent::Left { .. } => self.tells = true,
+            ProviderEvent::Left { .. } | ProviderEvent::UsedLate { .. } => self.tells = true,
             ProviderEvent::Funded(funding) => {
                 self.course.fund(*funding)?;
                 self.was_funded = true;

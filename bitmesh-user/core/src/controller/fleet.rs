@@ -19,7 +19,7 @@ use super::{Action, Controller, Out, Refusal};
 use crate::{
     account::AccountId,
     channel::{ChannelId, Entry, InvalidEvent, ProviderEvent},
-    fleet::{EdgeNumber, FleetEntry, Member, Taken},
+    fleet::{EdgeNumber, FleetEntry, Member, Taken, Unsettled},
     ledger::Usage,
     station::Station,
 };
@@ -49,6 +49,8 @@ pub(super) struct Fleet {
     arrivals: Vec<Arrival>,
     /// When accounts came from other edges.
     arrived: BTreeMap<AccountId, Duration>,
+    /// What was used late and is not settled yet.
+    pub(super) late: Unsettled,
 }
 
 /// Accounts on their way here that have seen the same blocks.
@@ -133,7 +135,16 @@ impl Controller {
             leaving: BTreeMap::new(),
             arrivals: Vec::new(),
             arrived: BTreeMap::new(),
+            late: Unsettled::default(),
         });
+    }
+
+    /// Channels get the keys of this number from now on, which no other edge has.
+    pub fn use_keys(&mut self, number: EdgeNumber) {
+        if let Some(fleet) = &mut self.fleet {
+            fleet.keys = number.keys();
+            self.next_key_index = self.next_key_index.max(*fleet.keys.start());
+        }
     }
 
     /// Takes in accounts that another edge gave up. They are granted nothing before they have seen
@@ -241,10 +252,13 @@ impl Controller {
         if arriving { Err(Refusal::Underway) } else { Ok(()) }
     }
 
+    /// Whether there is a key for one more channel.
+    pub fn has_keys(&self) -> bool {
+        self.fleet.as_ref().is_none_or(|fleet| fleet.keys.contains(&self.next_key_index))
+    }
+
     pub(super) fn check_keys(&self) -> Result<(), Refusal> {
-        let fleet = self.fleet.as_ref();
-        let left = fleet.is_none_or(|fleet| fleet.keys.contains(&self.next_key_index));
-        if left { Ok(()) } else { Err(Refusal::OutOfKeys) }
+        if self.has_keys() { Ok(()) } else { Err(Refusal::OutOfKeys) }
     }
 
     /// A channel has the key at this index, which need not be one of this edge's.
@@ -278,6 +292,7 @@ impl Controller {
             self.accounts.retire(station);
         }
         self.stop_moves(account, out);
+        self.leave_late(account);
         self.share(account, out);
         self.take_off(account, out);
     }
@@ -300,6 +315,15 @@ impl Controller {
         }
     }
 
+    /// An edge's ledger has what a station used by the time at which it is told of its account: what
+    /// another edge that takes over finds there is all that it can know.
+    pub(super) fn write_down(&mut self, station: Station, out: &mut Out) {
+        if self.fleet.is_some() && self.unwritten.remove(&station) {
+            let usage = self.accounts.usage(station);
+            out.record(Entry::Usage { station, usage });
+        }
+    }
+
     /// Once an account that leaves holds nothing any more, its stations go off the table. The table is
     /// all that remembers what was not written down: that is done first.
     pub(super) fn take_off(&mut self, account: AccountId, out: &mut Out) {
@@ -308,10 +332,7 @@ impl Controller {
         }
         let stations: Vec<_> = self.accounts.stations(account).collect();
         for station in &stations {
-            if self.unwritten.remove(station) {
-                let (station, usage) = (*station, self.accounts.usage(*station));
-                out.record(Entry::Usage { station, usage });
-            }
+            self.write_down(*station, out);
         }
         out.act(Action::TakeOff { account, stations });
     }
@@ -447,6 +468,20 @@ fn from_other(controller: &Controller, station: Station, account: AccountId) -> 
 
 /// What the store is told of who belongs to whom.
 impl Controller {
+    /// Whose every channel and every station is that anything is known of: what the store of a fleet
+    /// has to be told of a ledger that was a lone edge's.
+    pub fn members(&self) -> impl Iterator<Item = (Member, AccountId)> + '_ {
+        let of = |id: &ChannelId| self.accounts.of_channel(id).unwrap_or((*id).into());
+        let channels = self.book.iter().map(move |(id, _)| (Member::Channel(*id), of(id)));
+        let forgotten = self.fleet.iter().flat_map(|fleet| &fleet.forgotten);
+        let forgotten = forgotten.flat_map(|(account, channels)| {
+            channels.iter().map(|channel| (Member::Channel(*channel), *account))
+        });
+        let stations = self.accounts.seats();
+        let stations = stations.map(|(station, account)| (Member::Station(station), account));
+        channels.chain(forgotten).chain(stations)
+    }
+
     fn note(&mut self, entry: FleetEntry) {
         if let Some(fleet) = &mut self.fleet {
             fleet.untold.push(entry);

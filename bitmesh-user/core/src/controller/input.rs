@@ -8,7 +8,7 @@ use super::{CloseOwn, StationsAsk, Taken};
 use crate::{
     account::AccountId,
     channel::{ChannelId, FeeEstimates, VerifiedPayment},
-    fleet::EdgeNumber,
+    fleet::{EdgeNumber, Late},
     ledger::Usage,
     offer::SignedOffer,
     station::Station,
@@ -170,6 +170,9 @@ pub enum Input {
         /// Time that has passed since some instant.
         now: Duration,
     },
+    /// What stations of accounts that are here used at edges that were taken over, as far as it is
+    /// not settled.
+    UsedLate(Vec<Late>),
     /// The chain or the time went on: accounts on their way here are looked at again.
     Beat {
         /// Time that has passed since some instant.

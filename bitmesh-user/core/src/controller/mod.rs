@@ -11,6 +11,7 @@ mod crowd;
 mod fleet;
 mod funding;
 mod input;
+mod late;
 mod open;
 mod pay;
 mod report;
@@ -218,6 +219,7 @@ impl Controller {
             Input::Wanted { account, by, now } => self.wanted(account, by, now, out),
             Input::TakenOff { account, readings } => self.taken_off(account, readings, out),
             Input::Passed { height, block, now } => self.passed(height, &block, now, out),
+            Input::UsedLate(late) => self.used_late(late, out),
             Input::Beat { now } => self.look_at_arrivals(now, out),
         }
     }
@@ -265,6 +267,9 @@ impl Controller {
             ProviderEvent::Left { station, used } => self.accounts.left(id, *station, *used)?,
             ProviderEvent::Unbound { station, .. } => {
                 self.accounts.unbind(id, *station)?;
+            }
+            ProviderEvent::UsedLate { late, octets } => {
+                self.accounts.used_late(id, *late, *octets)?;
             }
             ProviderEvent::Finished => self.let_go(id),
             _ => {}

@@ -86,6 +86,7 @@ impl Controller {
         let bound = seat.is_some_and(|seat| seat.bound);
         let used = if bound { Usage::default() } else { self.accounts.usage(station) };
         if !bound {
+            self.write_down(station, out);
             self.leave(station, out);
         }
         let event = ProviderEvent::Opened { params, key_index, station, height: tip, used };

@@ -167,8 +167,8 @@ pub enum Refusal {
     /// Between two edges at this moment.
     #[error("this account is on its way from one edge to another")]
     Underway,
-    /// Every key that this edge's number has was used.
-    #[error("this edge has opened as many channels as one can in its life")]
+    /// Every key that this edge has was used, and it waits for others.
+    #[error("this edge has no key for another channel at present")]
     OutOfKeys,
     /// The station table is full.
     #[error("the payment is safe, but this edge serves as many stations as it can")]
@@ -303,7 +303,9 @@ impl Refusal {
             Self::UnknownChannel => "check the id; post to /v1/channels to open one".into(),
             Self::TableFull => "credit becomes usable as soon as there is room".into(),
             Self::Moving | Self::Underway => "try again in a second".into(),
-            Self::OutOfKeys => "have who runs this edge start it under another --edge name".into(),
+            Self::OutOfKeys => {
+                "try again in a few seconds, or at another edge; what is bought is safe".into()
+            }
             Self::Stations(error) => match error {
                 BindingError::Unfunded => "wait until the funding is in a block, then try again",
                 BindingError::Signature => "sign with the key that the channel was opened with",

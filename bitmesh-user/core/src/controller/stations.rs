@@ -92,6 +92,7 @@ impl Controller {
     fn bind(&mut self, ask: StationsAsk, out: &mut Out) {
         let answer = self.judge(&ask).map(|Judged { account, station }| {
             let (nonce, used) = (ask.change.binding.nonce, self.accounts.usage(station));
+            self.write_down(station, out);
             if self.accounts.seat(station).is_some_and(|seat| seat.account != account) {
                 self.leave(station, out);
             }
@@ -125,6 +126,7 @@ impl Controller {
         }
         for account in accounts {
             self.share(account, out);
+            self.settle_late(account, out);
             self.take_off(account, out);
         }
     }

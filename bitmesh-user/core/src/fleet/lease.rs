@@ -113,6 +113,11 @@ impl Silence {
         (self.epoch, self.beat)
     }
 
+    /// The hold time that the edge goes by.
+    pub fn hold(&self) -> Hold {
+        self.hold
+    }
+
     /// For how long nothing has changed.
     pub fn lasted(&self, now: Duration) -> Duration {
         now.saturating_sub(self.since)

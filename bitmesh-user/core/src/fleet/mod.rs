@@ -5,17 +5,20 @@
 //! silent for longer than its lease. What is here are names, what the store has to know beside the
 //! journal, and the rule of time; how an account is taken in and released is the controller's.
 
+mod late;
 mod lease;
 
 use std::{collections::BTreeSet, fmt, ops::RangeInclusive};
 
 use bitcoin::BlockHash;
+use serde::{Deserialize, Serialize};
 
+pub use late::{Late, LateId, Unsettled};
 pub use lease::{HOLD_DEFAULT, HOLD_MAX, HOLD_MIN, Hold, Lease, Silence};
 
 use crate::{
     account::AccountId,
-    channel::{ChannelId, ProviderEvent},
+    channel::{ChannelId, InvalidEvent, ProviderEvent},
     ledger::Usage,
     station::Station,
 };
@@ -29,7 +32,8 @@ pub const EDGES_MAX: u16 = 1 << 11;
 const _: () = assert!((EDGES_MAX as u64) << KEY_BITS == 1 << 31, "BIP 32's indices end there");
 
 /// An edge's number in its fleet, for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
 pub struct EdgeNumber(u16);
 
 impl EdgeNumber {
@@ -47,6 +51,20 @@ impl EdgeNumber {
     pub fn keys(self) -> RangeInclusive<u32> {
         let first = u32::from(self.0) << KEY_BITS;
         first..=first | ((1 << KEY_BITS) - 1)
+    }
+}
+
+impl TryFrom<u16> for EdgeNumber {
+    type Error = InvalidEvent;
+
+    fn try_from(number: u16) -> Result<Self, InvalidEvent> {
+        Self::new(number).ok_or(InvalidEvent("an edge of a number that there is not"))
+    }
+}
+
+impl From<EdgeNumber> for u16 {
+    fn from(edge: EdgeNumber) -> Self {
+        edge.0
     }
 }
 
@@ -102,6 +120,11 @@ pub enum FleetEntry {
     CaughtUp {
         /// Which.
         account: AccountId,
+    },
+    /// What became known late is settled: none of it is told again.
+    Settled {
+        /// What names it.
+        late: LateId,
     },
 }
 

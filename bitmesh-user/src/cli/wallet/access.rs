@@ -52,6 +52,20 @@ impl Place {
         Ok(store::Place::file(&self.home().await?.directory))
     }
 
+    /// Settings of a provider whose wallet is there.
+    pub(in crate::cli) async fn provider(&self) -> Result<Common> {
+        let home = self.home().await?;
+        if home.role != StoreRole::Provider {
+            bail!("only providers are edges of a fleet: name one's directory with --role sell");
+        }
+        home.common()
+    }
+
+    /// The file with more settings, if one is named.
+    pub(in crate::cli) fn config(&self) -> Option<&Path> {
+        self.common.config.as_deref()
+    }
+
     /// Finds out which wallet is meant.
     pub(super) async fn home(&self) -> Result<Home> {
         let common = self.common.clone().with_file()?;
@@ -143,6 +157,13 @@ impl Access {
         match ask_admin(&home.directory, Method::GET, "/v1/wallet", None).await {
             Err(AdminError::NotRunning(_)) => {}
             answered => return answered.map(|_| Self::Daemon(home.directory)).map_err(Into::into),
+        }
+        if store::is_of_fleet(&home.directory) {
+            bail!(
+                "{} is of an edge of a fleet, and its wallet is its daemon's: start that, or ask another \
+                 edge; all have the same money",
+                home.directory.display()
+            );
         }
         let role = home.role;
         let common = home.common()?;

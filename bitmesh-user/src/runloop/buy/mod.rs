@@ -41,7 +41,7 @@ use crate::{
     config::BuyConfig,
     dataplane::Observer,
     gateway::Gateway,
-    store::{ENGINE, StoreRole, TIDY_INTERVAL_IDLE},
+    store::{StoreRole, TIDY_INTERVAL_IDLE},
     telemetry::upkeep,
 };
 
@@ -160,7 +160,7 @@ impl Session {
         let (internal, internals) = mpsc::channel(16);
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         let mut tasks = JoinSet::new();
-        let front = Front::new(requests, ENGINE, super::now());
+        let front = Front::new(requests, super::now());
         tasks.spawn(serve_admin(&config.common.data_dir, front, None)?);
         tasks.spawn(upkeep());
         let unacknowledged = active

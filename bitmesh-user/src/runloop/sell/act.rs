@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use anyhow::Result;
 use bitmesh_core::{
     channel::{Batch, ProviderEvent},
     controller::{Action, Answer, Input, Refusal},
@@ -14,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Session,
-    edge::{make_room, usage_of},
+    edge::{spent, usage_of},
 };
 use crate::{
     api::{ApiError, Body, Origin},
@@ -168,15 +169,36 @@ impl Session<'_> {
         }
     }
 
-    /// Has stations that spent all leave the full table. Their slots can be used after a rest; the
-    /// grants that found no place are tried again at the next checkpoint.
-    pub(super) fn make_room(&mut self, out: &mut Batch<ProviderEvent, Action>) {
-        let left = make_room(&self.controller, self.dataplane);
-        if left.is_empty() {
-            return warn!("the station table is full of stations with credit: --table-slots");
+    /// Has stations that spent all leave the full table, once what they used is written down: nothing
+    /// else remembers it. Their slots can be used after a rest; the grants that found no place are tried
+    /// again at the next checkpoint.
+    pub(super) async fn make_room(&mut self) -> Result<()> {
+        let leaving = spent(&self.controller, self.dataplane);
+        if leaving.is_empty() {
+            warn!("the station table is full of stations with credit: --table-slots");
+            return Ok(());
         }
-        info!("the station table was full; {} that had spent all left it", left.len());
-        self.controller.handle(Input::Usage(left), out);
+        let mut readings = Vec::with_capacity(leaving.len());
+        for key in leaving {
+            let Some(used) = self.dataplane.usage(key) else { continue };
+            self.dataplane.set_limit(key, usage_of(&used).billed().0)?;
+            let used = self.dataplane.usage(key).map(|used| usage_of(&used));
+            readings.extend(used.map(|used| (Station::from(key), used)));
+        }
+        let mut out = Batch::default();
+        self.controller.handle(Input::Usage(readings.clone()), &mut out);
+        self.controller.handle(Input::Checkpoint, &mut out);
+        self.settle(out).await?;
+        let mut left = 0;
+        for (station, written) in readings {
+            let used = self.dataplane.usage(station.key()).map(|used| usage_of(&used).billed());
+            if used == Some(written.billed()) {
+                self.dataplane.remove(station.key());
+                left += 1;
+            }
+        }
+        info!("the station table was full; {left} that had spent all left it");
+        Ok(())
     }
 
     pub(super) fn read_one(&mut self, key: StationKey, out: &mut Batch<ProviderEvent, Action>) {

@@ -83,7 +83,10 @@ impl Session<'_> {
             settled_sat: totals.settled.to_sat(),
             commitments: totals.commitments,
             wallet: self.foundation.wallet_status(totals.unsettled),
-            store: self.desk.front.store(),
+            store: {
+                self.desk.front.kept(self.foundation.store.kept());
+                self.desk.front.store()
+            },
             fleet: self.fleet.as_ref().map(|fleet| fleet.status(&self.controller)),
         }
     }

@@ -19,7 +19,6 @@ use crate::{
     config::SellConfig,
     dataplane::{Change, Dataplane},
     gateway::{Gateway, Interface},
-    store::ENGINE,
     telemetry::upkeep,
 };
 
@@ -55,7 +54,7 @@ impl Desk {
         let (requests, mailbox) = mpsc::channel(MAILBOX_REQUESTS);
         Ok(Self {
             gate: Gate::new(requests.clone()),
-            front: Front::new(requests, ENGINE, now()),
+            front: Front::new(requests, now()),
             mailbox,
             gateway,
             lan,

@@ -87,22 +87,12 @@ pub(super) fn reconcile(
     })
 }
 
-/// Takes stations off the kernel's table that no account pays for, or whose account has less than a
-/// frame left. To be called right after usage was written down: what they used is in the ledger
-/// then, and whoever pays again is put in again. Returns the last reading of each.
-pub(super) fn make_room(
-    controller: &Controller,
-    dataplane: &mut Dataplane,
-) -> Vec<(Station, Usage)> {
+/// Stations in the kernel's table that no account pays for, or whose account has less than a frame
+/// left: they leave a full table. Whoever pays again is put in again.
+pub(super) fn spent(controller: &Controller, dataplane: &Dataplane) -> Vec<StationKey> {
     let spent =
         |key: &StationKey| controller.account(Station::from(*key)).credit_octets.0 < FRAME_OCTETS;
-    let keys = dataplane.stations().map(|(key, ..)| key);
-    let leaving: Vec<_> = keys.filter(spent).take(EVICTED_AT_ONCE).collect();
-    let readings = leaving.into_iter().filter_map(|key| {
-        let used = dataplane.remove(key)?;
-        Some((Station::from(key), usage_of(&used)))
-    });
-    readings.collect()
+    dataplane.stations().map(|(key, ..)| key).filter(spent).take(EVICTED_AT_ONCE).collect()
 }
 
 pub(super) fn warn_unless_forwarding() {

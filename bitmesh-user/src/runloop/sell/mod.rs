@@ -10,6 +10,8 @@ mod edge;
 mod fleet;
 mod guarding;
 mod outage;
+mod parked;
+mod seizure;
 mod start;
 mod stop;
 mod tending;

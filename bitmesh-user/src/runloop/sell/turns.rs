@@ -197,7 +197,7 @@ impl Session<'_> {
         self.controller.handle(Input::Checkpoint, out);
         if std::mem::take(&mut self.crowded) {
             self.settle(std::mem::take(out)).await?;
-            self.make_room(out);
+            self.make_room().await?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Instant};
 use bitmesh_core::alarm::{self, Alarm, Kind, Level, Sight};
 use tracing::{error, info, warn};
 
-use super::{super::now, Session};
+use super::{super::now, Session, fleet::Fleet};
 
 /// Since when the chain is not seen, and what was logged of it.
 pub(super) struct Watch {
@@ -43,6 +43,7 @@ impl Session<'_> {
         };
         let mut alarms = alarm::alarms(book.iter(), sight);
         alarms.extend(self.foundation.went_back(now()));
+        alarms.extend(self.fleet.iter().flat_map(Fleet::alarms));
         alarms
     }
 

@@ -14,13 +14,15 @@ const APPLICATION: &str = "bitmesh";
 pub struct Address {
     hosts: Vec<(String, PgConnectOptions)>,
     shown: String,
+    /// Whether the password stands in the text itself.
+    names_password: bool,
 }
 
 /// Not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not a database's address ({0}): write postgres://USER@HOST/DATABASE, several hosts with commas; \
-     the password is best kept in ~/.pgpass, or in a file that PGPASSFILE names"
+     the password is best kept in a file that --store-password-file names"
 )]
 pub struct AddressError(String);
 
@@ -37,6 +39,7 @@ impl FromStr for Address {
             Some((user, hosts)) => (format!("{user}@"), hosts),
             None => (String::new(), authority),
         };
+        let names_password = user.contains(':') || tail.contains("password=");
         let mut known = Vec::new();
         for host in hosts.split(',') {
             if known.len() == HOSTS_MAX {
@@ -59,7 +62,7 @@ impl FromStr for Address {
             (options.get_username(), options.get_database().unwrap_or_default())
         });
         let shown = format!("postgres://{user}@{}/{database}", names.join(","));
-        Ok(Self { hosts: known, shown })
+        Ok(Self { hosts: known, shown, names_password })
     }
 }
 
@@ -69,15 +72,28 @@ impl Address {
         &self.hosts
     }
 
-    /// Says this password wherever none is known: the address, then `PGPASSFILE` go before it.
+    /// Says this password, in the place of what `PGPASSFILE` says. One that stands in the address goes
+    /// before it.
     #[must_use]
     pub fn with_password(mut self, password: &str) -> Self {
-        for (_, options) in &mut self.hosts {
-            if options.to_url_lossy().password().is_none() {
+        if !self.names_password {
+            for (_, options) in &mut self.hosts {
                 *options = options.clone().password(password);
             }
         }
         self
+    }
+
+    /// Whether the password stands in the address itself.
+    pub fn names_password(&self) -> bool {
+        self.names_password
+    }
+
+    /// Whether this is what every host is told.
+    #[cfg(test)]
+    pub(crate) fn has_password(&self, password: &str) -> bool {
+        let is = |options: &PgConnectOptions| options.to_url_lossy().password() == Some(password);
+        self.hosts.iter().all(|(_, options)| is(options))
     }
 
     /// The database's name.

@@ -2,16 +2,25 @@
 
 use std::{io, time::Duration};
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use sqlx::{
     ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _,
     postgres::PgConnectOptions,
 };
+use tokio::time::{Instant, timeout_at};
 
-use super::{address::Address, sql};
+use super::{
+    address::Address,
+    history::{self, History, Server, Unused},
+    sql,
+};
 use crate::store::StoreError;
 
 /// How long a server has to answer to a new connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long others are waited for once one takes writes: one that was promoted later would be the right
+/// one.
+const OTHERS_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long it has for a statement; it gives up after as long by itself ([`sql::SESSION`]).
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the reads of a start may take.
@@ -35,14 +44,10 @@ pub(super) enum Known<'a> {
 }
 
 /// Why one host is not used.
-enum Unfit {
+pub(super) enum Unfit {
     /// It only reads.
     ReadOnly,
-    /// It has fewer commits than were acknowledged.
-    Behind(i64),
     Sql(sqlx::Error),
-    /// Another took over: nothing else will do, either.
-    Fenced,
 }
 
 impl From<sqlx::Error> for Unfit {
@@ -56,74 +61,118 @@ pub(super) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    let late = || {
-        let what = format!("no answer within {} s", limit.as_secs());
-        sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, what))
-    };
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late()))
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late(limit)))
 }
 
-/// Connects to the first host that takes writes and is not behind.
+/// What it means to have waited for as long in vain.
+pub(super) fn late(limit: Duration) -> sqlx::Error {
+    let what = format!("no answer within {} ms", limit.as_millis());
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, what))
+}
+
+/// A connection, and what the server at its other end says of itself.
+#[derive(Debug)]
+pub(super) struct Connected {
+    pub connection: PgConnection,
+    pub server: Server,
+}
+
+/// Connects to the host that takes writes and is not behind: of several, to the one that was promoted
+/// last. None that is of an older history than `history` is used, or of another cluster.
 pub(super) async fn connect(
     address: &Address,
     known: Known<'_>,
-) -> Result<PgConnection, StoreError> {
+    history: Option<&History>,
+) -> Result<Connected, StoreError> {
+    let place = address.to_string();
     let mut reasons = Vec::new();
     let mut only_reading = true;
-    let mut behind = None;
-    for (name, options) in address.hosts() {
-        let why = match connect_to(options, known).await {
-            Ok(connection) => return Ok(connection),
-            Err(Unfit::Fenced) => return Err(StoreError::Fenced(address.to_string())),
-            Err(Unfit::ReadOnly) => "it only reads".to_owned(),
-            Err(Unfit::Behind(theirs)) => {
-                behind = behind.max(Some(theirs));
-                format!("it has {theirs} commits")
-            }
+    let mut refusal = None;
+    let mut writable = Vec::new();
+    for (name, looked) in look_at_all(address).await {
+        match looked {
+            Ok(connected) => writable.push(connected),
+            Err(Unfit::ReadOnly) => reasons.push(format!("{name}: it only reads")),
             Err(Unfit::Sql(error)) => {
                 only_reading = false;
-                if let Some(error) = refused(address, &error) {
-                    return Err(error);
-                }
-                error.to_string()
+                refusal = refusal.or_else(|| refused(address, &error));
+                reasons.push(format!("{name}: {error}"));
             }
-        };
-        reasons.push(format!("{name}: {why}"));
+        }
     }
-    let (place, why) = (address.to_string(), reasons.join("; "));
-    let (Known::Edge { committed: ours, .. } | Known::Standing(Standing { committed: ours, .. })) =
-        known;
-    Err(match behind {
-        Some(theirs) => StoreError::Behind { place, theirs, ours },
-        None if only_reading => StoreError::ReadOnly { place, why },
-        None => StoreError::Unreachable { place, why },
-    })
+    let chosen = match history::choose(writable, history) {
+        Ok(chosen) => chosen,
+        Err(Unused::Other(why)) => return Err(StoreError::OtherServer { place, why }),
+        Err(Unused::None) => {
+            if let Some(refusal) = refusal {
+                return Err(refusal);
+            }
+            let why = reasons.join("; ");
+            return Err(if only_reading {
+                StoreError::ReadOnly { place, why }
+            } else {
+                StoreError::Unreachable { place, why }
+            });
+        }
+    };
+    stand_up(chosen, known, place).await
 }
 
-async fn connect_to(options: &PgConnectOptions, known: Known<'_>) -> Result<PgConnection, Unfit> {
-    let mut connection = within(CONNECT_TIMEOUT, options.connect()).await?;
-    let to = &mut connection;
-    within(STATEMENT_TIMEOUT, to.execute(sqlx::raw_sql(sql::SESSION))).await?;
-    let row = within(STATEMENT_TIMEOUT, to.fetch_one(sqlx::raw_sql(sql::READ_ONLY))).await?;
-    let read_only: String = row.try_get(0)?;
-    if read_only != "off" {
-        return Err(Unfit::ReadOnly);
-    }
+/// Whether a server has what was acknowledged, and this edge is still who it was.
+async fn stand_up(
+    mut connected: Connected,
+    known: Known<'_>,
+    place: String,
+) -> Result<Connected, StoreError> {
     let (epoch_known, ours) = match known {
         Known::Edge { committed, .. } => (None, committed),
         Known::Standing(standing) => (Some(standing.epoch), standing.committed),
     };
-    let Some((epoch, committed)) = stands(&mut connection, known).await? else {
+    let behind = |theirs| StoreError::Behind { place: place.clone(), theirs, ours };
+    let Some((epoch, committed)) = stands(&mut connected.connection, known).await? else {
         // No table yet, or no row.
-        return if ours > 0 { Err(Unfit::Behind(0)) } else { Ok(connection) };
+        return if ours > 0 { Err(behind(0)) } else { Ok(connected) };
     };
     if epoch_known.is_some_and(|known| epoch > known) {
-        return Err(Unfit::Fenced);
+        return Err(StoreError::Fenced(place));
     }
     if epoch_known.is_some_and(|known| epoch < known) || committed < ours {
-        return Err(Unfit::Behind(committed));
+        return Err(behind(committed));
     }
-    Ok(connection)
+    Ok(connected)
+}
+
+/// Asks all hosts at once, in the order of the address. Once one takes writes, others are waited for
+/// no longer than [`OTHERS_TIMEOUT`].
+pub(super) async fn look_at_all(address: &Address) -> Vec<(&str, Result<Connected, Unfit>)> {
+    let mut asked = FuturesUnordered::new();
+    for (at, (name, options)) in address.hosts().iter().enumerate() {
+        asked.push(async move { (at, name, look_at(name, options).await) });
+    }
+    let mut answers = Vec::new();
+    let mut until = Instant::now() + CONNECT_TIMEOUT * 2;
+    while let Ok(Some((at, name, answer))) = timeout_at(until, asked.next()).await {
+        if answer.is_ok() {
+            until = until.min(Instant::now() + OTHERS_TIMEOUT);
+        }
+        answers.push((at, name.as_str(), answer));
+    }
+    answers.sort_by_key(|(at, ..)| *at);
+    answers.into_iter().map(|(_, name, answer)| (name, answer)).collect()
+}
+
+/// Connects to one host, if it takes writes.
+async fn look_at(name: &str, options: &PgConnectOptions) -> Result<Connected, Unfit> {
+    let mut connection = within(CONNECT_TIMEOUT, options.connect()).await?;
+    let to = &mut connection;
+    within(CONNECT_TIMEOUT, to.execute(sqlx::raw_sql(sql::SESSION))).await?;
+    let row = within(CONNECT_TIMEOUT, to.fetch_one(sqlx::raw_sql(sql::READ_ONLY))).await?;
+    let read_only: String = row.try_get(0)?;
+    if read_only != "off" {
+        return Err(Unfit::ReadOnly);
+    }
+    let server = history::ask(to, name).await?;
+    Ok(Connected { connection, server })
 }
 
 /// Epoch and commits of this edge at a server.
@@ -185,7 +234,8 @@ pub(super) fn is_passing(error: &StoreError) -> bool {
         },
         StoreError::Unreachable { .. }
         | StoreError::ReadOnly { .. }
-        | StoreError::Behind { .. } => true,
+        | StoreError::Behind { .. }
+        | StoreError::OtherServer { .. } => true,
         _ => false,
     }
 }

@@ -1,8 +1,15 @@
 //! Who has which account, and who is alive.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
-use bitmesh_core::{account::AccountId, channel::ChannelId, fleet::EdgeNumber};
+use bitmesh_common::StationKey;
+use bitmesh_core::{
+    account::AccountId,
+    channel::ChannelId,
+    fleet::{EDGES_MAX, EdgeNumber, Late, LateId},
+    station::Station,
+    units::Octets,
+};
 use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
 
 use super::{
@@ -37,6 +44,8 @@ pub(in crate::store) enum FleetChange {
     HandOver { account: Digest, to: i64, tips: Vec<(i64, Digest)> },
     /// An account that came follows this edge's blocks from now on.
     CaughtUp { account: Digest },
+    /// What a station used at an edge that was taken over is settled.
+    Settled { edge: i64, epoch: i64, station: i64 },
 }
 
 /// An edge, as the fleet knows it.
@@ -72,6 +81,8 @@ pub struct Beat {
     pub wanted: Vec<Wanted>,
     /// Accounts that are ours, and that we have not caught up with.
     pub arriving: Vec<AccountId>,
+    /// What stations of accounts of ours used at edges that were taken over.
+    pub late: Vec<Late>,
 }
 
 /// Accounts that came from other edges, and that saw the same blocks.
@@ -129,6 +140,13 @@ pub(super) async fn put(
         FleetChange::CaughtUp { account } => {
             run(to, sqlx::query(sql::CAUGHT_UP).bind(&account[..]).bind(edge)).await?;
         }
+        FleetChange::Settled { edge: other, epoch, station } => {
+            let query = sqlx::query(sql::DELETE_SETTLED).bind(other).bind(epoch).bind(station);
+            // Settled a second time, it would be debited twice.
+            if run(to, query).await? != 1 {
+                return Err(StoreError::Elsewhere);
+            }
+        }
     }
     Ok(())
 }
@@ -169,8 +187,21 @@ impl PostgresEngine {
         Ok(ChannelId::from_bytes(self.digest(row, column)?).into())
     }
 
-    /// Whether another edge took over our accounts since our last start: what the kernel still has is
-    /// void.
+    fn late(&self, row: &PgRow) -> Result<Late, StoreError> {
+        let (edge, epoch) = (self.number(row.try_get(1)?)?, row.try_get::<i64, _>(2)?);
+        let station = self.station(row.try_get(3)?)?;
+        let id = LateId { edge, epoch: epoch.cast_unsigned(), station };
+        let octets = Octets(row.try_get::<i64, _>(4)?.cast_unsigned());
+        Ok(Late { id, account: self.account(row, 6)?, octets })
+    }
+
+    fn station(&self, key: i64) -> Result<Station, StoreError> {
+        let station = StationKey::from_raw(key.cast_unsigned()).map(Station::from);
+        station.ok_or_else(|| self.damaged("a station"))
+    }
+
+    /// Whether another edge took over our accounts, and what the kernel still has of them was not
+    /// settled yet.
     pub(in crate::store) fn seized(&self) -> bool {
         self.seized
     }
@@ -181,8 +212,23 @@ impl PostgresEngine {
         rows.first().map_or(Ok(0), |row| Ok(row.try_get(0)?))
     }
 
+    /// The number whose keys this edge gives channels: its own, or the newest that it took.
+    pub(in crate::store) async fn keys(&mut self) -> Result<EdgeNumber, StoreError> {
+        let rows = self.rows(sqlx::query(sql::SELECT_KEYS).bind(self.standing.edge)).await?;
+        let number: Option<i64> = rows.first().map(|row| row.try_get(0)).transpose()?.flatten();
+        self.number(number.unwrap_or(self.standing.edge))
+    }
+
+    /// Takes another number for its keys; `None` when all are taken.
+    pub(in crate::store) async fn fresh_keys(&mut self) -> Result<Option<EdgeNumber>, StoreError> {
+        let query = sqlx::query(sql::FRESH_KEYS).bind(self.standing.edge).bind(self.standing.epoch);
+        let rows = self.rows(query.bind(i64::from(EDGES_MAX))).await?;
+        rows.first().map(|row| self.number(row.try_get(0)?)).transpose()
+    }
+
     /// Gives a sign of life. [`StoreError::Fenced`] when another took over.
     pub(in crate::store) async fn renew(&mut self) -> Result<Beat, StoreError> {
+        self.follow_promotion();
         let query = sqlx::query(sql::RENEW).bind(self.standing.edge).bind(self.standing.epoch);
         let mut beat = Beat::default();
         for row in self.rows(query.bind(TOLD_MAX)).await? {
@@ -198,9 +244,11 @@ impl PostgresEngine {
                     account: self.account(&row, 6)?,
                     by: self.number(row.try_get(1)?)?,
                 }),
-                _ => beat.arriving.push(self.account(&row, 6)?),
+                2 => beat.arriving.push(self.account(&row, 6)?),
+                _ => beat.late.push(self.late(&row)?),
             }
         }
+        self.shown = Instant::now();
         if beat.edges.is_empty() { Err(self.fenced()) } else { Ok(beat) }
     }
 
@@ -316,7 +364,8 @@ impl PostgresEngine {
             let Some(row) = within(STATEMENT_TIMEOUT, query.fetch_optional(&mut *to)).await? else {
                 return Ok(false);
             };
-            let seq: i64 = row.try_get(0)?;
+            let (seq, epoch): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+            run(to, sqlx::query(sql::INSERT_LATE).bind(edge).bind(epoch)).await?;
             let query = sqlx::query(super::super::schema::SELECT_BLOCKS).bind(edge);
             let rows = within(STATEMENT_TIMEOUT, query.fetch_all(&mut *to)).await?;
             let mut tips = Vec::with_capacity(rows.len());
@@ -334,6 +383,73 @@ impl PostgresEngine {
         self.passed_on(done)
     }
 
+    /// What stations had used by what was written down when we were taken over, as far as it was not
+    /// told what their kernel has.
+    pub(in crate::store) async fn untold(&mut self) -> Result<Vec<(LateId, Octets)>, StoreError> {
+        let rows = self.rows(sqlx::query(sql::SELECT_UNTOLD).bind(self.standing.edge)).await?;
+        let edge = self.edge_number()?;
+        let untold = |row: &PgRow| {
+            let (epoch, written): (i64, i64) = (row.try_get(0)?, row.try_get(2)?);
+            let station = self.station(row.try_get(1)?)?;
+            let id = LateId { edge, epoch: epoch.cast_unsigned(), station };
+            Ok((id, Octets(written.cast_unsigned())))
+        };
+        rows.iter().map(untold).collect()
+    }
+
+    /// Tells what was used beyond that; of all others, nothing was.
+    pub(in crate::store) async fn tell_late(
+        &mut self,
+        late: &[(LateId, Octets)],
+    ) -> Result<(), StoreError> {
+        let (edge, ours) = (self.standing.edge, self.standing.epoch);
+        let epochs: Vec<i64> = late.iter().map(|(id, _)| id.epoch.cast_signed()).collect();
+        let stations: Vec<i64> =
+            late.iter().map(|(id, _)| id.station.key().raw().cast_signed()).collect();
+        let octets: Vec<i64> = late.iter().map(|(_, octets)| octets.0.cast_signed()).collect();
+        let fenced = self.fenced();
+        let connection = self.connected().await?;
+        let done = async {
+            let mut transaction = within(STATEMENT_TIMEOUT, connection.begin()).await?;
+            let to = &mut *transaction;
+            if run(to, sqlx::query(sql::TOUCH).bind(edge).bind(ours)).await? != 1 {
+                return Err(fenced);
+            }
+            let query = sqlx::query(sql::TELL_LATE).bind(edge).bind(epochs).bind(stations);
+            run(to, query.bind(octets)).await?;
+            run(to, sqlx::query(sql::DELETE_UNTOLD).bind(edge)).await?;
+            within(STATEMENT_TIMEOUT, transaction.commit()).await?;
+            Ok(())
+        };
+        let done = done.await;
+        self.passed_on(done)
+    }
+
+    /// The kernel has nothing any more of what was taken over.
+    pub(in crate::store) async fn seizure_over(&mut self) -> Result<(), StoreError> {
+        let (edge, epoch) = (self.standing.edge, self.standing.epoch);
+        let query = sqlx::query(sql::SEIZURE_OVER).bind(edge).bind(epoch);
+        let done = run(self.connected().await?, query).await;
+        if self.passed_on(done)? != 1 {
+            return Err(self.fenced());
+        }
+        self.seized = false;
+        Ok(())
+    }
+
+    /// Claims stations that nobody pays for, sorted by their keys: those that no other edge has
+    /// claimed.
+    pub(in crate::store) async fn claim(
+        &mut self,
+        stations: &[i64],
+    ) -> Result<Vec<i64>, StoreError> {
+        let (edge, epoch) = (self.standing.edge, self.standing.epoch);
+        let done = run(self.connected().await?, sqlx::query(sql::DELETE_CLAIMS).bind(edge)).await;
+        self.passed_on(done)?;
+        let rows = self.rows(sqlx::query(sql::CLAIM).bind(edge).bind(epoch).bind(stations)).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
     /// Every edge of the fleet.
     pub(in crate::store) async fn edges(&mut self) -> Result<Vec<EdgeRow>, StoreError> {
         let rows = self.rows(sqlx::query(sql::SELECT_EDGES)).await?;
@@ -349,11 +465,14 @@ impl PostgresEngine {
         rows.iter().map(edge).collect()
     }
 
-    /// Accounts that we have, that others want of these, and that are on their way here.
-    pub(in crate::store) async fn counts(&mut self) -> Result<[i64; 3], StoreError> {
-        let rows = self.rows(sqlx::query(sql::COUNT_ACCOUNTS).bind(self.standing.edge)).await?;
-        let row = rows.first().ok_or_else(|| self.damaged("no counts"))?;
-        Ok([row.try_get(0)?, row.try_get(1)?, row.try_get(2)?])
+    /// How many accounts each edge has.
+    pub(in crate::store) async fn counts(&mut self) -> Result<Vec<(EdgeNumber, u64)>, StoreError> {
+        let rows = self.rows(sqlx::query(sql::COUNT_ACCOUNTS)).await?;
+        let count = |row: &PgRow| {
+            let count: i64 = row.try_get(1)?;
+            Ok((self.number(row.try_get(0)?)?, count.unsigned_abs()))
+        };
+        rows.iter().map(count).collect()
     }
 
     /// After an error the connection is not used again.

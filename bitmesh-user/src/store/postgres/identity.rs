@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bitmesh_core::fleet::EDGES_MAX;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Row as _};
 use tokio::time::{Instant, sleep};
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     connect::{STATEMENT_TIMEOUT, within},
     sql,
+    write::run,
 };
 use crate::store::StoreError;
 
@@ -60,6 +62,22 @@ pub(super) fn is_ours(directory: &Path, name: &str) -> Result<bool, StoreError> 
     Ok(known.name == name && !known.tokens.is_empty())
 }
 
+/// Makes a directory an edge's that the database does not have yet: its secret, in hexadecimal digits.
+pub(super) fn claim(directory: &Path, name: &str) -> Result<String, StoreError> {
+    let path = directory.join(FILE);
+    let token = hex::encode(fresh_token(&path)?);
+    let tokens = vec![token.clone()];
+    write(&path, &Secrets { name: name.to_owned(), machine: machine(), tokens })?;
+    Ok(token)
+}
+
+fn fresh_token(path: &Path) -> Result<[u8; TOKEN_OCTETS], StoreError> {
+    let mut token = [0; TOKEN_OCTETS];
+    getrandom::fill(&mut token)
+        .map_err(|error| StoreError::Io { path: path.into(), source: io::Error::other(error) })?;
+    Ok(token)
+}
+
 /// Enters the edge, which fences whoever was it before.
 pub(super) async fn enter(
     to: &mut PgConnection,
@@ -72,17 +90,14 @@ pub(super) async fn enter(
     let machine = machine();
     let here = known.name == name && known.machine == machine;
     let known = if here { known.tokens } else { Vec::new() };
-    let mut token = [0; TOKEN_OCTETS];
-    getrandom::fill(&mut token)
-        .map_err(|error| StoreError::Io { path: path.clone(), source: io::Error::other(error) })?;
+    let token = fresh_token(&path)?;
     let fresh = hex::encode(token);
     let tokens = [fresh.clone()].into_iter().chain(known.iter().cloned()).take(3).collect();
     write(&path, &Secrets { name: name.to_owned(), machine: machine.clone(), tokens })?;
     let hold_ms = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
     let mut row = find(to, name).await?;
     if row.is_none() {
-        let query = sqlx::query(sql::INSERT_EDGE).bind(name).bind(&token[..]).bind(hold_ms);
-        within(STATEMENT_TIMEOUT, query.execute(&mut *to)).await?;
+        insert(to, name, &token, hold_ms).await?;
         row = find(to, name).await?;
     }
     let in_use = || StoreError::EdgeTaken(name.to_owned());
@@ -103,6 +118,18 @@ pub(super) async fn enter(
         seq: entered.try_get(2)?,
         seized: row.seized,
     })
+}
+
+/// Makes an edge that there is not yet, with a number of its own.
+pub(super) async fn insert(
+    to: &mut PgConnection,
+    name: &str,
+    token: &[u8],
+    hold_ms: i64,
+) -> Result<(), StoreError> {
+    let query = sqlx::query(sql::INSERT_EDGE).bind(name).bind(token).bind(hold_ms);
+    let made = run(to, query.bind(i64::from(EDGES_MAX))).await?;
+    if made == 1 { Ok(()) } else { Err(StoreError::FleetFull) }
 }
 
 struct Known {
@@ -165,7 +192,11 @@ fn read(path: &PathBuf) -> Result<Secrets, StoreError> {
 }
 
 fn write(path: &Path, secrets: &Secrets) -> Result<(), StoreError> {
-    let text = serde_json::to_string(secrets).map_err(StoreError::Encode)?;
+    write_durably(path, &serde_json::to_string(secrets).map_err(StoreError::Encode)?)
+}
+
+/// Puts a file of ours in the place of what is there: whatever happens, one of the two is there whole.
+pub(super) fn write_durably(path: &Path, text: &str) -> Result<(), StoreError> {
     let fresh = path.with_extension("new");
     let put = || {
         let mut options = fs::OpenOptions::new();

@@ -7,12 +7,15 @@
 mod address;
 mod connect;
 mod fleet;
+mod history;
 mod identity;
+mod moving;
 mod sql;
+mod watch;
 mod write;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -22,21 +25,28 @@ use sqlx::{
     query::Query,
 };
 
-use self::connect::{
-    Known, READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_passing, is_race, within,
-};
 pub use self::{
     address::{Address, AddressError},
     fleet::{Beat, EdgeRow, Wanted},
 };
+use self::{
+    connect::{
+        Connected, Known, READ_TIMEOUT, STATEMENT_TIMEOUT, Standing, connect, is_race, late, within,
+    },
+    history::{History, Server},
+    watch::Watch,
+};
 pub(super) use self::{
     fleet::{FleetChange, TakenRows},
+    history::FILE as CLUSTER,
     identity::FILE as IDENTITY,
+    moving::{Entrance, Members},
 };
 use super::{
-    StoreError,
+    Kept, StoreError,
     engine::{ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
     journal::Digest,
+    rows::{self, usage as usage_row},
     schema::LAYOUT,
 };
 
@@ -53,8 +63,17 @@ pub struct Fleet {
     pub seed: String,
 }
 
-/// How long a commit is tried again when the server is gone.
-const RETRY_FOR: Duration = Duration::from_secs(10);
+/// How long a commit is tried when the server is gone, as a part of the hold time and in bounds: the loop
+/// waits meanwhile.
+const COMMIT_PART: u32 = 6;
+const COMMIT_TIME: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
+/// The part of that for each try.
+const TRIES: u32 = 2;
+/// Signs of life in a hold time while a ledger is read.
+const BEATS_PER_HOLD: u32 = 8;
+/// How often other servers are looked at, as a part of the hold time and in bounds.
+const LOOK_PART: u32 = 8;
+const LOOK_TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 /// Between two tries.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Tries to make the tables while others do.
@@ -67,11 +86,20 @@ const SEQ_SHIFT: u32 = 11;
 pub(super) struct PostgresEngine {
     place: String,
     address: Address,
+    directory: PathBuf,
     connection: Option<PgConnection>,
+    /// The server at the other end, or what was there last.
+    server: Server,
+    /// The newest that was seen of the cluster's life.
+    history: Option<History>,
     standing: Standing,
     /// The highest that a `seq` counted to.
     counted: i64,
     seized: bool,
+    hold: Duration,
+    /// When it gave a sign of life last.
+    shown: Instant,
+    watch: Watch,
 }
 
 impl PostgresEngine {
@@ -85,8 +113,10 @@ impl PostgresEngine {
         let address = fleet.address.clone();
         let place = address.to_string();
         let known = if identity::is_ours(directory, &fleet.edge)? { known } else { 0 };
-        let mut connection =
-            connect(&address, Known::Edge { name: &fleet.edge, committed: known }).await?;
+        let known = Known::Edge { name: &fleet.edge, committed: known };
+        let history = history::read(directory)?;
+        let Connected { mut connection, server } =
+            connect(&address, known, history.as_ref()).await?;
         let mut tries = 1;
         let entered = loop {
             let entered = async {
@@ -107,20 +137,76 @@ impl PostgresEngine {
         }
         let standing =
             Standing { edge: entered.number, epoch: entered.epoch, committed: entered.committed };
-        Ok(Self {
+        let look = (fleet.hold / LOOK_PART).clamp(LOOK_TIME.0, LOOK_TIME.1);
+        let mut engine = Self {
+            watch: Watch::begin(&address, look),
+            hold: fleet.hold,
+            shown: Instant::now(),
             place,
             address,
+            directory: directory.to_owned(),
             connection: Some(connection),
+            server,
+            history,
             standing,
             counted: entered.seq,
             seized: entered.seized,
-        })
+        };
+        engine.note_history()?;
+        for warning in engine.kept().warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(engine)
+    }
+
+    /// How long a commit is tried.
+    fn commit_time(&self) -> Duration {
+        (self.hold / COMMIT_PART).clamp(COMMIT_TIME.0, COMMIT_TIME.1)
+    }
+
+    /// How long one try of it may take: a server that vanished says nothing.
+    fn try_time(&self) -> Duration {
+        self.commit_time() / TRIES
+    }
+
+    /// Gives a sign of life while a large ledger is read: it is no sign that anything is granted.
+    async fn show_life(&mut self) -> Result<(), StoreError> {
+        if self.shown.elapsed() < self.hold / BEATS_PER_HOLD {
+            return Ok(());
+        }
+        let Standing { edge, epoch, .. } = self.standing;
+        let rows = self.rows(sqlx::query(sql::TOUCH).bind(edge).bind(epoch)).await?;
+        self.shown = Instant::now();
+        if rows.is_empty() { Err(self.fenced()) } else { Ok(()) }
+    }
+
+    /// Goes to the server that was promoted after the one that is used, if there is one.
+    fn follow_promotion(&mut self) {
+        if self.watch.is_replaced(&self.server) {
+            self.connection = None;
+        }
+    }
+
+    /// Remembers the newest server that was used, before anything is acknowledged by it.
+    fn note_history(&mut self) -> Result<(), StoreError> {
+        if let Some(history) = &self.server.history
+            && self.history.as_ref() != Some(history)
+        {
+            history::note(&self.directory, history)?;
+            self.history = Some(history.clone());
+        }
+        Ok(())
     }
 
     async fn connected(&mut self) -> Result<&mut PgConnection, StoreError> {
-        let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => connect(&self.address, Known::Standing(self.standing)).await?,
+        let connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let known = Known::Standing(self.standing);
+            let connected = connect(&self.address, known, self.history.as_ref()).await?;
+            self.server = connected.server;
+            self.note_history()?;
+            connected.connection
         };
         Ok(self.connection.insert(connection))
     }
@@ -147,37 +233,16 @@ impl PostgresEngine {
     }
 
     fn digest(&self, row: &PgRow, column: usize) -> Result<Digest, StoreError> {
-        let octets: &[u8] = row.try_get(column)?;
-        octets.try_into().map_err(|_| self.damaged("a digest of another length"))
+        rows::digest(row, column, &self.place)
     }
 
     fn channel_row(&self, row: &PgRow) -> Result<ChannelRow, StoreError> {
-        Ok(ChannelRow {
-            channel: self.digest(row, 0)?,
-            n: row.try_get(1)?,
-            body: row.try_get(2)?,
-            digest: self.digest(row, 3)?,
-            seal: self.digest(row, 4)?,
-        })
+        rows::channel(row, &self.place)
     }
 
     fn journal_row(&self, row: &PgRow) -> Result<JournalRow, StoreError> {
-        Ok(JournalRow {
-            seq: row.try_get(0)?,
-            channel: self.digest(row, 1)?,
-            n: row.try_get(2)?,
-            body: row.try_get(3)?,
-            digest: self.digest(row, 4)?,
-        })
+        rows::journal(row, &self.place)
     }
-}
-
-fn usage_row(row: &PgRow) -> Result<UsageRow, StoreError> {
-    let mut values = UsageRow::default();
-    for (column, value) in values.iter_mut().enumerate() {
-        *value = row.try_get(column)?;
-    }
-    Ok(values)
 }
 
 /// Makes the tables, unless they are there.
@@ -228,6 +293,28 @@ impl Engine for PostgresEngine {
         &self.place
     }
 
+    fn kept(&self) -> Kept {
+        let Server { host, engine, version, synchronous, .. } = &self.server;
+        let mut warnings = Vec::new();
+        if self.address.hosts().len() > 1 && *synchronous == Some(false) {
+            warnings.push(format!(
+                "{host} waits for no standby: payments that were acknowledged are lost with it. Set \
+                 synchronous_standby_names there"
+            ));
+        }
+        for old in self.watch.replaced() {
+            warnings.push(format!(
+                "{old} takes writes although another server was promoted after it: stop it"
+            ));
+        }
+        Kept {
+            engine: engine.clone(),
+            version: version.clone(),
+            place: format!("{host}/{}", self.address.database()),
+            warnings,
+        }
+    }
+
     fn sums(&self) -> bool {
         false
     }
@@ -247,6 +334,7 @@ impl Engine for PostgresEngine {
     fn channels(&mut self, after: Option<Digest>, limit: i64) -> Work<'_, Vec<ChannelRow>> {
         Box::pin(async move {
             let after = after.map(Vec::from).unwrap_or_default();
+            self.show_life().await?;
             let edge = self.standing.edge;
             let query = sqlx::query(sql::SELECT_CHANNELS).bind(edge).bind(after).bind(limit);
             let rows = self.rows(query).await?;
@@ -264,6 +352,7 @@ impl Engine for PostgresEngine {
 
     fn journal(&mut self, after: i64, limit: i64) -> Work<'_, Vec<JournalRow>> {
         Box::pin(async move {
+            self.show_life().await?;
             let edge = self.standing.edge;
             let query = sqlx::query(sql::SELECT_JOURNAL).bind(edge).bind(after).bind(limit);
             let rows = self.rows(query).await?;
@@ -296,16 +385,13 @@ impl Engine for PostgresEngine {
 
     fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, ()> {
         Box::pin(async {
-            let until = Instant::now() + RETRY_FOR;
-            let mut done = self.put(write).await;
-            while let Err(error) = &done {
-                if !is_passing(error) || Instant::now() > until {
-                    break;
-                }
-                tracing::warn!("a commit is tried again: {error}");
-                tokio::time::sleep(RETRY_PAUSE).await;
-                done = self.resolve(write).await;
-            }
+            let until = Instant::now() + self.commit_time();
+            let limit = self.commit_time() + self.try_time();
+            let work = self.write_through(write, until);
+            let Ok(done) = tokio::time::timeout(limit, work).await else {
+                self.connection = None;
+                return Err(late(limit).into());
+            };
             done?;
             self.standing.committed = write.mark.committed;
             self.counted = self.counted_after(write);

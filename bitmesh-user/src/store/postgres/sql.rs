@@ -4,7 +4,7 @@
 //! the highest that it has seen, so that no sequence of the server's is needed.
 
 /// Tables of the layout that this program writes ([`super::schema::LAYOUT`]), which is the first here.
-pub(super) const TABLES: [&str; 18] = [
+pub(super) const TABLES: [&str; 22] = [
     "CREATE TABLE layout (one BIGINT PRIMARY KEY, number BIGINT NOT NULL)",
     "CREATE TABLE fleet (one BIGINT PRIMARY KEY, purpose TEXT NOT NULL, seed TEXT NOT NULL)",
     "CREATE TABLE edges (number BIGINT PRIMARY KEY, name TEXT NOT NULL UNIQUE, \
@@ -22,6 +22,13 @@ pub(super) const TABLES: [&str; 18] = [
     "CREATE INDEX channels_of_account ON channel_members (account)",
     "CREATE TABLE station_members (station BIGINT PRIMARY KEY, account BYTEA NOT NULL)",
     "CREATE INDEX stations_of_account ON station_members (account)",
+    "CREATE TABLE key_ranges (number BIGINT PRIMARY KEY, edge BIGINT NOT NULL)",
+    "CREATE TABLE claims (station BIGINT PRIMARY KEY, edge BIGINT NOT NULL, epoch BIGINT NOT NULL, \
+        beat BIGINT NOT NULL)",
+    "CREATE TABLE late (edge BIGINT NOT NULL, epoch BIGINT NOT NULL, station BIGINT NOT NULL, \
+        account BYTEA NOT NULL, written BIGINT NOT NULL, octets BIGINT, \
+        PRIMARY KEY (edge, epoch, station))",
+    "CREATE INDEX late_of_account ON late (account) WHERE octets IS NOT NULL",
     "CREATE TABLE settings (edge BIGINT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, \
         PRIMARY KEY (edge, name))",
     "CREATE TABLE journal (channel BYTEA NOT NULL, n BIGINT NOT NULL, seq BIGINT NOT NULL, \
@@ -47,6 +54,14 @@ pub(super) const OWN_TABLES: [&str; 2] = [
 pub(super) const SESSION: &str = "SET statement_timeout = 5000; SET lock_timeout = 5000; \
     SET idle_in_transaction_session_timeout = 10000; SET synchronous_commit = 'on'";
 pub(super) const READ_ONLY: &str = "SHOW transaction_read_only";
+/// What the server is, and which standbys a commit waits for.
+pub(super) const SERVER: &str =
+    "SELECT version(), current_setting('synchronous_standby_names', true)";
+/// Which cluster it is of, and how often one of it was promoted: the name of the log that is written now
+/// begins with that, in hexadecimal digits. PostgreSQL's alone: others have no such thing.
+pub(super) const HISTORY: &str = "SELECT system_identifier::TEXT, \
+    ('x' || lpad(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), 16, '0'))::BIT(64)::BIGINT \
+    FROM pg_control_system()";
 pub(super) const HAS_LAYOUT: &str = "SELECT COUNT(*) FROM information_schema.tables \
     WHERE table_schema = current_schema() AND table_name = 'layout'";
 pub(super) const INSERT_LAYOUT: &str = "INSERT INTO layout (one, number) VALUES (1, $1)";
@@ -56,12 +71,35 @@ pub(super) const SELECT_FLEET: &str = "SELECT purpose, seed FROM fleet";
 
 pub(super) const SELECT_EDGE: &str =
     "SELECT number, token, epoch, beat, hold_ms, seized FROM edges WHERE name = $1";
-/// A lone edge is number 0: the keys of its channels are nobody else's.
-pub(super) const INSERT_EDGE: &str = "INSERT INTO edges \
+/// A lone edge is number 0: the keys of its channels are nobody else's. A number is a range of keys, too,
+/// and an edge that has used its own up takes another: no number is given twice.
+pub(super) const INSERT_EDGE: &str = "WITH fresh AS (INSERT INTO key_ranges (number, edge) \
+    SELECT n, n FROM (SELECT COALESCE(MAX(number), 0) + 1 AS n FROM key_ranges) AS next \
+    WHERE n < $4 RETURNING number) INSERT INTO edges \
     (number, name, token, epoch, beat, hold_ms, committed, seq, next_key, seized) \
-    SELECT COALESCE(MAX(number), 0) + 1, $1, $2, 1, 0, $3, 0, 0, 0, 0 FROM edges";
+    SELECT number, $1, $2, 1, 0, $3, 0, 0, 0, 0 FROM fresh";
+pub(super) const SELECT_KEYS: &str = "SELECT MAX(number) FROM key_ranges WHERE edge = $1";
+pub(super) const FRESH_KEYS: &str = "INSERT INTO key_ranges (number, edge) \
+    SELECT n, $1 FROM (SELECT COALESCE(MAX(number), 0) + 1 AS n FROM key_ranges) AS next \
+    WHERE n < $3 AND EXISTS (SELECT 1 FROM edges WHERE number = $1 AND epoch = $2) RETURNING number";
 pub(super) const ENTER: &str = "UPDATE edges SET epoch = epoch + 1, beat = beat + 1, token = $1, \
-    hold_ms = $2, seized = 0 WHERE number = $3 AND epoch = $4 AND beat = $5 RETURNING epoch, committed, seq";
+    hold_ms = $2 WHERE number = $3 AND epoch = $4 AND beat = $5 RETURNING epoch, committed, seq";
+/// Of the lone edge whose ledger was moved here, which is number 0: who it was. There is one at most,
+/// since its channels have the keys of that number.
+pub(super) const INSERT_LONE: &str =
+    "INSERT INTO settings (edge, name, value) VALUES (0, 'lone', $1)";
+pub(super) const SELECT_LONE: &str = "SELECT value FROM settings WHERE edge = 0 AND name = 'lone'";
+pub(super) const RAISE_EDGE: &str = "UPDATE edges SET committed = $2, seq = $3 WHERE number = $1";
+pub(super) const INSERT_JOURNAL: &str = "INSERT INTO journal (channel, n, seq, body, digest) \
+    SELECT e.channel, e.n, e.seq, e.body, e.digest FROM \
+    UNNEST($1::BYTEA[], $2::BIGINT[], $3::BIGINT[], $4::TEXT[], $5::BYTEA[]) \
+    AS e (channel, n, seq, body, digest)";
+pub(super) const INSERT_ACCOUNTS: &str = "INSERT INTO accounts (account, edge, seq) \
+    SELECT a.account, $1, 0 FROM UNNEST($2::BYTEA[]) AS a (account)";
+pub(super) const INSERT_CHANNEL_MEMBERS: &str = "INSERT INTO channel_members (channel, account) \
+    SELECT m.channel, m.account FROM UNNEST($1::BYTEA[], $2::BYTEA[]) AS m (channel, account)";
+pub(super) const INSERT_STATION_MEMBERS: &str = "INSERT INTO station_members (station, account) \
+    SELECT m.station, m.account FROM UNNEST($1::BIGINT[], $2::BYTEA[]) AS m (station, account)";
 pub(super) const SELECT_STANDING: &str = "SELECT epoch, committed FROM edges WHERE number = $1";
 pub(super) const SELECT_STANDING_OF: &str = "SELECT epoch, committed FROM edges WHERE name = $1";
 /// A write of our own that waits for those before it, and for the standbys that have to have them.
@@ -121,7 +159,8 @@ pub(super) const INSERT_STATION_MEMBER: &str = "INSERT INTO station_members (sta
 pub(super) const UPDATE_STATION_MEMBER: &str = "UPDATE station_members SET account = $2 \
     WHERE station = $1 AND NOT EXISTS (SELECT 1 FROM accounts \
     WHERE accounts.account = station_members.account AND accounts.edge <> $3)";
-pub(super) const DELETE_MEMBERS: [&str; 2] = [
+pub(super) const DELETE_MEMBERS: [&str; 3] = [
+    "DELETE FROM late WHERE account = $1",
     "DELETE FROM channel_members WHERE account = $1",
     "DELETE FROM station_members WHERE account = $1",
 ];
@@ -185,14 +224,18 @@ pub(super) const SELECT_SETTINGS: &str =
     "SELECT name, value FROM settings WHERE edge = $1 ORDER BY name";
 pub(super) const SELECT_NEXT_KEY: &str = "SELECT next_key FROM edges WHERE number = $1";
 
-/// Rows of three kinds: edges (0), accounts of ours that others want (1), and that are on their way here (2).
+/// Rows of four kinds: edges (0), accounts of ours that others want (1), and that are on their way here
+/// (2); what the stations of ours used at edges that were taken over (3).
 pub(super) const RENEW: &str = "WITH fence AS (UPDATE edges SET beat = beat + 1 \
     WHERE number = $1 AND epoch = $2 RETURNING number) \
     SELECT 0::BIGINT, e.number, e.epoch, e.beat, e.hold_ms, e.name, ''::BYTEA FROM fence, edges e \
     UNION ALL (SELECT 1, wanted, 0, 0, 0, '', account FROM accounts \
     WHERE edge = $1 AND wanted IS NOT NULL LIMIT $3) \
     UNION ALL (SELECT 2, edge, 0, 0, 0, '', account FROM accounts \
-    WHERE edge = $1 AND tip IS NOT NULL LIMIT $3)";
+    WHERE edge = $1 AND tip IS NOT NULL LIMIT $3) \
+    UNION ALL (SELECT 3, l.edge, l.epoch, l.station, l.octets, '', l.account FROM late l \
+    JOIN accounts a ON a.account = l.account \
+    WHERE l.octets IS NOT NULL AND a.edge = $1 AND a.tip IS NULL LIMIT $3)";
 pub(super) const SELECT_EDGES: &str =
     "SELECT number, epoch, beat, hold_ms, name FROM edges ORDER BY number";
 pub(super) const LOOK_UP_CHANNELS: &str = "SELECT m.channel, m.account, a.edge \
@@ -219,9 +262,37 @@ pub(super) const TAKE_USAGE: &str = "SELECT t.station, t.up_octets, t.up_frames,
     JOIN station_members m ON m.station = t.station WHERE m.account = ANY($1) ORDER BY t.station";
 /// Only of an edge that was not heard of since.
 pub(super) const FENCE: &str = "UPDATE edges SET epoch = epoch + 1, seized = 1 \
-    WHERE number = $1 AND epoch = $2 AND beat = $3 RETURNING seq";
+    WHERE number = $1 AND epoch = $2 AND beat = $3 RETURNING seq, epoch";
+/// What it had written down: what its kernel has beyond that is told when it is back.
+pub(super) const INSERT_LATE: &str = "INSERT INTO late (edge, epoch, station, account, written) \
+    SELECT a.edge, $2, m.station, m.account, COALESCE(u.up_octets + u.down_octets, 0) \
+    FROM accounts a JOIN station_members m ON m.account = a.account \
+    LEFT JOIN usage u ON u.station = m.station WHERE a.edge = $1 AND a.tip IS NULL";
+pub(super) const SELECT_UNTOLD: &str =
+    "SELECT epoch, station, written FROM late WHERE edge = $1 AND octets IS NULL";
+/// Once: what was told, or is settled already, is not told anew.
+pub(super) const TELL_LATE: &str = "UPDATE late SET octets = t.octets \
+    FROM UNNEST($2::BIGINT[], $3::BIGINT[], $4::BIGINT[]) AS t (epoch, station, octets) \
+    WHERE late.edge = $1 AND late.epoch = t.epoch AND late.station = t.station \
+    AND late.octets IS NULL";
+pub(super) const DELETE_UNTOLD: &str = "DELETE FROM late WHERE edge = $1 AND octets IS NULL";
+pub(super) const DELETE_SETTLED: &str =
+    "DELETE FROM late WHERE edge = $1 AND epoch = $2 AND station = $3 AND octets IS NOT NULL";
+pub(super) const SEIZURE_OVER: &str =
+    "UPDATE edges SET seized = 0 WHERE number = $1 AND epoch = $2";
+/// Stations that nobody pays for, for an edge that is about to. A claim ends when its edge has begun
+/// anew or given eight signs of life: until then no other edge gets it.
+pub(super) const CLAIM: &str = "INSERT INTO claims (station, edge, epoch, beat) \
+    SELECT s.station, e.number, e.epoch, e.beat FROM edges e, UNNEST($3::BIGINT[]) AS s (station) \
+    WHERE e.number = $1 AND e.epoch = $2 \
+    AND NOT EXISTS (SELECT 1 FROM station_members m WHERE m.station = s.station) \
+    ON CONFLICT (station) DO UPDATE SET edge = excluded.edge, epoch = excluded.epoch, \
+    beat = excluded.beat WHERE claims.edge = excluded.edge OR NOT EXISTS (SELECT 1 FROM edges o \
+    WHERE o.number = claims.edge AND o.epoch = claims.epoch AND o.beat < claims.beat + 8) \
+    RETURNING station";
+pub(super) const DELETE_CLAIMS: &str = "DELETE FROM claims c USING edges e WHERE c.edge = $1 \
+    AND e.number = $1 AND (c.epoch <> e.epoch OR c.beat + 8 <= e.beat)";
 pub(super) const TAKE_OVER: &str = "UPDATE accounts SET edge = $2, wanted = NULL, \
     tip = COALESCE(tip, $3), seq = CASE WHEN seq > $4 THEN seq ELSE $4 END WHERE edge = $1";
-/// For status: accounts at this edge, and those that are on their way.
-pub(super) const COUNT_ACCOUNTS: &str = "SELECT COUNT(*), COUNT(wanted), COUNT(tip) FROM accounts \
-    WHERE edge = $1";
+/// For status: accounts at each edge, those on their way to it included.
+pub(super) const COUNT_ACCOUNTS: &str = "SELECT edge, COUNT(*) FROM accounts GROUP BY edge";

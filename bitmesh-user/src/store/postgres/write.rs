@@ -1,6 +1,6 @@
 //! A commit: once, whatever becomes of the connection.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Instant};
 
 use sqlx::{
     Connection as _, PgConnection, Postgres, Row as _,
@@ -9,17 +9,36 @@ use sqlx::{
 };
 
 use super::{
-    FleetChange, PostgresEngine, SEQ_SHIFT,
-    connect::{STATEMENT_TIMEOUT, Standing, within},
+    FleetChange, PostgresEngine, RETRY_PAUSE, SEQ_SHIFT,
+    connect::{STATEMENT_TIMEOUT, Standing, is_passing, within},
     fleet, sql,
 };
 use crate::store::{
     StoreError,
-    engine::{BlockChange, ChannelRow, Write},
+    engine::{BlockChange, ChannelRow, UsageRow, Write},
     schema,
 };
 
 impl PostgresEngine {
+    /// Does a write, and does it again for as long as that may help, until then at most. Given up in
+    /// between, it is not known whether it happened.
+    pub(super) async fn write_through(
+        &mut self,
+        write: &Write,
+        until: Instant,
+    ) -> Result<(), StoreError> {
+        let mut done = self.put(write).await;
+        while let Err(error) = &done
+            && is_passing(error)
+            && Instant::now() < until
+        {
+            tracing::warn!("a commit is tried again: {error}");
+            tokio::time::sleep(RETRY_PAUSE).await;
+            done = self.resolve(write).await;
+        }
+        done
+    }
+
     /// What is counted to once a write is done.
     pub(super) fn counted_after(&self, write: &Write) -> i64 {
         let events = i64::try_from(write.journal.len()).unwrap_or(i64::MAX);
@@ -30,9 +49,10 @@ impl PostgresEngine {
     /// earlier one that is still under way, and for the standbys that have to have it.
     pub(super) async fn resolve(&mut self, write: &Write) -> Result<(), StoreError> {
         let Standing { edge, epoch, .. } = self.standing;
+        let limit = self.try_time();
         let connection = self.connected().await?;
         let query = sqlx::query(sql::TOUCH).bind(edge).bind(epoch);
-        let row = match within(STATEMENT_TIMEOUT, query.fetch_optional(connection)).await {
+        let row = match within(limit, query.fetch_optional(connection)).await {
             Ok(row) => row.ok_or_else(|| self.fenced())?,
             Err(error) => {
                 self.connection = None;
@@ -66,6 +86,7 @@ impl PostgresEngine {
         let (standing, counted) = (self.standing, self.counted_after(write));
         let first = self.counted.saturating_add(1);
         let fenced = self.fenced();
+        let limit = self.try_time();
         let connection = self.connected().await?;
         let work = async {
             let events = Events::of(write, standing.edge, first);
@@ -76,18 +97,15 @@ impl PostgresEngine {
                 .bind(counted);
             if is_plain(write) {
                 return passed(
-                    &within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(connection)).await?,
+                    &within(limit, events.bind(query).fetch_one(connection)).await?,
                     fenced,
                 );
             }
             let mut transaction = within(STATEMENT_TIMEOUT, connection.begin()).await?;
             let to = &mut *transaction;
-            passed(
-                &within(STATEMENT_TIMEOUT, events.bind(query).fetch_one(&mut *to)).await?,
-                fenced,
-            )?;
+            passed(&within(limit, events.bind(query).fetch_one(&mut *to)).await?, fenced)?;
             put_rest(to, write, standing.edge, counted).await?;
-            within(STATEMENT_TIMEOUT, transaction.commit()).await?;
+            within(limit, transaction.commit()).await?;
             Ok(())
         };
         let done = work.await;
@@ -155,12 +173,7 @@ async fn put_rest(
         put_block(to, edge, change).await?;
     }
     if !write.usage.is_empty() {
-        let mut query = sqlx::query(sql::UPSERT_USAGE).bind(edge);
-        for column in 0..9 {
-            let values = write.usage.iter().filter_map(|row| row.get(column).copied());
-            query = query.bind(values.collect::<Vec<i64>>());
-        }
-        run(to, query).await?;
+        put_usage(to, &write.usage, edge).await?;
     }
     for (name, value) in &write.settings {
         run(
@@ -194,7 +207,25 @@ async fn put_rest(
     Ok(())
 }
 
-async fn put_folded(to: &mut PgConnection, rows: &[ChannelRow]) -> Result<(), StoreError> {
+/// Writes what stations used.
+pub(super) async fn put_usage(
+    to: &mut PgConnection,
+    rows: &[UsageRow],
+    edge: i64,
+) -> Result<(), StoreError> {
+    let mut query = sqlx::query(sql::UPSERT_USAGE).bind(edge);
+    for column in 0..UsageRow::default().len() {
+        let values = rows.iter().filter_map(|row| row.get(column).copied());
+        query = query.bind(values.collect::<Vec<i64>>());
+    }
+    run(to, query).await?;
+    Ok(())
+}
+
+pub(super) async fn put_folded(
+    to: &mut PgConnection,
+    rows: &[ChannelRow],
+) -> Result<(), StoreError> {
     let channels: Vec<&[u8]> = rows.iter().map(|row| &row.channel[..]).collect();
     let numbers: Vec<i64> = rows.iter().map(|row| row.n).collect();
     let bodies: Vec<&str> = rows.iter().map(|row| row.body.as_str()).collect();

@@ -1,6 +1,8 @@
 //! PostgreSQL: the suite on a real server, and what is a fleet's alone.
 
 mod faults;
+mod late;
+mod moving;
 mod roaming;
 #[path = "../../../../tests/src/postgres.rs"]
 mod server;
@@ -17,6 +19,7 @@ use tempfile::TempDir;
 
 use self::server::{PASSWORD, Server, USER, here};
 use super::*;
+use crate::store::postgres::FleetChange;
 
 /// One server for all tests that do it no harm; gone with the last of them.
 static SHARED: Mutex<Weak<Server<'static>>> = Mutex::new(Weak::new());
@@ -123,7 +126,12 @@ async fn what_is_wrong_with_a_database_is_told_with_what_to_do() {
     let unreachable = at("bitmesh:lab", &home.name, "/nowhere");
     let error = refusal(&home, |fleet| fleet.address = unreachable).await;
     assert!(error.contains("Start the server"), "{error}");
-    open(&home).await.unwrap().close().await.unwrap();
+    let store = open(&home).await.unwrap();
+    let kept = store.kept();
+    assert_eq!((kept.engine.as_str(), kept.warnings.len()), ("PostgreSQL", 0), "{kept:?}");
+    assert!(kept.version.starts_with(|c: char| c.is_ascii_digit()), "{kept:?}");
+    assert!(kept.place.ends_with(&home.name) && !kept.place.contains(PASSWORD), "{kept:?}");
+    store.close().await.unwrap();
     let error = refusal(&home, |fleet| fleet.seed = "other words".into()).await;
     assert!(error.contains("another seed"), "{error}");
     home.sql(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", home.name));

@@ -10,6 +10,8 @@ const MARGIN: f64 = 32.0;
 const BARS: f64 = 268.0;
 /// The longest bar; its figure is right of it.
 const BAR_MAX: f64 = 520.0;
+/// Least that a scale ends at, where nothing was found of what is counted.
+const SCALE_MIN: f64 = 1e-9;
 const ROW: f64 = 26.0;
 const BAR: f64 = 16.0;
 const HEAD: f64 = 78.0;
@@ -29,7 +31,7 @@ const STYLE: &str = "\
     .whisker { stroke: #27303f; stroke-width: 1; opacity: 0.55 } .line { stroke: #e4e8ee }";
 
 /// All groups below each other, each on a scale of its own, with what has to be reached.
-pub fn draw(groups: &[Group], measures: &[Measure], machine: &str) -> String {
+pub fn draw(title: &str, groups: &[Group], measures: &[Measure], machine: &str) -> String {
     let mut body = String::new();
     let mut y = HEAD;
     for group in groups {
@@ -38,11 +40,11 @@ pub fn draw(groups: &[Group], measures: &[Measure], machine: &str) -> String {
     let height = y;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n<title>What metering costs</title>\n\
+         width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n<title>{title}</title>\n\
          <style>{STYLE}</style>\n\
          <rect width=\"{WIDTH}\" height=\"{height}\" rx=\"10\" fill=\"#ffffff\"/>\n"
     );
-    text(&mut svg, "title", MARGIN, 38.0, "What metering costs");
+    text(&mut svg, "title", MARGIN, 38.0, title);
     let under = format!("medians, with the least and the most of all rounds; {machine}");
     text(&mut svg, "soft", MARGIN, 58.0, &under);
     svg + &body + "</svg>\n"
@@ -64,7 +66,7 @@ fn panel(out: &mut String, group: &Group, measures: &[Measure], top: f64) -> f64
     };
     text(out, "soft end", end, top + 24.0, aim);
     let mut y = top + TITLE + 6.0;
-    let most = group.series.iter().map(|s| s.spread().max).fold(f64::MIN_POSITIVE, f64::max);
+    let most = group.series.iter().map(|s| s.spread().max).fold(SCALE_MIN, f64::max);
     for series in &group.series {
         let ours = measures.iter().any(|m| m.name == format!("{}: {}", group.title, series.name));
         bar(out, series, group.unit, BAR_MAX / most, ours, y);

@@ -33,8 +33,8 @@ struct Args {
     /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Where report.json and chart.svg go; payments.json and payments.svg if only payments and
-    /// stations are measured
+    /// Where report.json and chart.svg go; payments.json and payments.svg if nothing but payments,
+    /// growth, keeping and stations is measured
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
     /// The object with the generator, as `cargo xtask build-ebpf` made it
@@ -47,13 +47,12 @@ struct Args {
 }
 
 impl Args {
-    /// Name of the report.
-    fn report(&self) -> &'static str {
-        let paying = |part: &Part| matches!(part, Part::Payments | Part::Stations);
-        if !self.only.is_empty() && self.only.iter().all(paying) {
-            "payments.json"
+    /// Names of the report and its chart, and the chart's title.
+    fn report(&self) -> (&'static str, &'static str, &'static str) {
+        if !self.only.is_empty() && self.only.iter().all(|part| part.is_of_payments()) {
+            ("payments.json", "payments.svg", "What payments cost")
         } else {
-            "report.json"
+            ("report.json", "chart.svg", "What metering costs")
         }
     }
 }
@@ -119,10 +118,12 @@ fn measure(bench: &mut Bench, part: Part) -> Result<Vec<(Group, Vec<Measure>)>> 
         }
         Part::Payments => {
             let mut done = vec![payments(bench.plan.scale, &before)?];
-            done.extend(pay::run(bench.plan.volume, &before)?);
+            done.extend(pay::payments(bench.plan.volume, &before)?);
             Ok(done)
         }
-        Part::Stations => pay::scale::run(bench.plan.volume, &before),
+        Part::Growth => pay::growth(bench.plan.volume, &before),
+        Part::Keeping => pay::keeping(bench.plan.volume, &before),
+        Part::Stations => pay::stations(bench.plan.volume, &before),
         Part::Drops => drops::run(bench),
         Part::Forward => forward::run(bench),
         Part::Throughput => throughput::run(bench),
@@ -133,13 +134,11 @@ fn write(args: &Args, machine: &Machine, groups: &[Group], measures: &[Measure])
     let out = &args.out;
     let at = || format!("writing to {}", out.display());
     fs::create_dir_all(out).with_context(at)?;
-    let report = out.join(args.report());
-    let chart = match args.report() {
-        "report.json" => out.join("chart.svg"),
-        _ => report.with_extension("svg"),
-    };
+    let (report, chart, title) = args.report();
+    let (report, chart) = (out.join(report), out.join(chart));
     fs::write(&report, serde_json::to_string_pretty(measures)? + "\n").with_context(at)?;
-    fs::write(&chart, chart::draw(groups, measures, &machine.to_string())).with_context(at)?;
+    let drawn = chart::draw(title, groups, measures, &machine.to_string());
+    fs::write(&chart, drawn).with_context(at)?;
     println!("\n{}\n{}", report.display(), chart.display());
     Ok(())
 }

@@ -26,6 +26,10 @@ pub enum Part {
     Table,
     /// Payments, beside their signatures: in the core, durable, over HTTP
     Payments,
+    /// What a payment costs with many accounts
+    Growth,
+    /// What keeping the ledger costs: folding, and usage of busy stations
+    Keeping,
     /// What many stations and channels take of a daemon
     Stations,
     /// Frames dropped a second
@@ -37,11 +41,18 @@ pub enum Part {
 }
 
 impl Part {
+    /// Whether it is about payments, and not about frames.
+    pub fn is_of_payments(self) -> bool {
+        matches!(self, Self::Payments | Self::Growth | Self::Keeping | Self::Stations)
+    }
+
     /// In the order of a run.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Frames,
         Self::Table,
         Self::Payments,
+        Self::Growth,
+        Self::Keeping,
         Self::Stations,
         Self::Drops,
         Self::Forward,
@@ -81,8 +92,10 @@ impl Plan {
         match part {
             Part::Frames => 9 * self.scale.rounds,
             Part::Table => 4 * self.scale.rounds.div_ceil(2),
-            Part::Payments => 4 * self.scale.rounds.div_ceil(2) + self.volume.steps(),
-            Part::Stations => self.volume.rounds + 2,
+            Part::Payments => 4 * self.scale.rounds.div_ceil(2) + self.volume.payment_steps(),
+            Part::Growth => self.volume.growth_steps(),
+            Part::Keeping => self.volume.keeping_steps(),
+            Part::Stations => self.volume.station_steps(),
             Part::Drops => 16 * self.rounds,
             Part::Forward => 6 * self.rounds,
             Part::Throughput => 4 * self.tcp_rounds,

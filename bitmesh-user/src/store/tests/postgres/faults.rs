@@ -230,6 +230,126 @@ async fn nothing_acknowledged_is_lost_when_the_primary_dies_and_the_standby_is_p
     assert!(found.into_iter().skip(1).eq(paid));
 }
 
+/// Two servers that both take writes, the second promoted: the first has no standby any more.
+fn two_that_write() -> (Server<'static>, Server<'static>) {
+    tokio::task::block_in_place(|| {
+        let primary = Server::start(&prefix(), here(), "").unwrap();
+        let socket = primary.socket().display().to_string();
+        let standby = primary.standby(&prefix(), here(), &socket, "").unwrap();
+        primary.create("fleet").unwrap();
+        (primary, standby)
+    })
+}
+
+fn part(primary: &Server<'_>, standby: &Server<'_>) {
+    tokio::task::block_in_place(|| {
+        primary.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = ''").unwrap();
+        primary.sql("postgres", "SELECT pg_reload_conf()").unwrap();
+        standby.promote().unwrap();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_servers_that_take_writes_the_one_that_was_promoted_last_is_used_or_none() {
+    let (primary, standby) = two_that_write();
+    let (first, second) = (Proxy::of(&primary).await, Proxy::of(&standby).await);
+    let open = async |directory: &TempDir, edge: &str, proxies: &[&Proxy]| {
+        let fleet = Some(fleet(&at(proxies, "fleet"), edge));
+        let place = Place { directory: directory.path().to_owned(), fleet };
+        let mut store = Store::open(&place, StoreRole::Provider, Network::Regtest).await?;
+        store.load::<Event>().await?;
+        Ok::<_, StoreError>(store)
+    };
+    let both = [&first, &second];
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut follows = open(&one, "one", &both).await.unwrap();
+    let mut stays = open(&two, "two", &both).await.unwrap();
+    for (store, channel) in [(&mut follows, 1), (&mut stays, 2)] {
+        assert!(store.kept().place.starts_with(&first.address), "{:?}", store.kept());
+        assert!(store.kept().warnings.is_empty(), "{:?}", store.kept());
+        store.commit(&[event(channel, Event::Opened(channel))], None).await.unwrap();
+    }
+    part(&primary, &standby);
+    // Acknowledged where nobody else has it.
+    stays.commit(&[event(2, Event::Paid(1))], None).await.unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while !follows.kept().place.starts_with(&second.address) {
+        assert!(std::time::Instant::now() < until, "{:?}", follows.kept());
+        follows.renew().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let warnings = follows.kept().warnings.join(" ");
+    assert!(warnings.contains(&first.address) && warnings.contains("stop it"), "{warnings}");
+    assert!(warnings.contains("synchronous_standby_names"), "{warnings}");
+    follows.commit(&[event(1, Event::Paid(1))], None).await.unwrap();
+    let error = loop {
+        assert!(std::time::Instant::now() < until, "{:?}", stays.kept());
+        match stays.renew().await {
+            Err(error) => break error,
+            Ok(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    };
+    assert!(matches!(error, StoreError::Behind { theirs: 2, ours: 3, .. }), "{error}");
+    drop((follows, stays));
+    // A start knows it, too, whatever it is told of the servers.
+    let error = open(&one, "one", &[&first]).await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::OtherServer { why, .. } if why.contains("promoted")),
+        "{error}"
+    );
+    let error = open(&two, "two", &both).await.unwrap_err();
+    assert!(matches!(error, StoreError::Behind { .. }), "{error}");
+    open(&one, "one", &both).await.unwrap().close().await.unwrap();
+    // What is lost for good is given up on purpose.
+    let fleet = Some(fleet(&at(&both, "fleet"), "two"));
+    let place = Place { directory: two.path().to_owned(), fleet };
+    accept_server(&place, Network::Regtest).await.unwrap();
+    let store = open(&two, "two", &both).await.unwrap();
+    assert!(store.went_back().unwrap().contains("accepted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_of_another_cluster_is_not_used() {
+    let home = Database::fresh();
+    open(&home).await.unwrap().close().await.unwrap();
+    let other = tokio::task::block_in_place(|| Server::start(&prefix(), here(), "").unwrap());
+    tokio::task::block_in_place(|| other.create(&home.name).unwrap());
+    let socket = other.socket().display();
+    let url = format!("postgres://{USER}:{PASSWORD}@localhost/{}?host={socket}", home.name);
+    let error = refusal(&home, |it| it.address = url.parse().unwrap()).await;
+    assert!(error.contains("another cluster") && error.contains("store accept"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_to_a_server_that_says_nothing_ends_within_a_part_of_the_hold_time() {
+    let home = Database::fresh();
+    let proxy = Proxy::of(&home.server).await;
+    let mut store = open_at(&home, &[&proxy]).await;
+    store.commit(&[event(1, Event::Opened(0))], None).await.unwrap();
+    // It holds what the commit waits for, through every try.
+    let mut other = PgConnection::connect(&home.url()).await.unwrap();
+    other.execute("BEGIN; SELECT 1 FROM edges FOR UPDATE").await.unwrap();
+    let asked = std::time::Instant::now();
+    let error = store.commit(&[event(1, Event::Paid(1))], None).await.unwrap_err();
+    assert!(error.to_string().contains("no answer"), "{error}");
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(4), "the least is 2 s, and it took {took:?}");
+    other.execute("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_of_life_is_given_while_a_large_ledger_is_read() {
+    let home = Database::fresh();
+    let mut store = open(&home).await.unwrap();
+    let beat = || home.sql("SELECT beat FROM edges").parse::<i64>().unwrap();
+    let before = beat();
+    store.load::<Event>().await.unwrap();
+    assert_eq!(beat(), before, "it was quick");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    store.load::<Event>().await.unwrap();
+    assert!(beat() > before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_gone_is_told_and_used_again_when_it_is_back() {
     let mut server = tokio::task::block_in_place(|| Server::start(&prefix(), here(), "").unwrap());

@@ -4,7 +4,6 @@ use bitcoin::hashes::Hash as _;
 use bitmesh_core::{account::AccountId, fleet::EdgeNumber};
 
 use super::*;
-use crate::store::postgres::FleetChange;
 
 /// Commits entries with changes that only a fleet has.
 async fn commit(
@@ -200,4 +199,33 @@ async fn of_two_copies_of_an_edge_one_goes_on() {
     let _ = alive.await;
     let (mut store, _) = loaded(&home).await;
     store.commit(&[event(1, Event::Opened(0))], None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_whose_keys_are_used_up_takes_a_number_that_no_other_edge_gets() {
+    let first = Database::fresh();
+    let second = first.edge("two");
+    let (mut one, _) = loaded(&first).await;
+    let (mut two, _) = loaded(&second).await;
+    let number = |number| EdgeNumber::new(number).unwrap();
+    assert_eq!(one.keys().await.unwrap(), number(1));
+    let (at_one, at_two) = tokio::join!(one.fresh_keys(), two.fresh_keys());
+    // Of two at the same instant one has to ask again.
+    let taken: Vec<_> = [at_one, at_two].into_iter().flatten().flatten().collect();
+    assert!(!taken.is_empty() && (taken.len() == 1 || taken[0] != taken[1]), "{taken:?}");
+    let last = one.fresh_keys().await.unwrap().unwrap();
+    assert!(!taken.contains(&last));
+    assert_eq!(one.keys().await.unwrap(), last);
+    one.close().await.unwrap();
+    let (mut one, _) = loaded(&first).await;
+    assert_eq!((one.edge().unwrap(), one.keys().await.unwrap()), (number(1), last));
+    let third = first.edge("three");
+    let (mut three, _) = loaded(&third).await;
+    let next = number(last.get() + 1);
+    assert_eq!((three.edge().unwrap(), three.keys().await.unwrap()), (next, next));
+    first.sql("INSERT INTO key_ranges VALUES (2047, 9)");
+    assert_eq!(one.fresh_keys().await.unwrap(), None);
+    let fourth = first.edge("four");
+    let error = open(&fourth).await.unwrap_err();
+    assert!(matches!(error, StoreError::FleetFull), "{error}");
 }

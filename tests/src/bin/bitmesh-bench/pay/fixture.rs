@@ -1,28 +1,21 @@
 //! Channels in numbers: real keys, terms and signatures, on fundings that no chain has.
 
-use std::{sync::Arc, thread};
+use std::{ops::Range, sync::Arc, thread};
 
 use anyhow::{Context as _, Result};
 use bitcoin::{
-    Amount, Network, OutPoint, ScriptBuf, Txid, WPubkeyHash,
+    Amount, OutPoint, Txid,
     hashes::{Hash as _, sha256},
-    secp256k1::{All, Message, Secp256k1, SecretKey, ecdsa::Signature},
+    secp256k1::{All, Message, PublicKey, Secp256k1, SecretKey, ecdsa::Signature},
 };
 use bitmesh_core::{
-    channel::{
-        ChannelId, ChannelKey, ChannelParams, Entry, Funding, PROTOCOL_VERSION, ProviderEvent,
-        payment_sighash,
-    },
+    channel::{ChannelId, ChannelParams, Entry, Funding, ProviderEvent, payment_sighash},
     ledger::Usage,
-    offer::OfferId,
-    pricing::Schedule,
     station::Station,
-    units::Octets,
     wire::PaymentRequest,
 };
+use bitmesh_user::bench::terms;
 
-/// What a channel holds: enough for a payment of a satoshi at a time.
-const CAPACITY: Amount = Amount::from_sat(1_000_000);
 /// Blocks that a channel lives.
 const LIFETIME_BLOCKS: u32 = 20_000;
 
@@ -40,22 +33,9 @@ pub struct Account {
 }
 
 impl Account {
-    fn new(secp: &Secp256k1<All>, provider: ChannelKey, index: u32, height: u32) -> Result<Self> {
+    fn new(secp: &Secp256k1<All>, provider: PublicKey, index: u32, height: u32) -> Result<Self> {
         let secret = secret_key(u64::from(index) + 1)?;
-        let params = ChannelParams {
-            version: PROTOCOL_VERSION,
-            network: Network::Regtest,
-            offer: "00".repeat(32).parse::<OfferId>()?,
-            subscriber: secret.public_key(secp).into(),
-            provider,
-            expiry_height: height + LIFETIME_BLOCKS,
-            capacity: CAPACITY,
-            remainder_script: ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros()),
-            schedule: Schedule::flat(1_000),
-            confirmations: 1,
-            tick_max: Octets(8 << 20),
-            unconfirmed_max: Amount::ZERO,
-        };
+        let params = terms(secret.public_key(secp), provider, height + LIFETIME_BLOCKS);
         let txid = Txid::from_byte_array(sha256::Hash::hash(&index.to_be_bytes()).to_byte_array());
         let station = station(index)?;
         let (channel, outpoint) = (params.id(), OutPoint::new(txid, 0));
@@ -98,25 +78,23 @@ impl Account {
 /// What a journal holds.
 pub type Event = Entry<ProviderEvent>;
 
-/// So many accounts of a channel and a station each, made on all cores.
-pub fn accounts(count: u32, height: u32) -> Result<Vec<Account>> {
+/// The accounts of these numbers, each of a channel and a station, made on all cores.
+pub fn accounts(numbers: Range<u32>, height: u32) -> Result<Vec<Account>> {
     let secp = &Secp256k1::new();
-    let provider = secret_key(u64::MAX)?.public_key(secp).into();
-    let threads = u32::try_from(thread::available_parallelism()?.get())?;
-    let part = count.div_ceil(threads).max(1);
+    let provider = secret_key(u64::MAX)?.public_key(secp);
+    let threads = thread::available_parallelism()?.get();
+    let numbers: Vec<u32> = numbers.collect();
     thread::scope(|scope| {
-        let parts: Vec<_> = (0..threads)
-            .map(|thread| {
-                let range = (thread * part).min(count)..((thread + 1) * part).min(count);
-                scope.spawn(move || {
-                    range.map(|index| Account::new(secp, provider, index, height)).collect()
-                })
+        let parts: Vec<_> = numbers
+            .chunks(numbers.len().div_ceil(threads).max(1))
+            .map(|part| {
+                let make = move |index: &u32| Account::new(secp, provider, *index, height);
+                scope.spawn(move || part.iter().map(make).collect::<Result<Vec<_>>>())
             })
             .collect();
         let mut all = Vec::new();
         for part in parts {
-            let made: Result<Vec<_>> = part.join().expect("a thread that makes keys");
-            all.extend(made?);
+            all.extend(part.join().expect("a thread that makes keys")?);
         }
         Ok(all)
     })

@@ -1,18 +1,26 @@
 //! Payments at speed: over HTTP into a durable ledger beside the same server that stores nothing,
-//! the core's step beside bare verifications, and what many accounts cost.
+//! the core's step beside bare verifications and in each kind of ledger, and what many accounts,
+//! channels and stations cost.
 
 mod fixture;
+mod folding;
+mod growth;
+mod ledger;
+mod lines;
 mod load;
-mod meanwhile;
 mod over_http;
-pub mod scale;
+mod process;
+mod scale;
 mod step;
 mod town;
+mod usage;
 
 use std::time::Duration;
 
 use anyhow::Result;
 use bitmesh_user::bench::{Group, Measure};
+
+pub use self::{growth::run as growth, scale::run as stations};
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +37,8 @@ pub struct Volume {
     /// Accounts of the largest ledger in memory.
     accounts: u32,
     idle: Duration,
+    /// Time of a round of payments at a fixed rate that are folded.
+    paced: Duration,
 }
 
 impl Volume {
@@ -40,6 +50,7 @@ impl Volume {
         stations: 100_000,
         accounts: 1_000_000,
         idle: Duration::from_secs(10),
+        paced: Duration::from_secs(5),
     };
     pub const QUICK: Self = Self {
         rounds: 2,
@@ -49,17 +60,40 @@ impl Volume {
         stations: 100_000,
         accounts: 100_000,
         idle: Duration::from_secs(4),
+        paced: Duration::from_secs(2),
     };
 
-    /// Turns of contenders.
-    pub fn steps(self) -> usize {
-        self.rounds * 6 + 1
+    /// Turns of contenders of [`payments`].
+    pub fn payment_steps(self) -> usize {
+        self.rounds * 6
+    }
+
+    /// Of [`growth`].
+    pub fn growth_steps(self) -> usize {
+        self.rounds * 2
+    }
+
+    /// Of [`keeping`].
+    pub fn keeping_steps(self) -> usize {
+        self.rounds * folding::CONTENDERS + (self.rounds + 1) * 3
+    }
+
+    /// Of [`stations`].
+    pub fn station_steps(self) -> usize {
+        self.rounds * 2 + 2
     }
 }
 
 /// Payments: of the core, durable, over HTTP.
-pub fn run(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Measure>)>> {
-    let mut done = step::run(volume, before)?;
+pub fn payments(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Measure>)>> {
+    let mut done = vec![step::run(volume, before)?];
     done.extend(over_http::run(volume, before)?);
+    Ok(done)
+}
+
+/// What keeping the ledger costs beside payments: folding, and usage.
+pub fn keeping(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Measure>)>> {
+    let mut done = folding::run(volume, before)?;
+    done.push(usage::run(volume, before)?);
     Ok(done)
 }

@@ -23,7 +23,7 @@ use bitmesh_tests::{
 };
 use bitmesh_user::{
     dataplane,
-    store::{Place, Store, StoreRole},
+    store::{Place, Store, StoreRole, TIDY_INTERVAL_IDLE},
 };
 use futures_util::TryStreamExt as _;
 use rtnetlink::{LinkMacVlan, packet_route::link::MacVlanMode};
@@ -33,13 +33,13 @@ use super::fixture::{Account, mac};
 
 /// Port of the edge that stations are on.
 pub const LAN: &str = "lan0";
-/// Port of the stations.
-pub const UPLINK: &str = "eth0";
+const UPLINK: &str = "eth0";
 /// Where the API is.
 pub const EDGE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 80, 0, 1)), 8_434);
-/// Where the node is.
-pub const NODE: &str = "10.79.9.1";
-const EDGE_BESIDE_NODE: &str = "10.79.9.2";
+const NODE: &str = "10.79.9.1";
+/// A host on the internet, behind the edge.
+pub const INTERNET: Ipv4Addr = Ipv4Addr::new(10, 81, 0, 1);
+const BEFORE_INTERNET: &str = "10.81.0.2";
 /// Channels that are written in one transaction.
 const WRITTEN_AT_ONCE: usize = 1_000;
 /// Slots for stations: twice as many as the largest run has.
@@ -52,6 +52,7 @@ pub struct Town {
     pub edge: Namespace,
     pub stations: Namespace,
     pub chain: Namespace,
+    pub internet: Namespace,
 }
 
 impl Town {
@@ -61,13 +62,17 @@ impl Town {
             edge: Namespace::create("edge")?,
             stations: Namespace::create("stations")?,
             chain: Namespace::create("chain")?,
+            internet: Namespace::create("internet")?,
         };
         town.stations.connect(UPLINK, &town.edge, LAN)?;
         town.edge.connect("node0", &town.chain, "edge0")?;
         town.edge.address(LAN, &EDGE.ip().to_string(), 16)?;
-        town.edge.address("node0", EDGE_BESIDE_NODE, 30)?;
+        town.edge.address("node0", "10.79.9.2", 30)?;
         town.chain.address("edge0", NODE, 30)?;
-        town.chain.default_route(EDGE_BESIDE_NODE)?;
+        town.edge.connect("wan0", &town.internet, UPLINK)?;
+        town.edge.address("wan0", BEFORE_INTERNET, 30)?;
+        town.internet.address(UPLINK, &INTERNET.to_string(), 30)?;
+        town.internet.default_route(BEFORE_INTERNET)?;
         town.edge.sysctl("ipv4/ip_forward", "1")?;
         for namespace in [&town.edge, &town.stations] {
             for table in ["gc_thresh1", "gc_thresh2", "gc_thresh3"] {
@@ -162,7 +167,7 @@ impl<'a> Provider<'a> {
         self.node.height()
     }
 
-    /// Writes accounts' channels into its stopped ledger.
+    /// Writes accounts' channels into its stopped ledger, and folds them.
     pub fn write(&self, secp: &Secp256k1<All>, accounts: &[Account], height: u32) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -176,6 +181,8 @@ impl<'a> Provider<'a> {
                 }
                 store.commit(&entries, None).await?;
             }
+            // As a daemon leaves it that has run for a while.
+            while store.tidy::<ProviderEvent>(|_| false).await? < TIDY_INTERVAL_IDLE {}
             store.close().await?;
             anyhow::Ok(())
         })

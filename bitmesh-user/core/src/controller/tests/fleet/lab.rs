@@ -11,7 +11,7 @@ use crate::{
         Binding, Durable, Nonce, TIPS_KEPT, payment_sighash,
         testing::{self, PROVIDER, public_key, secp, secret_key, sign},
     },
-    fleet::{EdgeNumber, FleetEntry, Member, Taken},
+    fleet::{EdgeNumber, FleetEntry, Late, LateId, Member, Taken},
     ledger::Counts,
     offer::tests::offer,
     wire::StationsRequest,
@@ -52,6 +52,20 @@ pub(super) struct Ledger {
     pub(super) accounts: BTreeMap<AccountId, Row>,
     pub(super) members: BTreeMap<Member, AccountId>,
     next_key: [u32; 2],
+    epochs: [u64; 2],
+    /// What edges that were taken over had written down by then, and what they had used, once they
+    /// told.
+    pub(super) late: BTreeMap<LateId, LateRow>,
+    /// Octets of it that no credit was left for.
+    pub(super) lost: BTreeMap<AccountId, u64>,
+}
+
+/// What a station had used when its edge was taken over, in octets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LateRow {
+    account: AccountId,
+    written: u64,
+    used_late: Option<u64>,
 }
 
 impl Ledger {
@@ -106,7 +120,59 @@ impl Ledger {
                 let row = self.accounts.get_mut(account).filter(|row| row.edge == by).unwrap();
                 row.stand = None;
             }
+            FleetEntry::Settled { late } => {
+                let row = self.late.remove(late).expect("settled once");
+                assert_eq!(self.accounts[&row.account].edge, by, "another edge's account");
+                let debited = self.events.iter().rev().find_map(|(_, event)| match event {
+                    ProviderEvent::UsedLate { late: id, octets } if id == late => Some(octets.0),
+                    _ => None,
+                });
+                let used = row.used_late.expect("told before it is settled");
+                *self.lost.entry(row.account).or_default() += used - debited.unwrap_or(0);
+            }
         }
+    }
+
+    /// An edge's accounts are another's from now on.
+    fn seize(&mut self, from: usize, by: usize) {
+        self.epochs[from] += 1;
+        let stand = self.blocks[from].clone();
+        let ours = |account: &AccountId| self.accounts.get(account).is_some_and(|r| r.edge == from);
+        for (member, account) in &self.members {
+            if let Member::Station(station) = *member
+                && ours(account)
+            {
+                let (edge, epoch) = (edge(from), self.epochs[from]);
+                let (account, written) = (*account, self.written(station));
+                let row = LateRow { account, written, used_late: None };
+                self.late.insert(LateId { edge, epoch, station }, row);
+            }
+        }
+        for row in self.accounts.values_mut().filter(|row| row.edge == from) {
+            row.edge = by;
+            row.stand.get_or_insert_with(|| stand.clone());
+        }
+    }
+
+    /// An edge that was taken over tells what its kernel has.
+    fn tell_late(&mut self, by: usize, kernel: &BTreeMap<Station, Slot>) {
+        let untold = |id: &LateId, row: &LateRow| id.edge == edge(by) && row.used_late.is_none();
+        for (id, row) in self.late.iter_mut().filter(|(id, row)| untold(id, row)) {
+            let slot = kernel.get(&id.station).copied().unwrap_or_default();
+            row.used_late = Some(LateId::used_late(Octets(row.written), Octets(slot.used)).0);
+        }
+        self.late.retain(|id, row| id.edge != edge(by) || row.used_late != Some(0));
+    }
+
+    /// What an edge is told of it.
+    pub(super) fn told_late(&self, by: usize) -> Vec<Late> {
+        let here = |row: &LateRow| self.accounts.get(&row.account).is_some_and(|r| r.is_at(by));
+        let told = self.late.iter().filter(|(_, row)| here(row));
+        let late = |(id, row): (&LateId, &LateRow)| {
+            let octets = Octets(row.used_late?);
+            Some(Late { id: *id, account: row.account, octets })
+        };
+        told.filter_map(late).collect()
     }
 
     fn of(&self, accounts: &BTreeSet<AccountId>, tips: Vec<(u32, BlockHash)>) -> Taken {
@@ -141,14 +207,7 @@ impl Ledger {
 
     /// Octets that a station is known to have used in its life.
     fn written(&self, station: Station) -> u64 {
-        let seated = self.events.iter().filter_map(|(_, event)| match event {
-            ProviderEvent::Opened { station: of, used, .. }
-            | ProviderEvent::Bound { station: of, used, .. }
-            | ProviderEvent::Left { station: of, used } => (*of == station).then_some(used),
-            _ => None,
-        });
-        let all = self.usage.get(&station).into_iter().chain(seated);
-        all.map(|usage| usage.billed().0).max().unwrap_or(0)
+        self.usage.get(&station).map_or(0, |usage| usage.billed().0)
     }
 
     /// Octets that an account's payments bought: a satoshi buys a MiB.
@@ -177,6 +236,19 @@ pub(super) struct Slot {
 pub(super) enum Crash {
     BeforeCommit,
     AfterCommit,
+    /// After so many of the actions that came of it.
+    AfterActions(usize),
+}
+
+/// Where a start after a takeover is interrupted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Halt {
+    /// Nothing passes any more.
+    Voided,
+    /// What was used late is in the ledger.
+    Told,
+    /// The kernel has nothing of it.
+    Removed,
 }
 
 #[derive(Default)]
@@ -184,7 +256,7 @@ pub(super) struct Edge {
     pub(super) controller: Option<Controller>,
     pub(super) kernel: BTreeMap<Station, Slot>,
     pub(super) crash: Option<Crash>,
-    seized: bool,
+    pub(super) seized: bool,
 }
 
 /// A channel that the lab opened.
@@ -208,8 +280,6 @@ pub(super) struct Lab {
     nonce: u64,
     /// Octets that each account's stations were let through.
     pub(super) forwarded: BTreeMap<AccountId, u64>,
-    /// Of these, what was never written down before the edge was taken over.
-    pub(super) unwritten: BTreeMap<AccountId, u64>,
 }
 
 impl Lab {
@@ -224,7 +294,6 @@ impl Lab {
             now: Duration::ZERO,
             nonce: 0,
             forwarded: BTreeMap::new(),
-            unwritten: BTreeMap::new(),
         };
         lab.mine(vec![]);
         for edge in 0..2 {
@@ -283,14 +352,32 @@ impl Lab {
         }
     }
 
+    /// What an edge that was taken over does first, up to a point.
+    pub(super) fn settle_seizure(&mut self, by: usize, halt: Option<Halt>) {
+        let Edge { kernel, seized, .. } = &mut self.edges[by];
+        if !*seized {
+            return;
+        }
+        for slot in kernel.values_mut() {
+            slot.limit = slot.limit.min(slot.used);
+        }
+        if halt == Some(Halt::Voided) {
+            return;
+        }
+        self.ledger.tell_late(by, kernel);
+        if halt == Some(Halt::Told) {
+            return;
+        }
+        kernel.clear();
+        *seized = halt == Some(Halt::Removed);
+    }
+
     /// From what is in the ledger.
     pub(super) fn start(&mut self, by: usize) {
         if self.edges[by].controller.is_some() {
             return;
         }
-        if std::mem::take(&mut self.edges[by].seized) {
-            self.edges[by].kernel.clear();
-        }
+        self.settle_seizure(by, None);
         let mut controller = Controller::new(Network::Regtest, vec![]);
         controller.join(edge(by), self.ledger.next_key[by]);
         let own = self.ledger.load(by);
@@ -324,7 +411,7 @@ impl Lab {
     }
 
     /// Commits, then acts, as the loop does; gives the answers.
-    fn settle(&mut self, edge: usize, mut out: Out) -> Vec<Result<Answer, Refusal>> {
+    pub(super) fn settle(&mut self, edge: usize, mut out: Out) -> Vec<Result<Answer, Refusal>> {
         let mut answers = Vec::new();
         loop {
             let crash = self.edges[edge].crash.take_if(|_| !out.entries().is_empty());
@@ -346,7 +433,11 @@ impl Lab {
                 return answers;
             };
             let mut reclaimed = Vec::new();
-            for action in actions {
+            for (done, action) in actions.into_iter().enumerate() {
+                if crash == Some(Crash::AfterActions(done)) {
+                    self.edges[edge].controller = None;
+                    return answers;
+                }
                 match action {
                     Action::Grant { station, limit, usage, .. } => {
                         let used = usage.billed().0;
@@ -359,7 +450,11 @@ impl Lab {
                         reclaimed.push(station);
                     }
                     Action::TakeOff { account, stations } => {
-                        let off = |station| Some((station, down(kernel.remove(&station)?.used)));
+                        let off = |station| {
+                            let used = kernel.remove(&station)?.used;
+                            assert_eq!(self.ledger.written(station), used, "forgotten by a crash");
+                            Some((station, down(used)))
+                        };
                         let readings = stations.into_iter().filter_map(off).collect();
                         controller.handle(Input::TakenOff { account, readings }, &mut out);
                     }
@@ -464,6 +559,10 @@ impl Lab {
 
     /// A station sends as much as it can of so many octets.
     pub(super) fn consume(&mut self, edge: usize, from: u8, octets: u64) -> u64 {
+        // Its leases had ended when it was taken over.
+        if self.edges[edge].seized {
+            return 0;
+        }
         let Some(slot) = self.edges[edge].kernel.get_mut(&station(from)) else { return 0 };
         let passed = octets.min(slot.limit.saturating_sub(slot.used));
         slot.used += passed;
@@ -484,6 +583,24 @@ impl Lab {
         self.put(1 - by, Input::Wanted { account, by: edge(by), now });
     }
 
+    /// An edge is told what was used late.
+    pub(super) fn hear_late(&mut self, by: usize) {
+        let late = self.ledger.told_late(by);
+        self.put(by, Input::UsedLate(late));
+    }
+
+    /// Octets that accounts' stations used at edges that were taken over, and that are not settled;
+    /// some of that only the kernels know as yet.
+    fn unsettled(&self, account: AccountId) -> u64 {
+        let of = self.ledger.late.iter().filter(|(_, row)| row.account == account);
+        let octets = of.map(|(id, row)| {
+            let kernel = &self.edges[usize::from(id.edge.get())].kernel;
+            let used = kernel.get(&id.station).map_or(0, |slot| slot.used);
+            row.used_late.unwrap_or(used.saturating_sub(row.written))
+        });
+        octets.sum()
+    }
+
     /// An edge takes in what is on its way there, with up to so many blocks.
     pub(super) fn take(&mut self, to: usize, blocks: usize) {
         let Some(controller) = &self.edges[to].controller else { return };
@@ -494,6 +611,7 @@ impl Lab {
             controller.take(taken, self.now, &mut out).unwrap();
             self.settle(to, out);
         }
+        self.put(to, Input::Beat { now: self.now });
         for _ in 0..blocks {
             let controller = self.edges[to].controller.as_ref();
             let Some(Missing { height, hash }) = controller.and_then(Controller::missing) else {
@@ -510,16 +628,7 @@ impl Lab {
     /// An edge takes over the other one, whose leases have ended by then.
     pub(super) fn seize(&mut self, by: usize) {
         let from = 1 - by;
-        for (station, slot) in std::mem::take(&mut self.edges[from].kernel) {
-            let account = self.ledger.members[&Member::Station(station)];
-            let written = self.ledger.written(station);
-            *self.unwritten.entry(account).or_default() += slot.used.saturating_sub(written);
-        }
-        let stand = self.ledger.blocks[from].clone();
-        for row in self.ledger.accounts.values_mut().filter(|row| row.edge == from) {
-            row.edge = by;
-            row.stand.get_or_insert_with(|| stand.clone());
-        }
+        self.ledger.seize(from, by);
         let fenced = &mut self.edges[from];
         (fenced.controller, fenced.crash, fenced.seized) = (None, None, true);
     }
@@ -527,17 +636,18 @@ impl Lab {
     /// Whatever kernels honour was bought, and what was acknowledged is in the ledger.
     pub(super) fn check(&self) -> Result<(), String> {
         for account in self.ledger.accounts.keys() {
-            let slots = self.edges.iter().flat_map(|edge| &edge.kernel);
+            let slots = self.edges.iter().filter(|edge| !edge.seized).flat_map(|edge| &edge.kernel);
             let own = slots.filter(|(station, _)| {
                 self.ledger.members.get(&Member::Station(**station)) == Some(account)
             });
             let held: u64 = own.map(|(_, slot)| slot.limit.saturating_sub(slot.used)).sum();
             let of = |map: &BTreeMap<AccountId, u64>| map.get(account).copied().unwrap_or(0);
-            let (forwarded, unwritten) = (of(&self.forwarded), of(&self.unwritten));
-            let bought = self.ledger.bought(*account);
-            if forwarded + held > bought + unwritten {
+            let (forwarded, lost) = (of(&self.forwarded), of(&self.ledger.lost));
+            let (bought, unsettled) = (self.ledger.bought(*account), self.unsettled(*account));
+            if forwarded + held > bought + unsettled + lost {
                 return Err(format!(
-                    "{account}: {forwarded} forwarded and {held} held of {bought}, {unwritten} unwritten"
+                    "{account}: {forwarded} forwarded and {held} held of {bought}, \
+                     {unsettled} unsettled and {lost} lost"
                 ));
             }
         }
