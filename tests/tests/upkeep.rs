@@ -120,7 +120,7 @@ fn p13_kills_while_rows_are_folded_change_nothing_of_what_they_come_to() -> Resu
     let mut rows = check(&till.world.provider)?.facts.journal_rows;
     ensure!(rows > PAYMENTS, "{rows}");
     let mut hits = Vec::new();
-    for (point, nth) in FOLDINGS {
+    for (turn, (point, nth)) in FOLDINGS.into_iter().enumerate() {
         if rows <= KEPT + 512 {
             break;
         }
@@ -131,7 +131,11 @@ fn p13_kills_while_rows_are_folded_change_nothing_of_what_they_come_to() -> Resu
         // What is left to be folded does not take so many calls.
         till.world.provider.kill();
         till.faults.end();
-        let audit = check(&till.world.provider).with_context(|| format!("{point:?} {nth}"))?;
+        if turn % 2 == 1 {
+            till.faults.cut_power()?;
+        }
+        let audit =
+            check(&till.world.provider).with_context(|| format!("{point:?} {nth}, turn {turn}"))?;
         ensure!((audit.payments, audit.paid) == (PAYMENTS, last), "{point:?} {nth}: {audit:?}");
         let now = audit.facts.journal_rows;
         ensure!(now <= rows && now >= KEPT, "{now} rows, {rows} before");

@@ -9,7 +9,7 @@ use bitmesh_common::{
     Observed, ObserverConfig, Spending, StationSlot,
 };
 
-use super::free::SPENDINGS;
+use super::{free::SPENDINGS, terms::SinceBoot};
 
 const MMAPABLE: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 
@@ -24,6 +24,9 @@ pub static STATS: PerCpuArray<u64, CAUSES> = PerCpuArray::new();
 
 #[btf_map]
 pub static FREE: Array<Spending, { SPENDINGS as usize }> = Array::new();
+
+#[btf_map]
+pub static SINCE_BOOT: Array<SinceBoot, 1> = Array::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { EVENTS_OCTETS as usize }> = RingBuf::new();

@@ -10,7 +10,7 @@ mod terms;
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-    helpers::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
+    helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -165,13 +165,6 @@ fn clock() -> u64 {
 fn clock_fine() -> u64 {
     // SAFETY: the helper takes nothing and changes nothing.
     unsafe { bpf_ktime_get_ns() }
-}
-
-/// Nanoseconds of `CLOCK_BOOTTIME`, which goes on while the machine is suspended.
-#[inline(always)]
-fn clock_of_ends() -> u64 {
-    // SAFETY: the helper takes nothing and changes nothing.
-    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 #[panic_handler]

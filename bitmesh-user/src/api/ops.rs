@@ -190,7 +190,7 @@ mod tests {
     #[tokio::test]
     async fn while_the_store_fails_health_says_why_and_not_that_the_loop_is_silent() {
         let (requests, _mailbox) = mpsc::channel(4);
-        let front = Front::new(requests, "none", 5);
+        let front = Front::new(requests, 5);
         front.keep_status(json!({}));
         front.failed("the disk is full", 7);
         let answer = health(State(Ops::new(front))).await;

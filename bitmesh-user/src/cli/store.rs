@@ -19,9 +19,9 @@ use super::{
 use crate::{
     api::value,
     bench::grouped,
-    config::FleetArgs,
-    runloop::{Audit, audit, unlock},
-    store::{self, Look, Restore, Restored, StoreError, StoreRole},
+    config::{FleetArgs, FleetConfig},
+    runloop::{Audit, audit, audit_fleet, unlock},
+    store::{self, FleetLook, Look, Restore, Restored, StoreError, StoreRole},
 };
 
 #[derive(Args, Clone, Debug)]
@@ -37,13 +37,16 @@ enum StoreCommand {
         long_about = "Reads the whole ledger as it is at one moment, and changes nothing; a daemon \
             may be running. It has the database check its pages, checks the digest of every \
             row and the sum over all of them, follows every event again by the rules that wrote it, \
-            and compares the last commit with the witness beside the ledger. The exit code is 1 where something is wrong.",
+            and compares the last commit with the witness beside the ledger. The exit code is 1 where something is wrong. \
+            With --store it does so with what every edge of a fleet has in the database; pages are the \
+            server's to check (pg_checksums, pg_amcheck).",
         after_help = "Examples:\n  bitmesh store check\n  \
+            bitmesh store check --store postgres://bitmesh@db1,db2/fleet\n  \
             bitmesh store check --role buy\n  \
             bitmesh store check --file ledger.backup\n  \
             bitmesh store check --json | jq .problems"
     )]
-    Check(CheckArgs),
+    Check(Box<CheckArgs>),
     /// Copy the ledger into a file, also while a daemon runs
     #[command(
         long_about = "Writes a copy of the ledger as it is at one moment, and checks it. A daemon \
@@ -53,7 +56,7 @@ enum StoreCommand {
         after_help = "Examples:\n  bitmesh store backup /mnt/usb/ledger-monday\n  \
             bitmesh store backup --role sell \"/var/backups/bitmesh-$(date +%F)\""
     )]
-    Backup(BackupArgs),
+    Backup(Box<BackupArgs>),
     /// Put a copy in the place of the ledger, which is kept aside
     #[command(
         long_about = "Checks a copy, keeps the ledger that is there aside under another name, and \
@@ -66,7 +69,7 @@ enum StoreCommand {
         after_help = "Examples:\n  bitmesh store restore /mnt/usb/ledger-monday\n  \
             bitmesh store restore --older /mnt/usb/ledger-sunday"
     )]
-    Restore(RestoreArgs),
+    Restore(Box<RestoreArgs>),
     /// Take this box's ledger into a fleet's database
     #[command(
         long_about = "Makes this box an edge of a fleet: everything in its ledger goes into the database \
@@ -99,6 +102,8 @@ struct CheckArgs {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     #[command(flatten)]
+    fleet: FleetArgs,
+    #[command(flatten)]
     place: Place,
 }
 
@@ -106,6 +111,8 @@ struct CheckArgs {
 struct BackupArgs {
     /// Where the copy is to be
     file: PathBuf,
+    #[command(flatten)]
+    fleet: FleetArgs,
     #[command(flatten)]
     place: Place,
 }
@@ -143,6 +150,11 @@ impl StoreArgs {
 
 impl CheckArgs {
     async fn run(self) -> Result<()> {
+        if self.file.is_none()
+            && let Some(fleet) = self.fleet.clone().with_file(self.place.config())?.resolve()?
+        {
+            return self.run_fleet(&fleet).await;
+        }
         let look = match &self.file {
             Some(file) => Look::file(file).await?,
             None => Look::open(&self.place.ledger().await?).await?,
@@ -155,6 +167,9 @@ impl CheckArgs {
 
 impl BackupArgs {
     async fn run(self) -> Result<()> {
+        if let Some(fleet) = self.fleet.with_file(self.place.config())?.resolve()? {
+            return Err(StoreError::BackUpByItself(fleet.address.to_string()).into());
+        }
         let mut look = Look::open(&self.place.ledger().await?).await?;
         let bar = spinner();
         bar.set_message("copying");
@@ -231,6 +246,31 @@ pub(super) fn spinner() -> ProgressBar {
     }
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+impl CheckArgs {
+    /// Checks what every edge of a fleet has.
+    async fn run_fleet(&self, fleet: &FleetConfig) -> Result<()> {
+        let directory = self.place.ledger().await?.directory;
+        let mut look = FleetLook::open(&fleet.address, &directory).await?;
+        let bar = spinner();
+        let audited = audit_fleet(&mut look, |what| bar.set_message(what)).await;
+        bar.finish_and_clear();
+        let audits = audited?;
+        look.close().await?;
+        let all = |audits: &Vec<Audit>| {
+            let tables: Vec<_> = audits.iter().map(table).collect();
+            tables.join("\n\n")
+        };
+        print(self.place.json, &value(&audits), &audits, all)?;
+        match audits.iter().map(|audit| audit.problems.len()).sum() {
+            0 => Ok(()),
+            count => bail!(
+                "{count} things in this database are not as they were written; bring back a backup by \
+                 PostgreSQL's own tools"
+            ),
+        }
+    }
 }
 
 fn show(json: bool, audit: &Audit) -> Result<()> {

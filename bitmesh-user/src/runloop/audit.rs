@@ -10,7 +10,7 @@ use bitmesh_core::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::store::{Facts, Look, StoreError, StoreRole};
+use crate::store::{Facts, FleetLook, Look, StoreError, StoreRole};
 
 /// What was found in a ledger.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -75,19 +75,55 @@ pub async fn audit(look: &mut Look, progress: impl Fn(&'static str)) -> Result<A
     Ok(audit)
 }
 
+/// The same of a fleet's database: what each edge has. What is wrong with the database as a whole stands with
+/// the first.
+pub async fn audit_fleet(
+    look: &mut FleetLook,
+    progress: impl Fn(&'static str),
+) -> Result<Vec<Audit>, StoreError> {
+    let (role, network) = look.purpose().await?;
+    progress("checking every row of all edges");
+    let mut problems = look.problems::<ProviderEvent>().await?;
+    let mut audits = Vec::new();
+    for edge in look.edges().await? {
+        let mut controller = Controller::new(network, Vec::new());
+        controller.join(edge.number, 0);
+        progress("reading every entry");
+        let read = look.entries(&edge).await?;
+        let follow = |entry: &Entry<ProviderEvent>| controller.replay(entry);
+        let read = follow_all(read, follow, &progress, &mut problems);
+        let reports: Vec<_> = controller.channels().collect();
+        let used = controller.billed();
+        let audit = Audit { used_octets: used, ..sum(read, role, network, &reports) };
+        audits.push(Audit { problems: std::mem::take(&mut problems), ..audit });
+    }
+    match problems.first() {
+        Some(_) => Err(look.damaged(problems.join("; "))),
+        None => Ok(audits),
+    }
+}
+
 /// What was read: of itself, how many events, and the newest block.
 type Read = (Facts, usize, u32);
 
 async fn read<E>(
     look: &mut Look,
-    mut follow: impl FnMut(&Entry<E>) -> Result<(), InvalidEvent>,
+    follow: impl FnMut(&Entry<E>) -> Result<(), InvalidEvent>,
     progress: impl Fn(&'static str),
     problems: &mut Vec<String>,
 ) -> Result<Read, StoreError>
 where
     E: DeserializeOwned + Compact + Send + 'static,
 {
-    let (entries, facts) = look.entries::<E>().await?;
+    Ok(follow_all(look.entries::<E>().await?, follow, progress, problems))
+}
+
+fn follow_all<E>(
+    (entries, facts): (Vec<Entry<E>>, Facts),
+    mut follow: impl FnMut(&Entry<E>) -> Result<(), InvalidEvent>,
+    progress: impl Fn(&'static str),
+    problems: &mut Vec<String>,
+) -> Read {
     progress("following every entry");
     let (mut events, mut height) = (0, 0);
     for entry in &entries {
@@ -104,7 +140,7 @@ where
             problems.push(format!("{whose}: {error}"));
         }
     }
-    Ok((facts, events, height))
+    (facts, events, height)
 }
 
 fn sum(read: Read, role: StoreRole, network: Network, reports: &[ChannelReport]) -> Audit {

@@ -39,7 +39,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-pub use audit::{Audit, audit};
+pub use audit::{Audit, audit, audit_fleet};
 pub use buy::buy;
 pub use moving::{Step, abandon_move, move_ledger};
 pub use offline::{Findings, Offline, Progress};

@@ -15,6 +15,7 @@ mod known;
 mod layout1;
 mod load;
 mod lock;
+mod looking;
 mod moving;
 mod postgres;
 mod rows;
@@ -48,6 +49,7 @@ pub use self::{
     error::StoreError,
     fleet::Found,
     lock::check_unlocked,
+    looking::FleetLook,
     moving::{Moved, Moving, Written},
     postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
     tidy::TIDY_INTERVAL_IDLE,

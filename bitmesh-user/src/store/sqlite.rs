@@ -277,7 +277,9 @@ pub(super) async fn setting_of(directory: &Path, name: &str) -> Result<Option<St
     if !path.exists() {
         return Ok(None);
     }
-    let mut connection = SqliteConnection::connect_with(&options(&path)).await?;
+    // Who could write would write the log back when it leaves, and that before it was made durable.
+    let options = options(&path).read_only(true);
+    let mut connection = SqliteConnection::connect_with(&options).await?;
     let query = sqlx::query(schema::SELECT_SETTING).bind(name);
     let row = query.fetch_optional(&mut connection).await?;
     let value = row.map(|row| row.try_get(0)).transpose()?;

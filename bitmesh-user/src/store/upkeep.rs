@@ -62,7 +62,9 @@ impl Look {
     pub async fn open(place: &Place) -> Result<Self, StoreError> {
         let path = place.directory.join(sqlite::FILE);
         if !path.exists() {
-            return Err(StoreError::Missing(place.directory.clone()));
+            let of_fleet = super::is_of_fleet(&place.directory);
+            let missing = if of_fleet { StoreError::OfFleet } else { StoreError::Missing };
+            return Err(missing(place.directory.clone()));
         }
         // First: a daemon may write in between, and the ledger is then newer than the witness was.
         let seen = witness::said(&place.directory);
@@ -126,7 +128,7 @@ impl Look {
     }
 }
 
-fn parse_purpose(purpose: &str) -> Option<(StoreRole, Network)> {
+pub(super) fn parse_purpose(purpose: &str) -> Option<(StoreRole, Network)> {
     let (role, network) = purpose.split_once(" on ")?;
     let roles = [StoreRole::Provider, StoreRole::Subscriber];
     let role = roles.into_iter().find(|known| known.name() == role)?;

@@ -101,10 +101,10 @@ pub(super) async fn enter(
         row = find(to, name).await?;
     }
     let in_use = || StoreError::EdgeTaken(name.to_owned());
-    let row = row.ok_or_else(in_use)?;
+    let mut row = row.ok_or_else(in_use)?;
     let ours = hex::encode(&row.token);
     if ours != fresh && !known.contains(&ours) {
-        be_silent(to, name, &row).await?;
+        row = be_silent(to, name, row).await?;
     }
     let query =
         sqlx::query(sql::ENTER).bind(&token[..]).bind(hold_ms).bind(row.number).bind(row.epoch);
@@ -158,8 +158,13 @@ async fn find(to: &mut PgConnection, name: &str) -> Result<Option<Known>, StoreE
 }
 
 /// The name was another machine's: it is ours if nothing is heard from that one for longer than
-/// what it granted can last.
-async fn be_silent(to: &mut PgConnection, name: &str, then: &Known) -> Result<(), StoreError> {
+/// what it granted can last. Gives what the database has of it then: another edge may have taken its accounts
+/// over meanwhile, which raises its epoch and is no sign of life.
+async fn be_silent(
+    to: &mut PgConnection,
+    name: &str,
+    mut then: Known,
+) -> Result<Known, StoreError> {
     let wait = then.hold + MARGIN;
     tracing::warn!(
         "edge {name} was run from another data directory; waiting {} s to see that it is gone",
@@ -168,12 +173,11 @@ async fn be_silent(to: &mut PgConnection, name: &str, then: &Known) -> Result<()
     let until = Instant::now() + wait;
     while Instant::now() < until {
         sleep(LOOK).await;
-        let now = find(to, name).await?;
-        if now.is_none_or(|now| (now.epoch, now.beat) != (then.epoch, then.beat)) {
-            return Err(StoreError::EdgeTaken(name.to_owned()));
-        }
+        let now = find(to, name).await?.filter(|now| now.beat == then.beat);
+        let now = now.filter(|now| now.token == then.token);
+        then = now.ok_or_else(|| StoreError::EdgeTaken(name.to_owned()))?;
     }
-    Ok(())
+    Ok(then)
 }
 
 /// Names the machine; nothing, where it has no name.

@@ -9,6 +9,7 @@ mod connect;
 mod fleet;
 mod history;
 mod identity;
+mod looking;
 mod moving;
 mod sql;
 mod watch;
@@ -96,6 +97,8 @@ pub(super) struct PostgresEngine {
     /// The highest that a `seq` counted to.
     counted: i64,
     seized: bool,
+    /// Whether it reads what every edge has.
+    all: bool,
     hold: Duration,
     /// When it gave a sign of life last.
     shown: Instant,
@@ -140,6 +143,7 @@ impl PostgresEngine {
         let look = (fleet.hold / LOOK_PART).clamp(LOOK_TIME.0, LOOK_TIME.1);
         let mut engine = Self {
             watch: Watch::begin(&address, look),
+            all: false,
             hold: fleet.hold,
             shown: Instant::now(),
             place,
@@ -336,7 +340,11 @@ impl Engine for PostgresEngine {
             let after = after.map(Vec::from).unwrap_or_default();
             self.show_life().await?;
             let edge = self.standing.edge;
-            let query = sqlx::query(sql::SELECT_CHANNELS).bind(edge).bind(after).bind(limit);
+            let query = if self.all {
+                sqlx::query(sql::SELECT_ALL_CHANNELS).bind(after).bind(limit)
+            } else {
+                sqlx::query(sql::SELECT_CHANNELS).bind(edge).bind(after).bind(limit)
+            };
             let rows = self.rows(query).await?;
             rows.iter().map(|row| self.channel_row(row)).collect()
         })
@@ -354,7 +362,11 @@ impl Engine for PostgresEngine {
         Box::pin(async move {
             self.show_life().await?;
             let edge = self.standing.edge;
-            let query = sqlx::query(sql::SELECT_JOURNAL).bind(edge).bind(after).bind(limit);
+            let query = if self.all {
+                sqlx::query(sql::SELECT_ALL_JOURNAL).bind(after).bind(limit)
+            } else {
+                sqlx::query(sql::SELECT_JOURNAL).bind(edge).bind(after).bind(limit)
+            };
             let rows = self.rows(query).await?;
             rows.iter().map(|row| self.journal_row(row)).collect()
         })
@@ -400,8 +412,8 @@ impl Engine for PostgresEngine {
     }
 
     fn integrity(&mut self) -> Work<'_, Vec<String>> {
-        // Its own tools check it, at the server: pg_amcheck, pg_checksums.
-        Box::pin(async { Ok(Vec::new()) })
+        // Its pages are checked by its own tools, at the server: pg_amcheck, pg_checksums.
+        Box::pin(self.loose())
     }
 
     fn back_up<'a>(&'a mut self, _to: &'a Path) -> Work<'a, ()> {

@@ -155,6 +155,7 @@ impl Entrance {
             standing,
             counted: 0,
             seized: false,
+            all: false,
             hold: fleet.hold,
             shown: Instant::now(),
             watch: Watch::default(),

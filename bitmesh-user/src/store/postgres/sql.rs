@@ -211,6 +211,42 @@ pub(super) const SELECT_JOURNAL: &str = ours!(
     "channel_members",
     "AND t.seq > $2 ORDER BY t.seq LIMIT $3"
 );
+/// Everybody's, also of accounts that are on their way, and what is nobody's.
+pub(super) const SELECT_ALL_CHANNELS: &str = "SELECT channel, n, body, digest, seal FROM channels \
+    WHERE channel > $1 ORDER BY channel LIMIT $2";
+pub(super) const SELECT_ALL_JOURNAL: &str =
+    "SELECT seq, channel, n, body, digest FROM journal WHERE seq > $1 ORDER BY seq LIMIT $2";
+/// A connection that looks: at one moment, for as long as it takes.
+pub(super) const LOOK: &str = "SET idle_in_transaction_session_timeout = 0; \
+    BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// What must not be there, and how much of it is.
+pub(super) const LOOSE: [(&str, &str); 5] = [
+    (
+        "folded journals of channels that are nobody's",
+        "SELECT COUNT(*) FROM channels c WHERE NOT EXISTS \
+         (SELECT 1 FROM channel_members m WHERE m.channel = c.channel)",
+    ),
+    (
+        "events of channels that are nobody's",
+        "SELECT COUNT(*) FROM journal j WHERE NOT EXISTS \
+         (SELECT 1 FROM channel_members m WHERE m.channel = j.channel)",
+    ),
+    (
+        "channels of accounts that there are not",
+        "SELECT COUNT(*) FROM channel_members m WHERE NOT EXISTS \
+         (SELECT 1 FROM accounts a WHERE a.account = m.account)",
+    ),
+    (
+        "stations of accounts that there are not",
+        "SELECT COUNT(*) FROM station_members m WHERE NOT EXISTS \
+         (SELECT 1 FROM accounts a WHERE a.account = m.account)",
+    ),
+    (
+        "accounts at edges that there are not",
+        "SELECT COUNT(*) FROM accounts a WHERE NOT EXISTS \
+         (SELECT 1 FROM edges e WHERE e.number = a.edge)",
+    ),
+];
 pub(super) const SELECT_FOLDED: &str = "SELECT channel, n, body, digest, seal FROM channels \
     WHERE channel = ANY($1) ORDER BY channel";
 /// Of our accounts' stations, and of those that are nobody's and were here last.

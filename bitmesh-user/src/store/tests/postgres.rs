@@ -2,6 +2,7 @@
 
 mod faults;
 mod late;
+mod looking;
 mod moving;
 mod roaming;
 #[path = "../../../../tests/src/postgres.rs"]

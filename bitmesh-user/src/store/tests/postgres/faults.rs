@@ -343,8 +343,6 @@ async fn a_sign_of_life_is_given_while_a_large_ledger_is_read() {
     let mut store = open(&home).await.unwrap();
     let beat = || home.sql("SELECT beat FROM edges").parse::<i64>().unwrap();
     let before = beat();
-    store.load::<Event>().await.unwrap();
-    assert_eq!(beat(), before, "it was quick");
     tokio::time::sleep(Duration::from_millis(200)).await;
     store.load::<Event>().await.unwrap();
     assert!(beat() > before);

@@ -202,6 +202,24 @@ async fn of_two_copies_of_an_edge_one_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lost_edge_is_replaced_also_when_another_takes_it_over_meanwhile() {
+    let first = Database::fresh();
+    let second = first.edge("two");
+    let (mut one, _) = loaded(&first).await;
+    let (lost, _) = loaded(&second).await;
+    drop(lost);
+    let seen = one.edges().await.unwrap().into_iter().find(|edge| edge.name == "two").unwrap();
+    let replacement = first.edge("two");
+    let replacing = tokio::spawn(async move { (open(&replacement).await, replacement) });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(one.take_over(&seen).await.unwrap());
+    let (mut replaced, _home) = replacing.await.unwrap();
+    let replaced = replaced.as_mut().unwrap();
+    assert_eq!(replaced.edge().unwrap().get(), 2);
+    assert!(replaced.seized().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_edge_whose_keys_are_used_up_takes_a_number_that_no_other_edge_gets() {
     let first = Database::fresh();
     let second = first.edge("two");
