@@ -192,7 +192,8 @@ impl Ledger {
             for payer in &self.payers {
                 let payment = payer.pay(&self.secp, sum)?;
                 let message = payer.message(sum)?;
-                let (channel, key) = (payer.channel, payer.params.subscriber);
+                let (channel, key) = (payer.channel, payer.params.subscriber.point());
+                let key = key.context("a key that is a point")?;
                 let check = self.controller.payment_check(&channel, payment.paid);
                 let check = check.context("a channel that takes no payment")?;
                 signed.push(Signed { channel, payment, check, message, key });
