@@ -1,6 +1,6 @@
 //! What a ledger that edges share can do beside what every ledger does.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use bitcoin::{BlockHash, hashes::Hash as _};
 use bitmesh_common::StationKey;
@@ -92,6 +92,12 @@ impl Store {
     /// Takes the keys of another number, which no edge has or gets; `None` when all are taken.
     pub async fn fresh_keys(&mut self) -> Result<Option<EdgeNumber>, StoreError> {
         self.database()?.fresh_keys().await
+    }
+
+    /// Others wait for this long from now on before they take over. To be called once nothing in force was
+    /// granted for longer: until then they wait for as long as an earlier start said, if that was more.
+    pub async fn note_hold(&mut self, hold: Duration) -> Result<(), StoreError> {
+        self.database()?.note_hold(hold).await
     }
 
     /// Gives a sign of life, and hears what goes on in the fleet. [`StoreError::Fenced`] when another

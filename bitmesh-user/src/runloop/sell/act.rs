@@ -129,13 +129,16 @@ impl Session<'_> {
             refused_frames: counts.refused_frames,
         };
         let used = StationUsage { up: counts(usage.up), down: counts(usage.down) };
-        let inserted = self.dataplane.insert(key, used, limit.0);
+        // Nothing is granted before the lease has its end.
+        let spent = usage.billed().0.min(limit.0);
+        let inserted = self.dataplane.insert(key, used, spent);
         if matches!(inserted, Err(DataplaneError::TableFull { .. })) {
             self.crowded = true;
         }
         inserted?;
         let terms = self.terms_of(self.told.port(key), self.told.ipv4(key));
-        self.dataplane.set_terms(key, &terms)
+        self.dataplane.set_terms(key, &terms)?;
+        self.dataplane.set_bought(key, limit.0)
     }
 
     /// A station opens a channel: from now on it is bound to where it does.
@@ -179,9 +182,10 @@ impl Session<'_> {
             return Ok(());
         }
         let mut readings = Vec::with_capacity(leaving.len());
-        for key in leaving {
+        for (key, limit) in leaving {
             let Some(used) = self.dataplane.usage(key) else { continue };
-            self.dataplane.set_limit(key, usage_of(&used).billed().0)?;
+            // Frames on several CPUs can have gone beyond the limit: it is never raised to that.
+            self.dataplane.set_limit(key, usage_of(&used).billed().0.min(limit))?;
             let used = self.dataplane.usage(key).map(|used| usage_of(&used));
             readings.extend(used.map(|used| (Station::from(key), used)));
         }

@@ -89,10 +89,10 @@ pub(super) fn reconcile(
 
 /// Stations in the kernel's table that no account pays for, or whose account has less than a frame
 /// left: they leave a full table. Whoever pays again is put in again.
-pub(super) fn spent(controller: &Controller, dataplane: &Dataplane) -> Vec<StationKey> {
-    let spent =
-        |key: &StationKey| controller.account(Station::from(*key)).credit_octets.0 < FRAME_OCTETS;
-    dataplane.stations().map(|(key, ..)| key).filter(spent).take(EVICTED_AT_ONCE).collect()
+pub(super) fn spent(controller: &Controller, dataplane: &Dataplane) -> Vec<(StationKey, u64)> {
+    let credit = |key: StationKey| controller.account(Station::from(key)).credit_octets.0;
+    let stations = dataplane.stations().map(|(key, limit, _)| (key, limit));
+    stations.filter(|(key, _)| credit(*key) < FRAME_OCTETS).take(EVICTED_AT_ONCE).collect()
 }
 
 pub(super) fn warn_unless_forwarding() {

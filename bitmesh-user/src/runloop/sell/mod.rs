@@ -276,6 +276,9 @@ impl<'a> Session<'a> {
             tasks: JoinSet::new(),
         };
         session.renew_terms();
+        if let Some(fleet) = &config.fleet {
+            session.foundation.store.note_hold(fleet.hold.get()).await?;
+        }
         // Who paid before is no stranger, although nothing is granted to who holds all its credit.
         for (station, account) in session.controller.payers() {
             session.desk.gate.payers.add(station, account);

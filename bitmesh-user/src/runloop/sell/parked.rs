@@ -129,8 +129,10 @@ fn seats(ask: &Ask) -> Option<Station> {
     match ask {
         Ask::Open(station, ..) => Some(*station),
         Ask::ChangeStations(_, peer, change) => {
+            // Nobody seats another station than its own: that is refused.
             let binding = &change.binding;
-            (!binding.remove).then(|| binding.station.unwrap_or(*peer))
+            let own = binding.station.is_none_or(|station| station == *peer);
+            (own && !binding.remove).then_some(*peer)
         }
         _ => None,
     }

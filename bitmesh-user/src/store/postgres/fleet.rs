@@ -1,6 +1,9 @@
 //! Who has which account, and who is alive.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use bitmesh_common::StationKey;
 use bitmesh_core::{
@@ -14,7 +17,7 @@ use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
 
 use super::{
     PostgresEngine,
-    connect::{STATEMENT_TIMEOUT, within},
+    connect::{STATEMENT_TIMEOUT, Standing, within},
     sql, usage_row,
     write::run,
 };
@@ -26,6 +29,8 @@ use crate::store::{
 
 /// Accounts that one sign of life tells of, each way.
 const TOLD_MAX: i64 = 256;
+/// How often an edge asks for keys that another took at the same instant.
+const TRIES: u32 = 8;
 /// Octets of a block's hash.
 const HASH_OCTETS: usize = 32;
 
@@ -221,9 +226,30 @@ impl PostgresEngine {
 
     /// Takes another number for its keys; `None` when all are taken.
     pub(in crate::store) async fn fresh_keys(&mut self) -> Result<Option<EdgeNumber>, StoreError> {
-        let query = sqlx::query(sql::FRESH_KEYS).bind(self.standing.edge).bind(self.standing.epoch);
-        let rows = self.rows(query.bind(i64::from(EDGES_MAX))).await?;
-        rows.first().map(|row| self.number(row.try_get(0)?)).transpose()
+        let numbers = i64::from(EDGES_MAX);
+        for _ in 0..TRIES {
+            let Standing { edge, epoch, .. } = self.standing;
+            let query = sqlx::query(sql::FRESH_KEYS).bind(edge).bind(epoch).bind(numbers);
+            if let Some(row) = self.rows(query).await?.first() {
+                return Ok(Some(self.number(row.try_get(0)?)?));
+            }
+            let last = self.rows(sqlx::query(sql::SELECT_LAST_KEYS)).await?;
+            let last: i64 = last.first().map_or(Ok(0), |row| row.try_get(0))?;
+            if last + 1 >= numbers {
+                return Ok(None);
+            }
+            // Another edge took that number at the same instant.
+        }
+        Err(self.fenced())
+    }
+
+    /// How long others have to wait from now on, once nothing that was granted lasts longer.
+    pub(in crate::store) async fn note_hold(&mut self, hold: Duration) -> Result<(), StoreError> {
+        let millis = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
+        let Standing { edge, epoch, .. } = self.standing;
+        let query = sqlx::query(sql::NOTE_HOLD).bind(edge).bind(epoch).bind(millis);
+        let noted = self.rows(query).await?;
+        if noted.is_empty() { Err(self.fenced()) } else { Ok(()) }
     }
 
     /// Gives a sign of life. [`StoreError::Fenced`] when another took over.

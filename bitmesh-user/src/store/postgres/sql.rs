@@ -81,9 +81,14 @@ pub(super) const INSERT_EDGE: &str = "WITH fresh AS (INSERT INTO key_ranges (num
 pub(super) const SELECT_KEYS: &str = "SELECT MAX(number) FROM key_ranges WHERE edge = $1";
 pub(super) const FRESH_KEYS: &str = "INSERT INTO key_ranges (number, edge) \
     SELECT n, $1 FROM (SELECT COALESCE(MAX(number), 0) + 1 AS n FROM key_ranges) AS next \
-    WHERE n < $3 AND EXISTS (SELECT 1 FROM edges WHERE number = $1 AND epoch = $2) RETURNING number";
+    WHERE n < $3 AND EXISTS (SELECT 1 FROM edges WHERE number = $1 AND epoch = $2) \
+    ON CONFLICT DO NOTHING RETURNING number";
+pub(super) const SELECT_LAST_KEYS: &str = "SELECT COALESCE(MAX(number), 0) FROM key_ranges";
+/// What was granted before may last for as long as was said then: [`NOTE_HOLD`] shortens that.
 pub(super) const ENTER: &str = "UPDATE edges SET epoch = epoch + 1, beat = beat + 1, token = $1, \
-    hold_ms = $2 WHERE number = $3 AND epoch = $4 AND beat = $5 RETURNING epoch, committed, seq";
+    hold_ms = CASE WHEN hold_ms > $2 THEN hold_ms ELSE $2 END WHERE number = $3 AND epoch = $4 AND beat = $5 RETURNING epoch, committed, seq";
+pub(super) const NOTE_HOLD: &str =
+    "UPDATE edges SET hold_ms = $3 WHERE number = $1 AND epoch = $2 RETURNING number";
 /// Of the lone edge whose ledger was moved here, which is number 0: who it was. There is one at most,
 /// since its channels have the keys of that number.
 pub(super) const INSERT_LONE: &str =

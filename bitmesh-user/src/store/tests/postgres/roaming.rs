@@ -220,6 +220,20 @@ async fn a_lost_edge_is_replaced_also_when_another_takes_it_over_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shorter_hold_counts_once_nothing_is_in_force_for_longer() {
+    let home = Database::fresh();
+    let (store, _) = loaded(&home).await;
+    store.close().await.unwrap();
+    let hold = || home.sql("SELECT hold_ms FROM edges");
+    let own = hold();
+    home.sql("UPDATE edges SET hold_ms = 3600000");
+    let (mut store, _) = loaded(&home).await;
+    assert_eq!(hold(), "3600000");
+    store.note_hold(Duration::from_millis(own.parse().unwrap())).await.unwrap();
+    assert_eq!(hold(), own);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_edge_whose_keys_are_used_up_takes_a_number_that_no_other_edge_gets() {
     let first = Database::fresh();
     let second = first.edge("two");
