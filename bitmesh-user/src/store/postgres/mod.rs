@@ -226,10 +226,20 @@ impl PostgresEngine {
     ) -> Result<Vec<PgRow>, StoreError> {
         let connection = self.connected().await?;
         let rows = within(READ_TIMEOUT, query.fetch_all(connection)).await;
-        if rows.is_err() {
+        rows.map_err(|error| {
             self.connection = None;
+            self.said(error.into())
+        })
+    }
+
+    /// What to do about a connection that broke is another thing than about a statement that was refused.
+    fn said(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Sql(
+                error @ (sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)),
+            ) => StoreError::Unreachable { place: self.place.clone(), why: error.to_string() },
+            error => error,
         }
-        Ok(rows?)
     }
 
     fn damaged(&self, what: &str) -> StoreError {
@@ -402,9 +412,9 @@ impl Engine for PostgresEngine {
             let work = self.write_through(write, until);
             let Ok(done) = tokio::time::timeout(limit, work).await else {
                 self.connection = None;
-                return Err(late(limit).into());
+                return Err(self.said(late(limit).into()));
             };
-            done?;
+            done.map_err(|error| self.said(error))?;
             self.standing.committed = write.mark.committed;
             self.counted = self.counted_after(write);
             Ok(())
