@@ -50,8 +50,8 @@ impl Bench {
             version: PROTOCOL_VERSION,
             network: Network::Regtest,
             offer: format!("{:064}", 0).parse::<OfferId>()?,
-            subscriber: public(1),
-            provider: public(provider),
+            subscriber: public(1).into(),
+            provider: public(provider).into(),
             expiry_height: node.height()? + LIFETIME_BLOCKS,
             capacity: CAPACITY,
             remainder_script: script(1),
@@ -215,8 +215,8 @@ fn a_stock_wallet_refunds_with_nothing_but_the_descriptor_and_the_key() -> Resul
         let bench = Bench::open(node, 2)?;
         node.mine(bench.params.expiry_height - node.height()?)?;
         let private = bitcoin::PrivateKey::new(key(1), Network::Regtest).to_wif();
-        let public = bitcoin::PublicKey::new(bench.params.subscriber).to_string();
-        let text = bench.params.descriptor().to_string();
+        let public = bench.params.subscriber.to_string();
+        let text = bench.params.descriptor().context("keys that are points")?.to_string();
         let (text, _) = text.split_once('#').context("a checksum")?;
         let signing = text.replace(&public, &private);
         let info: Value = node.call("getdescriptorinfo", json!([signing]))?;

@@ -26,7 +26,7 @@ pub struct BenchArgs {
     /// Only these parts
     #[arg(value_name = "PART")]
     parts: Vec<String>,
-    /// Fewer and shorter rounds: under three minutes
+    /// Fewer and shorter rounds: some minutes
     #[arg(long)]
     quick: bool,
     /// The same, as a list

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     channel::{ChannelId, InvalidEvent, STATIONS_PER_ACCOUNT_MAX},
+    dense::pack,
     few::Few,
     fleet::LateId,
     leasing::{Change, Leases},
@@ -59,6 +60,14 @@ pub struct Seat {
     pub base: Usage,
     /// It may use the account's credit; else it has left, and only what it used counts.
     pub bound: bool,
+}
+
+/// The same as it is kept: most stations had used nothing before.
+#[derive(Clone, Debug)]
+struct Place {
+    account: AccountId,
+    base: Option<Box<Usage>>,
+    bound: bool,
 }
 
 /// How large an account is.
@@ -120,9 +129,11 @@ impl Account {
 #[derive(Debug, Default)]
 pub struct Accounts {
     all: BTreeMap<AccountId, Account>,
-    seats: BTreeMap<Station, Seat>,
+    seats: BTreeMap<Station, Place>,
+    /// Of those that used or were refused anything.
     usage: BTreeMap<Station, Usage>,
-    of_channel: BTreeMap<ChannelId, AccountId>,
+    /// The accounts of channels that theirs are not named after.
+    later: BTreeMap<ChannelId, AccountId>,
     /// Accounts of several stations.
     shared: BTreeSet<AccountId>,
     /// Those of them whose stations used something lately, or that changed: their credit may have to
@@ -141,9 +152,11 @@ impl Accounts {
             Some(seat) => seat.account,
             None => AccountId(channel),
         };
-        self.of_channel.insert(channel, account);
+        if account.0 != channel {
+            self.later.insert(channel, account);
+        }
         self.all.entry(account).or_default().channels.insert(channel, Bought::default());
-        if self.seat(station).is_none_or(|seat| !seat.bound) {
+        if self.seats.get(&station).is_none_or(|seat| !seat.bound) {
             self.sit(station, account, used);
         }
     }
@@ -152,7 +165,8 @@ impl Accounts {
     /// account, and what is known of its stations, if they never used anything. Which account that was,
     /// and whether it has another channel; `None` for one that stays for what its stations used.
     pub fn forget(&mut self, channel: &ChannelId) -> Option<(AccountId, bool)> {
-        let id = self.of_channel.remove(channel)?;
+        let id = self.of_channel(channel)?;
+        self.later.remove(channel);
         let account = self.all.get_mut(&id)?;
         account.channels.remove(channel);
         if !account.channels.is_empty() {
@@ -185,15 +199,11 @@ impl Accounts {
 
     /// The payments on a channel bought so much.
     pub fn set_bought(&mut self, channel: ChannelId, bought: Octets) {
-        let account = self.of_channel.get(&channel).and_then(|id| self.all.get_mut(id));
-        if let Some(account) = account {
-            let before = account.channels.get(&channel).copied().unwrap_or_default();
-            let now = Bought { now: bought, most: before.most.max(bought) };
-            account.channels.insert(channel, now);
-        }
-        if let Some(account) = self.of_channel(&channel) {
-            self.rouse(account);
-        }
+        let id = self.later.get(&channel).copied().unwrap_or(AccountId(channel));
+        let Some(account) = self.all.get_mut(&id) else { return };
+        let Some(known) = account.channels.get_mut(&channel) else { return };
+        *known = Bought { now: bought, most: known.most.max(bought) };
+        self.rouse(id);
     }
 
     /// A channel's account pays for a station from now on, which has used `used` so far. No limit
@@ -204,7 +214,7 @@ impl Accounts {
         station: Station,
         used: Usage,
     ) -> Result<(), InvalidEvent> {
-        let account = *self.of_channel.get(channel).ok_or(InvalidEvent("no such account"))?;
+        let account = self.of_channel(channel).ok_or(InvalidEvent("no such account"))?;
         let others = self.all.get(&account).map_or(0, |account| account.leases.members());
         if others >= STATIONS_PER_ACCOUNT_MAX {
             return Err(InvalidEvent("an account of too many stations"));
@@ -215,9 +225,9 @@ impl Accounts {
 
     /// A channel's account pays no more for a station.
     pub fn unbind(&mut self, channel: &ChannelId, station: Station) -> Result<(), InvalidEvent> {
-        let account = self.of_channel.get(channel);
+        let account = self.of_channel(channel);
         let seat = self.seats.get_mut(&station);
-        let seat = seat.filter(|seat| Some(&seat.account) == account && seat.bound);
+        let seat = seat.filter(|seat| Some(seat.account) == account && seat.bound);
         let seat = seat.ok_or(InvalidEvent("a station that did not belong to the account"))?;
         seat.bound = false;
         self.retire(station);
@@ -232,7 +242,7 @@ impl Accounts {
         station: Station,
         used: Usage,
     ) -> Result<(), InvalidEvent> {
-        let account = self.of_channel.get(channel).copied();
+        let account = self.of_channel(channel);
         let seat = self.seats.get(&station).filter(|seat| Some(seat.account) == account);
         let id = seat.ok_or(InvalidEvent("a station that left another's account"))?.account;
         self.read(station, used);
@@ -288,7 +298,7 @@ impl Accounts {
         let seated: BTreeSet<_> = other.seats.keys().copied().collect();
         self.all.extend(other.all);
         self.seats.extend(other.seats);
-        self.of_channel.extend(other.of_channel);
+        self.later.extend(other.later);
         self.shared.extend(other.shared);
         self.active.extend(other.active);
         self.late.extend(other.late);
@@ -313,7 +323,7 @@ impl Accounts {
         self.late.remove(&id);
         let channels: Vec<_> = account.channels.keys().copied().collect();
         for channel in &channels {
-            self.of_channel.remove(channel);
+            self.later.remove(channel);
         }
         let stations = account.leases.stations().map(|station| {
             self.seats.remove(&station);
@@ -324,7 +334,8 @@ impl Accounts {
 
     fn sit(&mut self, station: Station, account: AccountId, used: Usage) {
         self.read(station, used);
-        let seat = Seat { account, base: used, bound: true };
+        let base = (used != Usage::default()).then(|| Box::new(used));
+        let seat = Place { account, base, bound: true };
         let before = self.seats.insert(station, seat).map(|seat| seat.account);
         if let Some(before) = before.and_then(|id| self.all.get_mut(&id)) {
             before.gone = before.gone.saturating_add(before.leases.remove(station));
@@ -340,11 +351,13 @@ impl Accounts {
 
     /// Takes a reading; one that lags takes nothing back. Whether it says anything new.
     pub fn read(&mut self, station: Station, usage: Usage) -> bool {
-        let known = self.usage.entry(station).or_default();
+        let known = self.usage(station);
         let newest = known.max(usage);
-        let news = newest != *known;
-        *known = newest;
-        if news && let Some(Seat { account, .. }) = self.seat(station) {
+        let news = newest != known;
+        if news {
+            self.usage.insert(station, newest);
+        }
+        if news && let Some(account) = self.seats.get(&station).map(|seat| seat.account) {
             if let Some(known) = self.all.get_mut(&account) {
                 known.leases.read(station, newest.billed(), newest.refused());
             }
@@ -490,7 +503,11 @@ impl Accounts {
 
     /// The account that payments on a channel credit.
     pub fn of_channel(&self, channel: &ChannelId) -> Option<AccountId> {
-        self.of_channel.get(channel).copied()
+        self.later.get(channel).copied().or_else(|| {
+            let named = AccountId(*channel);
+            let channels = &self.all.get(&named)?.channels;
+            channels.get(channel).map(|_| named)
+        })
     }
 
     /// Whether there is such an account.
@@ -510,7 +527,9 @@ impl Accounts {
 
     /// Where a station belongs.
     pub fn seat(&self, station: Station) -> Option<Seat> {
-        self.seats.get(&station).copied()
+        let Place { account, base, bound } = self.seats.get(&station)?;
+        let base = base.as_deref().copied().unwrap_or_default();
+        Some(Seat { account: *account, base, bound: *bound })
     }
 
     /// Stations that accounts pay for, and which.
@@ -562,7 +581,7 @@ impl Accounts {
 
     /// What a station may use before its limit is looked at again.
     pub fn held(&self, station: Station) -> Octets {
-        let account = self.seat(station).and_then(|seat| self.all.get(&seat.account));
+        let account = self.seats.get(&station).and_then(|seat| self.all.get(&seat.account));
         account.map_or(Octets(0), |account| account.leases.held(station))
     }
 
@@ -573,6 +592,14 @@ impl Accounts {
 
     /// Whether a station shares its account's credit with another.
     pub fn is_shared(&self, station: Station) -> bool {
-        self.seat(station).is_some_and(|seat| self.shared.contains(&seat.account))
+        self.seats.get(&station).is_some_and(|seat| self.shared.contains(&seat.account))
+    }
+
+    /// See [`crate::dense`].
+    pub(crate) fn pack(&mut self) {
+        pack(&mut self.all);
+        pack(&mut self.seats);
+        pack(&mut self.usage);
+        pack(&mut self.later);
     }
 }

@@ -270,6 +270,8 @@ fn time(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::channel::{
         Funding, ProviderEvent,
@@ -278,7 +280,7 @@ mod tests {
 
     fn channel(sum: u64, closing: bool) -> ProviderChannel {
         let opened = ProviderEvent::Opened {
-            params: Box::new(params()),
+            params: Arc::new(params()),
             key_index: 0,
             station: "02:00:00:00:00:01".parse().unwrap(),
             height: 100,

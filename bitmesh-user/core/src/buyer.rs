@@ -287,11 +287,11 @@ impl Buyer {
     pub fn channels(&self) -> impl Iterator<Item = ChannelReport> + '_ {
         self.book.iter().map(|(id, channel)| {
             let params = channel.params().clone();
-            let address = Address::from_script(channel.funding_script(), self.network);
+            let address = Address::from_script(&channel.funding_script(), self.network);
             ChannelReport {
                 channel: *id,
                 status: channel.status(self.book.tip()),
-                descriptor: params.descriptor().to_string(),
+                descriptor: params.descriptor().map(|it| it.to_string()).unwrap_or_default(),
                 address: address.map(|address| address.to_string()).unwrap_or_default(),
                 params,
                 station: None,

@@ -5,11 +5,11 @@ use std::mem;
 
 /// Entries in ascending order of their keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Few<K, V>(Vec<(K, V)>);
+pub(crate) struct Few<K, V>(Box<[(K, V)]>);
 
 impl<K, V> Default for Few<K, V> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self(Box::default())
     }
 }
 
@@ -34,15 +34,18 @@ impl<K: Ord + Copy, V> Few<K, V> {
             return Some(mem::replace(known, value));
         }
         let at = self.find(&key).unwrap_or_else(|at| at);
-        self.0.reserve_exact(1);
-        self.0.insert(at, (key, value));
+        let mut all = mem::take(&mut self.0).into_vec();
+        all.reserve_exact(1);
+        all.insert(at, (key, value));
+        self.0 = all.into_boxed_slice();
         None
     }
 
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
         let at = self.find(key).ok()?;
-        let (_, value) = self.0.remove(at);
-        self.0.shrink_to_fit();
+        let mut all = mem::take(&mut self.0).into_vec();
+        let (_, value) = all.remove(at);
+        self.0 = all.into_boxed_slice();
         Some(value)
     }
 

@@ -10,6 +10,7 @@ pub mod alarm;
 pub mod buyer;
 pub mod channel;
 pub mod controller;
+mod dense;
 pub mod drift;
 mod few;
 pub mod fleet;

@@ -232,7 +232,7 @@ mod tests {
         /// A channel of 100,000 sat that the next block funds; two blocks confirm it.
         fn open(&mut self, key: u8, expiry_height: u32) -> ChannelId {
             let params = ChannelParams {
-                subscriber: public_key(key),
+                subscriber: public_key(key).into(),
                 expiry_height,
                 remainder_script: ScriptBuf::new_p2wpkh(&WPubkeyHash::hash(&[key])),
                 ..params()

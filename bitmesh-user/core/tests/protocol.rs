@@ -94,8 +94,8 @@ fn params(provider: u8, expiry_height: u32) -> ChannelParams {
         version: PROTOCOL_VERSION,
         network: Network::Regtest,
         offer: signed_offer().offer.id(),
-        subscriber: keys(SUBSCRIBER).public_key(),
-        provider: keys(provider).public_key(),
+        subscriber: keys(SUBSCRIBER).public_key().into(),
+        provider: keys(provider).public_key().into(),
         expiry_height,
         capacity: sat(50_000),
         remainder_script: script(b"remainder"),
@@ -125,7 +125,7 @@ fn channel_vector(params: &ChannelParams) -> Value {
     let address = Address::from_script(&params.funding_script(), Network::Regtest).unwrap();
     json!({
         "params": params,
-        "descriptor": params.descriptor().to_string(),
+        "descriptor": params.descriptor().unwrap().to_string(),
         "witness_script": params.witness_script(),
         "funding_script": params.funding_script(),
         "funding_address": address.to_string(),

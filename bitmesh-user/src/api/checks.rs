@@ -155,8 +155,8 @@ mod tests {
             version: PROTOCOL_VERSION,
             network: Network::Regtest,
             offer: "00".repeat(32).parse().unwrap(),
-            subscriber: key(1),
-            provider: key(2),
+            subscriber: key(1).into(),
+            provider: key(2).into(),
             expiry_height: 2_000,
             capacity: Amount::from_sat(100_000),
             remainder_script: ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros()),
@@ -166,7 +166,7 @@ mod tests {
             unconfirmed_max: Amount::ZERO,
         };
         let opened = ProviderEvent::Opened {
-            params: Box::new(params),
+            params: Arc::new(params),
             key_index: 0,
             station: "02:00:00:00:00:01".parse().unwrap(),
             height: 100,

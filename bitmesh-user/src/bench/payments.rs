@@ -1,6 +1,6 @@
 //! What a payment costs beside the signature in it, at both ends.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bitmesh_core::{
@@ -60,7 +60,7 @@ impl Bench {
         let outpoint = funding_outpoint(&params, &tx).context("the funding")?;
         let funding = Funding { outpoint, height: HEIGHT };
         let mut provider = ProviderChannel::open(&ProviderEvent::Opened {
-            params: Box::new(params.clone()),
+            params: Arc::new(params.clone()),
             key_index: 0,
             station: "02:00:00:00:00:01".parse::<Station>()?,
             height: HEIGHT,

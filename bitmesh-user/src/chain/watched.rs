@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
-use bitcoin::ScriptBuf;
+use bitcoin::{Script, ScriptBuf};
 use bitmesh_core::bitcoin;
 
 /// Scripts that a block may concern: the wallet's, with those that it looks ahead for, and those
@@ -15,18 +15,18 @@ pub struct Watched(Arc<RwLock<HashSet<ScriptBuf>>>);
 
 impl Watched {
     /// Adds scripts that are not in it yet.
-    pub fn add<'a>(&self, scripts: impl IntoIterator<Item = &'a ScriptBuf>) {
+    pub fn add<S: AsRef<Script>>(&self, scripts: impl IntoIterator<Item = S>) {
         let mut watched = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for script in scripts {
-            if !watched.contains(script) {
-                watched.insert(script.clone());
+            if !watched.contains(script.as_ref()) {
+                watched.insert(script.as_ref().to_owned());
             }
         }
     }
 
     /// Takes these, and lets all others go.
-    pub fn set<'a>(&self, scripts: impl Iterator<Item = &'a ScriptBuf>) {
-        let scripts = scripts.cloned().collect();
+    pub fn set(&self, scripts: impl Iterator<Item = ScriptBuf>) {
+        let scripts = scripts.collect();
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = scripts;
     }
 

@@ -191,7 +191,7 @@ impl Foundation {
     fn watch<M: Machine>(&mut self, book: &Book<M>) {
         self.channels_watched = book.script_changes();
         self.watched_anew = self.channels_watched;
-        self.watched.set(self.wallet.scripts().chain(book.scripts()));
+        self.watched.set(self.wallet.scripts().cloned().chain(book.scripts()));
     }
 
     /// Adds the scripts of channels that are new in a batch. Those of channels that were forgotten

@@ -1,7 +1,7 @@
 //! Any events in any order as a journal: followed, or refused with nothing changed.
 #![no_main]
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bitmesh_core::{
     bitcoin::{
@@ -55,8 +55,8 @@ fn fixtures() -> &'static Fixtures {
                 unconfirmed_max: Amount::from_sat(5_000),
                 network: Network::Regtest,
                 offer,
-                subscriber: key(1).public_key(&secp),
-                provider: key(2).public_key(&secp),
+                subscriber: key(1).public_key(&secp).into(),
+                provider: key(2).public_key(&secp).into(),
                 expiry_height: 1_000 + i as u32,
                 capacity: Amount::from_sat(100_000),
                 remainder_script: ScriptBuf::new_p2wpkh(&WPubkeyHash::all_zeros()),
@@ -138,7 +138,7 @@ fn provider_event(u: &mut Unstructured, params: &ChannelParams) -> Result<Option
     let nonce = [u.int_in_range(0..=3u8)?; 8].into();
     Ok(Some(match u.int_in_range(0..=16)? {
         0 | 1 => ProviderEvent::Opened {
-            params: Box::new(params.clone()),
+            params: Arc::new(params.clone()),
             key_index: height(u)?,
             station: station(u)?,
             height: height(u)?,
@@ -191,7 +191,7 @@ fn subscriber_event(
         0 | 1 => SubscriberEvent::Negotiated {
             params: Box::new(params.clone()),
             key_index: height(u)?,
-            provider: params.provider.into(),
+            provider: params.provider.point().ok_or(arbitrary::Error::IncorrectFormat)?.into(),
             url: String::new(),
             height: height(u)?,
         },

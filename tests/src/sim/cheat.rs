@@ -136,7 +136,7 @@ impl Cheat {
                 let ours = self
                     .opening
                     .as_ref()
-                    .filter(|(_, open, _)| open.subscriber == report.params.subscriber);
+                    .filter(|(_, open, _)| report.params.subscriber == open.subscriber.into());
                 if let (Some((key, ..)), false) = (ours, self.channels.iter().any(known)) {
                     let (params, key) = (report.params, *key);
                     self.channels.push(Opened { params, key, fundings: Vec::new() });

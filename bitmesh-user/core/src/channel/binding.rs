@@ -103,8 +103,8 @@ impl ProviderChannel {
         now: u64,
     ) -> Result<(), BindingError> {
         let digest = binding.digest(&self.params().id());
-        secp.verify_ecdsa(&digest, signature, &self.params().subscriber)
-            .map_err(|_| BindingError::Signature)?;
+        let key = self.params().subscriber.point().ok_or(BindingError::Signature)?;
+        secp.verify_ecdsa(&digest, signature, &key).map_err(|_| BindingError::Signature)?;
         if self.funding().is_none() {
             return Err(BindingError::Unfunded);
         }

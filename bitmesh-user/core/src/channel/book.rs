@@ -1,11 +1,18 @@
 //! The channels of one end, followed through the chain together; the same for both roles.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 
 use bitcoin::{BlockHash, OutPoint, ScriptBuf, Transaction};
 
-use super::{ChannelId, ChannelParams, Compact, Funding, InvalidEvent};
-use crate::{fleet::FleetEntry, ledger::Usage, station::Station};
+use super::{
+    ChannelId, ChannelParams, Compact, Funding, InvalidEvent, Wait, Waits, waiting::Waiting,
+};
+use crate::{
+    dense::{pack, pack_set},
+    fleet::FleetEntry,
+    ledger::Usage,
+    station::Station,
+};
 
 /// Blocks that are remembered so that a reorganisation is seen after a restart, too.
 pub const TIPS_KEPT: u32 = 100;
@@ -22,7 +29,7 @@ pub trait Machine: Sized {
     /// The terms.
     fn params(&self) -> &ChannelParams;
     /// The script that the funding pays.
-    fn funding_script(&self) -> &ScriptBuf;
+    fn funding_script(&self) -> ScriptBuf;
     /// The funding, once it is in a block.
     fn funding(&self) -> Option<Funding>;
     /// What an output of the right script and value in a block means.
@@ -33,8 +40,8 @@ pub trait Machine: Sized {
     fn block_gone(&self, height: u32) -> Option<Self::Event>;
     /// The end, when the tip has come far enough.
     fn finish(&self, tip: u32) -> Option<Self::Event>;
-    /// Whether blocks alone can bring the end, as it stands.
-    fn may_finish(&self) -> bool;
+    /// What it waits for, as it stands.
+    fn waits(&self) -> Waits;
 }
 
 macro_rules! machine {
@@ -50,7 +57,7 @@ macro_rules! machine {
             fn params(&self) -> &ChannelParams {
                 self.params()
             }
-            fn funding_script(&self) -> &ScriptBuf {
+            fn funding_script(&self) -> ScriptBuf {
                 self.funding_script()
             }
             fn funding(&self) -> Option<Funding> {
@@ -68,8 +75,8 @@ macro_rules! machine {
             fn finish(&self, tip: u32) -> Option<$event> {
                 self.finish(tip)
             }
-            fn may_finish(&self) -> bool {
-                self.may_finish()
+            fn waits(&self) -> $crate::channel::Waits {
+                self.waits()
             }
         }
     };
@@ -154,14 +161,23 @@ impl<E, A> Batch<E, A> {
     }
 }
 
+/// The part of an outpoint that tells most of them apart.
+type Nickname = u64;
+
+fn nickname(outpoint: &OutPoint) -> Nickname {
+    let txid: &[u8; 32] = outpoint.txid.as_ref();
+    let first = txid.first_chunk().map_or(0, |octets| u64::from_le_bytes(*octets));
+    first ^ u64::from(outpoint.vout)
+}
+
 /// All channels of one end, with the scripts and outpoints to watch for.
 #[derive(Debug)]
 pub struct Book<M> {
     /// Behind pointers: nodes of a tree are not full.
     channels: BTreeMap<ChannelId, Box<M>>,
-    outpoints: HashMap<OutPoint, ChannelId>,
-    /// Those that blocks alone can end.
-    ending: BTreeSet<ChannelId>,
+    /// Channels by their fundings.
+    funded: BTreeSet<(Nickname, ChannelId)>,
+    waiting: Waiting,
     script_changes: u64,
     tips: VecDeque<(u32, BlockHash)>,
 }
@@ -170,8 +186,8 @@ impl<M> Default for Book<M> {
     fn default() -> Self {
         Self {
             channels: BTreeMap::new(),
-            outpoints: HashMap::new(),
-            ending: BTreeSet::new(),
+            funded: BTreeSet::new(),
+            waiting: Waiting::default(),
             script_changes: 0,
             tips: VecDeque::new(),
         }
@@ -196,38 +212,39 @@ impl<M: Machine> Book<M> {
     }
 
     fn apply_event(&mut self, id: ChannelId, event: &M::Event) -> Result<(), InvalidEvent> {
-        let before = if let Some(channel) = self.channels.get_mut(&id) {
-            let before = channel.funding();
-            channel.apply(event)?;
-            before
-        } else {
-            let channel = M::open(event)?;
-            if channel.params().id() != id {
-                return Err(InvalidEvent("a channel under another's name"));
+        let mut before = (None, Waits::default());
+        let channel = match self.channels.entry(id) {
+            btree_map::Entry::Occupied(channel) => {
+                let channel = channel.into_mut();
+                before = (channel.funding(), channel.waits());
+                channel.apply(event)?;
+                channel
             }
-            self.script_changes += 1;
-            self.channels.insert(id, Box::new(channel));
-            None
+            btree_map::Entry::Vacant(place) => {
+                let channel = M::open(event)?;
+                if ChannelId::of_script(&channel.funding_script()) != id {
+                    return Err(InvalidEvent("a channel under another's name"));
+                }
+                self.script_changes += 1;
+                place.insert(Box::new(channel))
+            }
         };
-        let channel = self.get(&id);
-        if channel.is_some_and(M::may_finish) {
-            self.ending.insert(id);
-        } else {
-            self.ending.remove(&id);
+        let after = (channel.funding(), channel.waits());
+        if before.0 != after.0 {
+            before.0.map(|funding| self.funded.remove(&(nickname(&funding.outpoint), id)));
+            after.0.map(|funding| self.funded.insert((nickname(&funding.outpoint), id)));
         }
-        let after = self.get(&id).and_then(M::funding);
-        if before != after {
-            before.map(|funding| self.outpoints.remove(&funding.outpoint));
-            after.map(|funding| self.outpoints.insert(funding.outpoint, id));
-        }
+        self.waiting.change(id, &before.1, &after.1);
         Ok(())
     }
 
     /// Lets a channel go: one that nothing came of, or one that another edge has from now on.
     pub(crate) fn forget(&mut self, id: &ChannelId) {
         if let Some(channel) = self.channels.remove(id) {
-            channel.funding().map(|funding| self.outpoints.remove(&funding.outpoint));
-            self.ending.remove(id);
+            channel
+                .funding()
+                .map(|funding| self.funded.remove(&(nickname(&funding.outpoint), *id)));
+            self.waiting.change(*id, &channel.waits(), &Waits::default());
             self.script_changes += 1;
         }
     }
@@ -235,8 +252,8 @@ impl<M: Machine> Book<M> {
     /// Takes in the channels of another book, which has seen the same blocks.
     pub(crate) fn absorb(&mut self, other: Self) {
         self.channels.extend(other.channels);
-        self.ending.extend(other.ending);
-        self.outpoints.extend(other.outpoints);
+        self.waiting.absorb(other.waiting);
+        self.funded.extend(other.funded);
         self.script_changes += 1;
     }
 
@@ -270,9 +287,9 @@ impl<M: Machine> Book<M> {
         for tx in transactions {
             self.connect_tx(height, tx, batch);
         }
-        let ending = self.ending.iter();
+        let ending = self.waiting(Wait::End, Wait::End);
         let ends: Vec<_> =
-            ending.filter_map(|id| Some((*id, self.channels.get(id)?.finish(height)?))).collect();
+            ending.filter_map(|(id, channel)| Some((id, channel.finish(height)?))).collect();
         for (id, event) in ends {
             self.record(id, event, batch);
         }
@@ -281,9 +298,10 @@ impl<M: Machine> Book<M> {
 
     fn connect_tx<A>(&mut self, height: u32, tx: &Transaction, batch: &mut Batch<M::Event, A>) {
         for input in &tx.input {
-            let Some(id) = self.outpoints.get(&input.previous_output).copied() else { continue };
-            let event = self.channels.get(&id).and_then(|channel| channel.spend_seen(tx, height));
-            if let Some(event) = event {
+            let funded = self.funded_by(&input.previous_output);
+            let event =
+                funded.and_then(|(id, channel)| Some((id, channel.spend_seen(tx, height)?)));
+            if let Some((id, event)) = event {
                 self.record(id, event, batch);
             }
         }
@@ -330,7 +348,7 @@ impl<M: Machine> Book<M> {
 
     /// The script of every channel's funding, which is all that a block can concern a channel by:
     /// of what pays to it, and of what spends from it.
-    pub fn scripts(&self) -> impl ExactSizeIterator<Item = &ScriptBuf> {
+    pub fn scripts(&self) -> impl ExactSizeIterator<Item = ScriptBuf> {
         self.channels.values().map(|channel| channel.funding_script())
     }
 
@@ -346,7 +364,39 @@ impl<M: Machine> Book<M> {
 
     /// The channel that an outpoint funds.
     pub(crate) fn at(&self, outpoint: &OutPoint) -> Option<&M> {
-        self.get(self.outpoints.get(outpoint)?)
+        self.funded_by(outpoint).map(|(_, channel)| channel)
+    }
+
+    fn funded_by(&self, outpoint: &OutPoint) -> Option<(ChannelId, &M)> {
+        let name = nickname(outpoint);
+        let named = self.funded.range((name, ChannelId::FIRST)..);
+        let named = named.take_while(|(other, _)| *other == name);
+        let mut channels = named.filter_map(|(_, id)| Some((*id, self.get(id)?)));
+        channels.find(|(_, channel)| channel.funding().is_some_and(|it| it.outpoint == *outpoint))
+    }
+
+    /// Channels that wait for something between two waits, both included, by that and by id. One that
+    /// waits for several things comes several times.
+    pub(crate) fn waiting(&self, first: Wait, last: Wait) -> impl Iterator<Item = (ChannelId, &M)> {
+        let waiting = self.waiting.between(first, last);
+        waiting.filter_map(|id| Some((id, self.get(&id)?)))
+    }
+
+    /// Who waits for what is what channels say.
+    #[cfg(test)]
+    pub(crate) fn check_waiting(&self) {
+        let mut waiting = Waiting::default();
+        for (id, channel) in self.iter() {
+            waiting.change(*id, &Waits::default(), &channel.waits());
+        }
+        assert_eq!(self.waiting, waiting);
+    }
+
+    /// Takes as little memory as what is known can take, for the price of making it anew.
+    pub(crate) fn pack(&mut self) {
+        pack(&mut self.channels);
+        pack_set(&mut self.funded);
+        self.waiting.pack();
     }
 
     /// Every channel, by id.

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use bitcoin::{
-    Amount, EcdsaSighashType, FeeRate, OutPoint, PublicKey, Script, ScriptBuf, Transaction, TxIn,
-    TxOut, Txid, Witness, ecdsa,
+    Amount, EcdsaSighashType, FeeRate, OutPoint, Script, ScriptBuf, Transaction, TxIn, TxOut, Txid,
+    Witness, ecdsa,
     secp256k1::{self, Message, Secp256k1, Verification},
 };
 use serde::{Deserialize, Serialize};
@@ -125,7 +125,8 @@ impl CloseRecord {
         };
         let (params, own, height) = (params.clone(), self.signature, self.height);
         let close = Close { params, tx: self.tx.clone(), paid: self.paid, fee: self.fee };
-        secp.verify_ecdsa(&message, &theirs.signature, &close.params.provider).is_ok()
+        let by = |key| secp.verify_ecdsa(&message, &theirs.signature, &key).is_ok();
+        close.params.provider.point().is_some_and(by)
             && close.finish(own, theirs.signature, height).is_some_and(|agreed| agreed.tx == *tx)
     }
 
@@ -248,9 +249,8 @@ impl Close {
         secp: &Secp256k1<C>,
         signature: &secp256k1::ecdsa::Signature,
     ) -> bool {
-        self.sighash().is_some_and(|message| {
-            secp.verify_ecdsa(&message, signature, &self.params.subscriber).is_ok()
-        })
+        let signed = self.sighash().zip(self.params.subscriber.point());
+        signed.is_some_and(|(message, key)| secp.verify_ecdsa(&message, signature, &key).is_ok())
     }
 
     /// Signed by the subscriber alone: nobody can broadcast it.
@@ -265,11 +265,12 @@ impl Close {
         provider: secp256k1::ecdsa::Signature,
         height: u32,
     ) -> Option<CloseRecord> {
+        let keys = self.params.points()?;
         let signatures = BTreeMap::from([
-            (PublicKey::new(self.params.subscriber), ecdsa::Signature::sighash_all(subscriber)),
-            (PublicKey::new(self.params.provider), ecdsa::Signature::sighash_all(provider)),
+            (keys.0, ecdsa::Signature::sighash_all(subscriber)),
+            (keys.1, ecdsa::Signature::sighash_all(provider)),
         ]);
-        let (witness, _) = self.params.descriptor().get_satisfaction(signatures).ok()?;
+        let (witness, _) = self.params.descriptor()?.get_satisfaction(signatures).ok()?;
         self.tx.input.first_mut()?.witness = Witness::from_slice(&witness);
         Some(self.proposed(subscriber, height))
     }

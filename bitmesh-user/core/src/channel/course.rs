@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bitcoin::{OutPoint, ScriptBuf, Transaction};
+use bitcoin::{OutPoint, ScriptBuf, Transaction, WScriptHash};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -55,7 +55,8 @@ pub(super) enum Gone {
 pub(super) struct Course {
     /// Shared with what is verified on other threads.
     pub(super) params: Arc<ChannelParams>,
-    pub(super) script: ScriptBuf,
+    /// What the funding script is of.
+    program: WScriptHash,
     pub(super) funding: Option<Funding>,
     pub(super) close_requested: bool,
     pub(super) spent: Option<Spent>,
@@ -64,16 +65,21 @@ pub(super) struct Course {
 
 impl Course {
     /// Of terms from a journal.
-    pub(super) fn new(params: &ChannelParams) -> Result<Self, InvalidEvent> {
-        params.validate().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
+    pub(super) fn new(params: Arc<ChannelParams>) -> Result<Self, InvalidEvent> {
+        params.validate_again().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
         Ok(Self {
-            params: Arc::new(params.clone()),
-            script: params.funding_script(),
+            program: params.witness_script().wscript_hash(),
+            params,
             funding: None,
             close_requested: false,
             spent: None,
             finished: false,
         })
+    }
+
+    /// The script that the funding pays.
+    pub(super) fn script(&self) -> ScriptBuf {
+        ScriptBuf::new_p2wsh(&self.program)
     }
 
     pub(super) fn fund(&mut self, funding: Funding) -> Result<(), InvalidEvent> {

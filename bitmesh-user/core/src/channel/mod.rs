@@ -12,9 +12,11 @@ mod close;
 mod compact;
 mod course;
 mod fees;
+mod key;
 mod params;
 mod payment;
 mod provider;
+mod rare;
 mod recovery;
 mod spend;
 mod subscriber;
@@ -23,6 +25,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod version;
+mod waiting;
 
 use bitcoin::{Amount, EcdsaSighashType};
 use serde::{Deserialize, Serialize};
@@ -39,6 +42,7 @@ pub use fees::{
     NORMAL_TARGET_BLOCKS, Replaced, URGENT_TARGET_BLOCKS, Uneconomic, blocks_left, check_economic,
     claim_rate, most_for, pays_off_at, share,
 };
+pub use key::ChannelKey;
 pub use params::{ChannelId, ChannelParams, IdParseError, ParamsError};
 pub(crate) use params::{hex_id, tagged_hash};
 pub use payment::{PaymentCheck, PaymentError, VerifiedPayment};
@@ -56,6 +60,7 @@ pub use subscriber::{
     SubscriberEvent, funding_outpoint,
 };
 pub use version::{PROTOCOL_VERSION, VersionError, Versioned};
+pub use waiting::{Wait, Waits};
 
 /// The part of the capacity that is never paid away, in satoshi: it keeps the remainder output at
 /// or above the dust limit of every segwit script (330 sat for P2WSH and P2TR, Bitcoin Core's

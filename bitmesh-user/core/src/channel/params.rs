@@ -8,12 +8,11 @@ use bitcoin::{
     locktime::absolute,
     opcodes::all::{OP_CHECKSIG, OP_CHECKSIGVERIFY, OP_CLTV, OP_ENDIF, OP_IFDUP, OP_NOTIF},
     script::Builder,
-    secp256k1,
 };
 use miniscript::{AbsLockTime, Descriptor, Miniscript, miniscript::decode::Terminal};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{CAPACITY_MIN, CONFIRMATIONS_MAX, RESERVE, VersionError, Versioned};
+use super::{CAPACITY_MIN, CONFIRMATIONS_MAX, ChannelKey, RESERVE, VersionError, Versioned};
 use crate::{
     offer::OfferId,
     pricing::{Schedule, ScheduleError},
@@ -32,9 +31,9 @@ pub struct ChannelParams {
     /// The signed offer that the price and the terms are from.
     pub offer: OfferId,
     /// The subscriber's key in the funding script.
-    pub subscriber: secp256k1::PublicKey,
+    pub subscriber: ChannelKey,
     /// The provider's key in the funding script.
-    pub provider: secp256k1::PublicKey,
+    pub provider: ChannelKey,
     /// Height from which the subscriber alone can spend.
     pub expiry_height: u32,
     /// Exact value of the funding output.
@@ -69,6 +68,24 @@ impl<'de> Deserialize<'de> for ChannelParams {
     }
 }
 
+/// Terms in a journal: this version wrote them, and to read them as such takes half the time.
+pub(super) mod written {
+    use super::{Arc, ChannelParams, Deserializer, Serializer};
+
+    pub(in crate::channel) fn serialize<S: Serializer>(
+        params: &Arc<ChannelParams>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        ChannelParams::serialize(params, serializer)
+    }
+
+    pub(in crate::channel) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<ChannelParams>, D::Error> {
+        ChannelParams::deserialize(deserializer).map(Arc::new)
+    }
+}
+
 /// Why two parties can't open such a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParamsError {
@@ -81,6 +98,9 @@ pub enum ParamsError {
     /// Not a block height.
     #[error("the expiry is a block height between 1 and 499999999")]
     Expiry,
+    /// Octets that are no point of the curve.
+    #[error("a key is no public key; make a new one")]
+    Key,
     /// Both ends use one key.
     #[error("subscriber and provider have the same key; make a new one")]
     SameKey,
@@ -101,6 +121,16 @@ pub enum ParamsError {
 impl ChannelParams {
     /// Checks terms that came from outside.
     pub fn validate(&self) -> Result<(), ParamsError> {
+        self.validate_again()?;
+        if self.subscriber.point().is_none() || self.provider.point().is_none() {
+            return Err(ParamsError::Key);
+        }
+        Ok(())
+    }
+
+    /// Checks terms that were checked before they were written down: all but whether the keys are
+    /// points, which takes longer than everything else, and shows when they are used.
+    pub fn validate_again(&self) -> Result<(), ParamsError> {
         Versioned { version: self.version }.check()?;
         self.schedule.validate()?;
         let script = &self.remainder_script;
@@ -127,28 +157,39 @@ impl ChannelParams {
     }
 
     /// The funding output's descriptor: `wsh(and_v(v:pk(S),or_d(pk(P),after(T))))`. Both keys spend
-    /// at any time, the subscriber's alone from height T.
+    /// at any time, the subscriber's alone from height T. `None` where a key is no point.
     ///
     /// # Panics
     /// When the expiry is no block height, which [`Self::validate`] refuses.
-    pub fn descriptor(&self) -> Descriptor<PublicKey> {
-        let descriptor = self.compile().expect("validated terms give a descriptor");
+    pub fn descriptor(&self) -> Option<Descriptor<PublicKey>> {
+        let (subscriber, provider) = self.points()?;
+        let descriptor = self.compile(subscriber, provider);
+        let descriptor = descriptor.expect("validated terms give a descriptor");
         descriptor.sanity_check().expect("the template is sane for every key and height");
-        descriptor
+        Some(descriptor)
+    }
+
+    /// The subscriber's key and the provider's.
+    pub(super) fn points(&self) -> Option<(PublicKey, PublicKey)> {
+        Some((PublicKey::new(self.subscriber.point()?), PublicKey::new(self.provider.point()?)))
     }
 
     /// Of its parts, not of text: reading keys from text takes as long as signing.
-    fn compile(&self) -> Result<Descriptor<PublicKey>, miniscript::Error> {
+    fn compile(
+        &self,
+        subscriber: PublicKey,
+        provider: PublicKey,
+    ) -> Result<Descriptor<PublicKey>, miniscript::Error> {
         let part = Miniscript::from_ast;
         let key = |key| {
-            let key = part(Terminal::PkK(PublicKey::new(key)))?;
+            let key = part(Terminal::PkK(key))?;
             part(Terminal::Check(Arc::new(key)))
         };
-        let subscriber = part(Terminal::Verify(Arc::new(key(self.subscriber)?)))?;
+        let subscriber = part(Terminal::Verify(Arc::new(key(subscriber)?)))?;
         let expiry = AbsLockTime::from_consensus(self.expiry_height);
         let expiry = expiry.map_err(miniscript::Error::AbsoluteLockTime)?;
         let refund = part(Terminal::After(expiry))?;
-        let either = Terminal::OrD(Arc::new(key(self.provider)?), Arc::new(refund));
+        let either = Terminal::OrD(Arc::new(key(provider)?), Arc::new(refund));
         let script = Terminal::AndV(Arc::new(subscriber), Arc::new(part(either)?));
         Descriptor::new_wsh(part(script)?)
     }
@@ -162,9 +203,9 @@ impl ChannelParams {
     /// compiles to, without compiling it for each payment.
     pub fn witness_script(&self) -> ScriptBuf {
         Builder::new()
-            .push_slice(self.subscriber.serialize())
+            .push_slice(self.subscriber.as_bytes())
             .push_opcode(OP_CHECKSIGVERIFY)
-            .push_slice(self.provider.serialize())
+            .push_slice(self.provider.as_bytes())
             .push_opcode(OP_CHECKSIG)
             .push_opcode(OP_IFDUP)
             .push_opcode(OP_NOTIF)
@@ -241,7 +282,7 @@ macro_rules! hex_id {
         impl FromStr for $name {
             type Err = IdParseError;
             fn from_str(text: &str) -> Result<Self, IdParseError> {
-                let mut id = Self(Default::default());
+                let mut id = Self([0; size_of::<Self>()]);
                 hex::decode_to_slice(text, &mut id.0).map_err(|_| IdParseError($expected))?;
                 Ok(id)
             }
@@ -267,7 +308,10 @@ hex_id!(ChannelId, "an id is 64 hexadecimal digits");
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::testing, *};
+    use super::{
+        super::{key::tests::NO_POINT, testing},
+        *,
+    };
 
     #[test]
     fn the_script_is_the_one_the_design_names() {
@@ -289,12 +333,12 @@ mod tests {
         ) {
             prop_assume!(subscriber != provider);
             let params = ChannelParams {
-                subscriber: testing::public_key(subscriber),
-                provider: testing::public_key(provider),
+                subscriber: testing::public_key(subscriber).into(),
+                provider: testing::public_key(provider).into(),
                 expiry_height: if choose { small } else { expiry },
                 ..testing::params()
             };
-            let descriptor = params.descriptor();
+            let descriptor = params.descriptor().unwrap();
             let (s, p, t) = (params.subscriber, params.provider, params.expiry_height);
             let text = format!("wsh(and_v(v:pk({s}),or_d(pk({p}),after({t}))))");
             prop_assert_eq!(&Descriptor::from_str(&text).unwrap(), &descriptor);
@@ -355,6 +399,8 @@ mod tests {
             Err(ParamsError::Unconfirmed)
         );
         assert_eq!(with(|p| p.provider = p.subscriber), Err(ParamsError::SameKey));
+        assert_eq!(with(|p| p.provider = NO_POINT.parse().unwrap()), Err(ParamsError::Key));
+        assert_eq!(with(|p| p.subscriber = NO_POINT.parse().unwrap()), Err(ParamsError::Key));
         assert_eq!(
             with(|p| p.remainder_script = ScriptBuf::new()),
             Err(ParamsError::RemainderScript)
@@ -369,7 +415,7 @@ mod tests {
     fn every_term_of_the_script_changes_the_id() {
         let params = testing::params();
         let later = ChannelParams { expiry_height: params.expiry_height + 1, ..params.clone() };
-        let other = ChannelParams { provider: testing::public_key(9), ..params.clone() };
+        let other = ChannelParams { provider: testing::public_key(9).into(), ..params.clone() };
         assert_ne!(params.id(), later.id());
         assert_ne!(params.id(), other.id());
         assert_eq!(params.id().to_string().parse(), Ok(params.id()));

@@ -5,16 +5,21 @@ use std::sync::Arc;
 
 use bitcoin::{
     Amount, OutPoint,
-    secp256k1::{Secp256k1, Verification, ecdsa::Signature},
+    secp256k1::{PublicKey, Secp256k1, Verification, ecdsa::Signature},
 };
 
-use super::{ChannelParams, ChannelStatus, ProviderChannel, ProviderEvent, verify_payment};
+use super::{
+    ChannelParams, ChannelStatus, ProviderChannel, ProviderEvent, spend::verify_payment_by,
+    verify_payment,
+};
 
 /// What a payment on a channel is checked against, as it was at some moment. It goes stale with the
 /// funding; what was verified with a stale one is worth nothing, and is verified again.
 #[derive(Clone, Debug)]
 pub struct PaymentCheck {
     params: Arc<ChannelParams>,
+    /// The subscriber's key.
+    key: PublicKey,
     outpoint: OutPoint,
     payable: Amount,
 }
@@ -51,7 +56,8 @@ impl PaymentCheck {
         signature: &Signature,
     ) -> Option<VerifiedPayment> {
         let (params, outpoint) = (&self.params, self.outpoint);
-        verify_payment(secp, params, outpoint, paid, signature).then(|| VerifiedPayment {
+        let right = verify_payment_by(secp, params, &self.key, outpoint, paid, signature);
+        right.then(|| VerifiedPayment {
             params: params.clone(),
             outpoint,
             paid,
@@ -124,7 +130,8 @@ impl ProviderChannel {
     /// What a payment is checked against at this height; `None` when none is taken.
     pub fn payment_check(&self, tip: u32) -> Option<PaymentCheck> {
         let (outpoint, payable) = self.basis(tip).filter(|(_, payable)| *payable > Amount::ZERO)?;
-        Some(PaymentCheck { params: self.course.params.clone(), outpoint, payable })
+        let params = self.course.params.clone();
+        Some(PaymentCheck { key: params.subscriber.point()?, params, outpoint, payable })
     }
 
     /// Judges a payment of `paid` in all at the tip's height; `None` when it is the best one

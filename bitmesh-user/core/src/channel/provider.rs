@@ -1,6 +1,6 @@
 //! The channel as the provider keeps it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeSet, sync::Arc};
 
 use bitcoin::{
     Amount, OutPoint, ScriptBuf, Transaction,
@@ -10,9 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, ChannelParams, ChannelStatus, ClaimInput, Close,
-    CloseError, CloseRecord, Funding, InvalidEvent, Nonce, PaymentError, Spent, close_digest,
+    CloseError, CloseRecord, Funding, InvalidEvent, Nonce, PaymentError, Spent, Wait, Waits,
+    close_digest,
     compact::is_zero,
     course::{Course, Gone},
+    params,
+    rare::{NOTHING_RARE, Rare},
     subscriber::funding_outpoint,
 };
 use crate::{
@@ -35,7 +38,8 @@ pub enum ProviderEvent {
     /// Terms agreed; nothing is at stake.
     Opened {
         /// The terms.
-        params: Box<ChannelParams>,
+        #[serde(with = "params::written")]
+        params: Arc<ChannelParams>,
         /// Index of the provider's key in its wallet.
         key_index: u32,
         /// Who asked. Payments credit the account that it belongs to.
@@ -137,7 +141,7 @@ pub struct ClaimRecord {
 }
 
 impl ClaimRecord {
-    fn spends(&self, outpoint: &OutPoint) -> bool {
+    pub(super) fn spends(&self, outpoint: &OutPoint) -> bool {
         self.tx.input.iter().any(|input| input.previous_output == *outpoint)
     }
 }
@@ -170,20 +174,8 @@ pub struct ProviderChannel {
     station: Station,
     opened_height: u32,
     best: Option<Commitment>,
-    /// Best commitments on fundings that don't count at present.
-    void: BTreeMap<OutPoint, Commitment>,
-    /// The newest funding that was presented and taken, and how many there were.
-    offered: Option<Box<Transaction>>,
-    offers: usize,
-    /// Most that was paid on a funding that counts no more.
-    revoked: Amount,
     commitments: u64,
-    claim: Option<Box<ClaimRecord>>,
-    payout_script: Option<ScriptBuf>,
-    close: Option<Box<CloseRecord>>,
-    /// Tip when the first close was signed, or height of the block that it was in last.
-    close_since: Option<u32>,
-    nonces: BTreeSet<Nonce>,
+    rare: Option<Box<Rare>>,
     /// A block held a funding once, wherever it is now.
     was_funded: bool,
     /// Whether its journal tells what the account's stations used.
@@ -192,7 +184,7 @@ pub struct ProviderChannel {
 
 /// The best payment, and the funding that it spends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Commitment {
+pub(super) struct Commitment {
     paid: Amount,
     signature: Signature,
     outpoint: OutPoint,
@@ -205,24 +197,24 @@ impl ProviderChannel {
             return Err(InvalidEvent("a channel that was never opened"));
         };
         Ok(Self {
-            course: Course::new(params)?,
+            course: Course::new(params.clone())?,
             key_index: *key_index,
             station: *station,
             opened_height: *height,
             best: None,
-            void: BTreeMap::new(),
-            offered: None,
-            offers: 0,
-            revoked: Amount::ZERO,
             commitments: 0,
-            claim: None,
-            payout_script: None,
-            close: None,
-            close_since: None,
-            nonces: BTreeSet::new(),
+            rare: None,
             was_funded: false,
             tells: false,
         })
+    }
+
+    fn rare(&self) -> &Rare {
+        self.rare.as_deref().unwrap_or(&NOTHING_RARE)
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_with(|| Box::new(Rare::NONE))
     }
 
     /// Follows one event. The signature of a payment is checked when it arrives and again when it
@@ -242,7 +234,7 @@ impl ProviderChannel {
         match event {
             ProviderEvent::Opened { .. } => return Err(InvalidEvent("a channel opened twice")),
             ProviderEvent::Bound { nonce, .. } | ProviderEvent::Unbound { nonce, .. } => {
-                if !self.nonces.insert(*nonce) {
+                if !self.rare_mut().nonces.insert(*nonce) {
                     return Err(InvalidEvent("a change of stations that was made before"));
                 }
             }
@@ -252,21 +244,21 @@ impl ProviderChannel {
                 self.course.fund(*funding)?;
                 self.was_funded = true;
                 self.turn_to(Some(funding.outpoint));
-                let txid = funding.outpoint.txid;
-                self.offered = self.offered.take().filter(|tx| tx.compute_txid() == txid);
-                self.claim = self.claim.take().filter(|claim| claim.spends(&funding.outpoint));
-                self.close = self.close.take().filter(|close| close.spends(Some(funding.outpoint)));
-                self.close_since = self.close_since.filter(|_| self.close.is_some());
+                if let Some(rare) = &mut self.rare {
+                    rare.funded(funding.outpoint);
+                }
             }
             ProviderEvent::FundingOffered { tx } => {
                 let outpoint = self.fundable_by(tx);
                 let outpoint = outpoint.ok_or(InvalidEvent("a funding that can't be one"))?;
-                self.offered = Some(Box::new(tx.clone()));
-                self.offers += 1;
+                let rare = self.rare_mut();
+                rare.offered = Some(Box::new(tx.clone()));
+                rare.offers += 1;
                 self.turn_to(Some(outpoint));
             }
             ProviderEvent::FundingRevoked => {
-                if self.course.funding.is_some() || self.offered.take().is_none() {
+                let offered = self.rare.as_mut().and_then(|rare| rare.offered.take());
+                if self.course.funding.is_some() || offered.is_none() {
                     return Err(InvalidEvent("no funding to revoke"));
                 }
                 self.turn_to(None);
@@ -288,8 +280,8 @@ impl ProviderChannel {
             }
             ProviderEvent::CloseRequested { payout_script } => {
                 self.course.close_requested = true;
-                if self.payout_script.is_none() {
-                    self.payout_script.clone_from(payout_script);
+                if let Some(script) = payout_script {
+                    self.rare_mut().payout_script.get_or_insert_with(|| script.clone());
                 }
             }
             ProviderEvent::CloseSigned(close) => {
@@ -299,14 +291,15 @@ impl ProviderChannel {
                     ));
                 }
                 self.course.close_requested = true;
-                self.close_since = self.close_since.or(Some(close.height));
-                self.close = Some(Box::new(close.clone()));
+                let rare = self.rare_mut();
+                rare.close_since = rare.close_since.or(Some(close.height));
+                rare.close = Some(Box::new(close.clone()));
             }
             ProviderEvent::ClaimSigned(claim) => {
                 if self.best.is_none() {
                     return Err(InvalidEvent("a claim of nothing"));
                 }
-                self.claim = Some(Box::new(claim.clone()));
+                self.rare_mut().claim = Some(Box::new(claim.clone()));
             }
             ProviderEvent::Spent(spent) => self.course.spend(*spent)?,
             ProviderEvent::Unspent => self.undo(Gone::Spend)?,
@@ -318,21 +311,28 @@ impl ProviderChannel {
     /// A close that a reorganisation took out of its block is waited for anew: it costs the provider
     /// nothing.
     fn undo(&mut self, gone: Gone) -> Result<(), InvalidEvent> {
-        let close = self.close.as_ref().map(|close| close.tx.compute_txid());
-        let closed = self.course.spent.filter(|spent| Some(spent.txid) == close);
-        self.close_since = closed.map(|spent| spent.height).or(self.close_since);
+        let spent = self.course.spent;
+        if let Some(rare) = &mut self.rare {
+            let close = rare.close.as_ref().map(|close| close.tx.compute_txid());
+            let closed = spent.filter(|spent| Some(spent.txid) == close);
+            rare.close_since = closed.map(|spent| spent.height).or(rare.close_since);
+        }
         self.course.undo(gone)
     }
 
     /// Commitments spend one outpoint: those on another funding are void while this one counts.
     fn turn_to(&mut self, outpoint: Option<OutPoint>) {
-        if let Some(best) = self.best.take() {
-            if outpoint != Some(best.outpoint) {
-                self.revoked = self.revoked.max(best.paid);
-            }
-            self.void.insert(best.outpoint, best);
+        if let Some(best) = self.best.filter(|best| outpoint != Some(best.outpoint)) {
+            let rare = self.rare_mut();
+            rare.revoked = rare.revoked.max(best.paid);
+            rare.void.insert(best.outpoint, best);
+            self.best = None;
         }
-        self.best = outpoint.and_then(|outpoint| self.void.remove(&outpoint));
+        if self.best.is_none()
+            && let Some((outpoint, rare)) = outpoint.zip(self.rare.as_mut())
+        {
+            self.best = rare.void.remove(&outpoint);
+        }
     }
 
     /// Whether the funding has the blocks on it that the terms ask for.
@@ -344,7 +344,7 @@ impl ProviderChannel {
     /// funding without its confirmations, or on one that was revoked.
     pub fn at_risk(&self, tip: u32) -> Amount {
         let forgotten = tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS);
-        let revoked = if forgotten { Amount::ZERO } else { self.revoked };
+        let revoked = if forgotten { Amount::ZERO } else { self.rare().revoked };
         // By the funding, not by what the channel does: one that is closing is as much at risk.
         match (self.course.finished, self.is_confirmed(tip)) {
             (true, _) => Amount::ZERO,
@@ -357,7 +357,7 @@ impl ProviderChannel {
 
     /// The output of `tx` that could fund the channel.
     fn fundable_by(&self, tx: &Transaction) -> Option<OutPoint> {
-        let open = self.course.awaits_funding() && self.offers < FUNDINGS_OFFERED_MAX;
+        let open = self.course.awaits_funding() && self.rare().offers < FUNDINGS_OFFERED_MAX;
         funding_outpoint(&self.course.params, tx).filter(|_| open)
     }
 
@@ -380,7 +380,7 @@ impl ProviderChannel {
 
     /// The funding that was presented and taken, while no block holds one: to be asked for again.
     pub fn offered_tx(&self) -> Option<&Transaction> {
-        self.offered.as_deref().filter(|_| self.course.awaits_funding())
+        self.rare().offered.as_deref().filter(|_| self.course.awaits_funding())
     }
 
     /// Its output.
@@ -397,8 +397,8 @@ impl ProviderChannel {
         payout_script: Option<&ScriptBuf>,
     ) -> Result<Option<ProviderEvent>, PaymentError> {
         let digest = close_digest(&self.course.params.id());
-        secp.verify_ecdsa(&digest, signature, &self.course.params.subscriber)
-            .map_err(|_| PaymentError::Signature)?;
+        let key = self.course.params.subscriber.point().ok_or(PaymentError::Signature)?;
+        secp.verify_ecdsa(&digest, signature, &key).map_err(|_| PaymentError::Signature)?;
         let payout_script = payout_script.filter(|_| self.lacks_payout_script()).cloned();
         let new = !self.course.close_requested || payout_script.is_some();
         let event = ProviderEvent::CloseRequested { payout_script };
@@ -411,7 +411,7 @@ impl ProviderChannel {
     pub fn lacks_payout_script(&self) -> bool {
         let course = &self.course;
         let at_stake = course.funding.is_some() && course.spent.is_none() && !course.finished;
-        at_stake && self.payout_script.is_none()
+        at_stake && self.rare().payout_script.is_none()
     }
 
     /// Judges a close that pays `paid` to the provider and `fee` to miners; `None` when one is
@@ -428,7 +428,7 @@ impl ProviderChannel {
             return Err(CloseError::Settled);
         }
         let funding = self.course.outpoint().ok_or(CloseError::Unfunded)?;
-        let payout_script = self.payout_script.as_ref().ok_or(CloseError::NoPayoutScript)?;
+        let payout_script = self.rare().payout_script.as_ref().ok_or(CloseError::NoPayoutScript)?;
         if paid < self.paid() {
             return Err(CloseError::Underpaid { best: self.paid() });
         }
@@ -436,8 +436,11 @@ impl ProviderChannel {
         if !close.verify(secp, signature) {
             return Err(CloseError::Signature);
         }
-        let new =
-            self.close.as_ref().is_none_or(|known| !known.is_fresh(tip) && close.fee() > known.fee);
+        let new = self
+            .rare()
+            .close
+            .as_ref()
+            .is_none_or(|known| !known.is_fresh(tip) && close.fee() > known.fee);
         Ok(new.then_some(close))
     }
 
@@ -447,7 +450,7 @@ impl ProviderChannel {
         let expiring = tip.saturating_add(CLAIM_MARGIN_BLOCKS) >= self.course.params.expiry_height;
         let patient =
             |since: u32| tip < since.saturating_add(super::CLOSE_WAIT_BLOCKS) && !expiring;
-        self.course.spent.is_none() && self.close_since.is_some_and(patient)
+        self.course.spent.is_none() && self.rare().close_since.is_some_and(patient)
     }
 
     /// What it means that a block at `height` holds an output of the right script and value.
@@ -469,15 +472,28 @@ impl ProviderChannel {
         })
     }
 
-    /// Whether blocks alone can bring the end, as it stands.
-    pub fn may_finish(&self) -> bool {
-        self.course.may_finish()
+    /// What it waits for, as it stands.
+    pub fn waits(&self) -> Waits {
+        let Course { funding, spent, close_requested, finished, params, .. } = &self.course;
+        let unspent = spent.is_none() && !finished;
+        let signed = self.claim().is_some() || self.closed_by_both().is_some();
+        let from = match close_requested {
+            true => 0,
+            false => params.expiry_height.saturating_sub(CLAIM_MARGIN_BLOCKS),
+        };
+        let paid = self.best.is_some() && funding.is_some();
+        [
+            self.course.may_finish().then_some(Wait::End),
+            self.offered_tx().map(|_| Wait::Funding),
+            (signed && unspent).then_some(Wait::Settlement),
+            (paid && unspent).then_some(Wait::Claim { from }),
+        ]
     }
 
     /// The end, when the tip has come far enough for it.
     pub fn finish(&self, tip: u32) -> Option<ProviderEvent> {
         // A commitment is worth something as long as its funding could still confirm.
-        let unpaid = self.best.is_none() && self.void.is_empty();
+        let unpaid = self.best.is_none() && self.rare().void.is_empty();
         let never_funded = self.course.funding.is_none()
             && (unpaid || tip >= self.course.params.expiry_height)
             && tip >= self.opened_height.saturating_add(FUNDING_WINDOW_BLOCKS);
@@ -489,7 +505,7 @@ impl ProviderChannel {
     /// [`CLAIM_BUMP_BLOCKS`].
     pub fn claim_due(&self, tip: u32) -> Option<ClaimInput> {
         let waits = |claim: &ClaimRecord| tip < claim.height.saturating_add(CLAIM_BUMP_BLOCKS);
-        let waiting = self.claim.as_deref().is_some_and(waits);
+        let waiting = self.claim().is_some_and(waits);
         if waiting { None } else { self.claimable(tip) }
     }
 
@@ -517,8 +533,8 @@ impl ProviderChannel {
     }
 
     /// The script that the funding pays.
-    pub fn funding_script(&self) -> &ScriptBuf {
-        &self.course.script
+    pub fn funding_script(&self) -> ScriptBuf {
+        self.course.script()
     }
 
     /// Index of the provider's key in its wallet.
@@ -533,7 +549,7 @@ impl ProviderChannel {
 
     /// Of the changes of stations that were made.
     pub fn nonces(&self) -> &BTreeSet<Nonce> {
-        &self.nonces
+        &self.rare().nonces
     }
 
     /// The funding, once it is in a block.
@@ -559,17 +575,17 @@ impl ProviderChannel {
 
     /// The newest claim, confirmed or not.
     pub fn claim(&self) -> Option<&ClaimRecord> {
-        self.claim.as_deref()
+        self.rare().claim.as_deref()
     }
 
     /// Where a close pays the provider, once that was said.
     pub fn payout_script(&self) -> Option<&ScriptBuf> {
-        self.payout_script.as_ref()
+        self.rare().payout_script.as_ref()
     }
 
     /// The newest close that both signed, confirmed or not.
     pub fn closed_by_both(&self) -> Option<&CloseRecord> {
-        self.close.as_deref()
+        self.rare().close.as_deref()
     }
 
     /// The confirmed spend.
@@ -585,9 +601,9 @@ impl ProviderChannel {
     /// Whether nothing is left that anybody could want to know of it: it is over without a funding,
     /// a payment or a change of stations.
     pub fn forgettable(&self) -> bool {
-        let unpaid = self.best.is_none() && self.void.is_empty();
+        let unpaid = self.best.is_none() && self.rare().void.is_empty();
         let over = self.course.finished && self.course.funding.is_none();
-        over && unpaid && self.nonces.is_empty() && !self.tells
+        over && unpaid && self.rare().nonces.is_empty() && !self.tells
     }
 
     /// Whether it counts against the caps on channels that cost their opener nothing.
@@ -598,9 +614,9 @@ impl ProviderChannel {
     /// Whether it cost its opener nothing so far but a request: no block and no mempool was ever
     /// shown money of it. Where too many wait, it may be forgotten before its time.
     pub fn costless(&self) -> bool {
-        let unpaid = self.best.is_none() && self.void.is_empty();
-        let seen = self.was_funded || self.offered.is_some();
-        self.speculative() && unpaid && !seen && self.nonces.is_empty()
+        let unpaid = self.best.is_none() && self.rare().void.is_empty();
+        let seen = self.was_funded || self.rare().offered.is_some();
+        self.speculative() && unpaid && !seen && self.rare().nonces.is_empty()
     }
 
     /// The end of one that is [`Self::costless`], to make room for others.

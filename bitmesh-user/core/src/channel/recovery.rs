@@ -8,7 +8,7 @@ use bitcoin::{
     Amount, Network, Script, ScriptBuf, Transaction, script::Instruction, secp256k1::PublicKey,
 };
 
-use super::{ChannelParams, PROTOCOL_VERSION, params::tagged_hash};
+use super::{ChannelKey, ChannelParams, PROTOCOL_VERSION, params::tagged_hash};
 use crate::{offer::OfferId, pricing::Schedule, units::Octets};
 
 /// Length of what is carried: the provider's key, the expiry and the key's index.
@@ -23,7 +23,7 @@ const INDEX_END: u32 = 1 << 31;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recovery {
     /// The provider's key in the funding script.
-    pub provider: PublicKey,
+    pub provider: ChannelKey,
     /// Height from which the subscriber alone can spend.
     pub expiry_height: u32,
     /// Index of the subscriber's key in its wallet.
@@ -35,7 +35,7 @@ impl Recovery {
     pub fn seal(&self, secret: &[u8; 32], script: &Script) -> [u8; RECOVERY_OCTETS] {
         let mut octets = pad(secret, script);
         let (expiry, index) = (self.expiry_height.to_be_bytes(), self.key_index.to_be_bytes());
-        let plain = self.provider.serialize().into_iter().chain(expiry).chain(index);
+        let plain = self.provider.as_bytes().iter().copied().chain(expiry).chain(index);
         octets.iter_mut().zip(plain).for_each(|(octet, plain)| *octet ^= plain);
         octets
     }
@@ -46,7 +46,7 @@ impl Recovery {
         let (provider, rest) = octets.split_first_chunk::<KEY_OCTETS>()?;
         let (expiry, index) = rest.split_first_chunk()?;
         let key_index = u32::from_be_bytes(*index.first_chunk()?);
-        let provider = PublicKey::from_slice(provider).ok()?;
+        let provider = PublicKey::from_slice(provider).ok()?.into();
         let expiry_height = u32::from_be_bytes(*expiry);
         (key_index < INDEX_END).then_some(Self { provider, expiry_height, key_index })
     }
@@ -84,7 +84,7 @@ impl Recovery {
             version: PROTOCOL_VERSION,
             network,
             offer: OfferId::NONE,
-            subscriber,
+            subscriber: subscriber.into(),
             provider: self.provider,
             expiry_height: self.expiry_height,
             capacity,
@@ -148,7 +148,7 @@ mod tests {
         let sealed = recovery(&params).seal(&SECRET, &params.funding_script());
         let tx = funding(&params, &sealed);
         let key = |index| testing::public_key(if index == 5 { 1 } else { 9 });
-        assert_eq!(params.subscriber, key(5), "the bench's key");
+        assert_eq!(params.subscriber, key(5).into(), "the bench's key");
         let (found, capacity) = Recovery::find(&SECRET, &tx, key).unwrap();
         assert_eq!((found, capacity), (recovery(&params), params.capacity));
         let terms = found.params(params.network, key(5), capacity, params.remainder_script.clone());
@@ -161,7 +161,7 @@ mod tests {
         let params = testing::params();
         let script = params.funding_script();
         let sealed = recovery(&params).seal(&SECRET, &script);
-        let key = |_| params.subscriber;
+        let key = |_| params.subscriber.point().unwrap();
         let find = |secret: &[u8; 32], carried: &[u8]| {
             Recovery::find(secret, &funding(&params, carried), key)
         };
@@ -176,7 +176,9 @@ mod tests {
             // The index is checked by the key that it leads to, which is always the same here.
             assert_eq!(found.is_some(), at >= KEY_OCTETS + 4, "octet {at}");
         }
-        let other = Recovery::find(&SECRET, &funding(&params, &sealed), |_| params.provider);
+        let other = Recovery::find(&SECRET, &funding(&params, &sealed), |_| {
+            params.provider.point().unwrap()
+        });
         assert_eq!(other, None, "another wallet's key");
         let elsewhere = ChannelParams { expiry_height: params.expiry_height + 1, ..params.clone() };
         assert_ne!(recovery(&params).seal(&SECRET, &elsewhere.funding_script()), sealed);

@@ -11,6 +11,7 @@ use bitcoin::{
     sighash::SighashCache,
     transaction::Version,
 };
+use miniscript::Descriptor;
 
 use super::{ChannelId, ChannelParams, DUST, fees::fee_at, params::tagged_hash};
 
@@ -69,8 +70,21 @@ pub fn verify_payment<C: Verification>(
     paid: Amount,
     signature: &secp256k1::ecdsa::Signature,
 ) -> bool {
+    let key = params.subscriber.point();
+    key.is_some_and(|key| verify_payment_by(secp, params, &key, funding, paid, signature))
+}
+
+/// The same, where the point of the subscriber's key was found before.
+pub(super) fn verify_payment_by<C: Verification>(
+    secp: &Secp256k1<C>,
+    params: &ChannelParams,
+    subscriber: &secp256k1::PublicKey,
+    funding: OutPoint,
+    paid: Amount,
+    signature: &secp256k1::ecdsa::Signature,
+) -> bool {
     payment_sighash(params, funding, paid)
-        .is_some_and(|message| secp.verify_ecdsa(&message, signature, &params.subscriber).is_ok())
+        .is_some_and(|message| secp.verify_ecdsa(&message, signature, subscriber).is_ok())
 }
 
 /// What the subscriber signs to have its channel closed now.
@@ -174,17 +188,18 @@ impl Claim {
         for ((channel, own), input) in
             self.inputs.iter().zip(provider).zip(self.tx.input.iter_mut())
         {
+            let (subscriber, provider) = channel.params.points()?;
             let signatures = BTreeMap::from([
                 (
-                    PublicKey::new(channel.params.subscriber),
+                    subscriber,
                     ecdsa::Signature {
                         signature: channel.signature,
                         sighash_type: EcdsaSighashType::SinglePlusAnyoneCanPay,
                     },
                 ),
-                (PublicKey::new(channel.params.provider), ecdsa::Signature::sighash_all(*own)),
+                (provider, ecdsa::Signature::sighash_all(*own)),
             ]);
-            let (witness, _) = channel.params.descriptor().get_satisfaction(signatures).ok()?;
+            let (witness, _) = channel.params.descriptor()?.get_satisfaction(signatures).ok()?;
             input.witness = Witness::from_slice(&witness);
         }
         Some(self.tx)
@@ -208,8 +223,12 @@ impl Claim {
 
 /// Most that the witness of a channel's input weighs, whichever branch it takes.
 pub(super) fn most_to_satisfy(params: &ChannelParams) -> Weight {
-    let weight = params.descriptor().max_weight_to_satisfy();
-    weight.expect("the template can be satisfied for every key and height")
+    let weight = |descriptor: Descriptor<PublicKey>| {
+        let weight = descriptor.max_weight_to_satisfy();
+        weight.expect("the template can be satisfied for every key and height")
+    };
+    // Nobody signs by a key that is no point: that is told when it is tried.
+    params.descriptor().map_or(Weight::ZERO, weight)
 }
 
 /// Weight once signed. While every witness is empty, the marker, the flag and each input's count of
@@ -273,9 +292,10 @@ impl Refund {
     /// The transaction to broadcast.
     pub fn finish(mut self, own: secp256k1::ecdsa::Signature) -> Option<Transaction> {
         let signature = ecdsa::Signature::sighash_all(own);
-        let signatures = BTreeMap::from([(PublicKey::new(self.params.subscriber), signature)]);
+        let (subscriber, _) = self.params.points()?;
+        let signatures = BTreeMap::from([(subscriber, signature)]);
         let satisfier = (signatures, self.tx.lock_time);
-        let (witness, _) = self.params.descriptor().get_satisfaction(satisfier).ok()?;
+        let (witness, _) = self.params.descriptor()?.get_satisfaction(satisfier).ok()?;
         self.tx.input.first_mut()?.witness = Witness::from_slice(&witness);
         Some(self.tx)
     }

@@ -1,6 +1,6 @@
 //! The channel as the subscriber keeps it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bitcoin::{
     Amount, FeeRate, OutPoint, Script, ScriptBuf, Transaction,
@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CLAIM_BUMP_BLOCKS, CLAIM_MARGIN_BLOCKS, CLOSE_WAIT_BLOCKS, ChannelParams, ChannelStatus, Close,
-    CloseError, CloseRecord, FUNDING_WINDOW_BLOCKS, Funding, InvalidEvent, Spent, claim_pays_off,
+    CloseError, CloseRecord, FUNDING_WINDOW_BLOCKS, Funding, InvalidEvent, Spent, Wait, Waits,
+    claim_pays_off,
     compact::is_zero,
     course::{Course, Gone},
     payment_sighash,
@@ -174,12 +175,15 @@ impl SubscriberChannel {
             }
             SubscriberEvent::Restored { params, key_index, height } => {
                 // Who sold is not known, nor where: the key of the channel names it.
-                (params, key_index, params.provider.x_only_public_key().0, "", height)
+                let provider = params.provider.point().ok_or(InvalidEvent("a key that is none"))?;
+                (params, key_index, provider.x_only_public_key().0, "", height)
             }
             _ => return Err(InvalidEvent("a channel that was never negotiated")),
         };
         let restored = matches!(event, SubscriberEvent::Restored { .. });
-        let mut course = Course::new(params)?;
+        // Terms are agreed on by what a provider says.
+        params.validate().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
+        let mut course = Course::new(Arc::new((**params).clone()))?;
         course.close_requested = restored;
         Ok(Self {
             course,
@@ -402,9 +406,9 @@ impl SubscriberChannel {
         })
     }
 
-    /// Whether blocks alone can bring the end, as it stands.
-    pub fn may_finish(&self) -> bool {
-        self.course.may_finish()
+    /// What it waits for that is the book's to look at.
+    pub fn waits(&self) -> Waits {
+        [self.course.may_finish().then_some(Wait::End), None, None, None]
     }
 
     /// The end, when the tip has come far enough for it.
@@ -482,8 +486,8 @@ impl SubscriberChannel {
     }
 
     /// The script that the funding pays.
-    pub fn funding_script(&self) -> &ScriptBuf {
-        &self.course.script
+    pub fn funding_script(&self) -> ScriptBuf {
+        self.course.script()
     }
 
     /// Index of the subscriber's key in its wallet.

@@ -1,5 +1,7 @@
 //! The machines and the ways out, without a chain; `tests/` takes them to a real node.
 
+use std::sync::Arc;
+
 use bitcoin::{
     Amount, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, WPubkeyHash, Witness,
     absolute::LockTime,
@@ -27,7 +29,7 @@ fn station() -> crate::station::Station {
 }
 
 fn opened() -> ProviderChannel {
-    let params = Box::new(params());
+    let params = Arc::new(params());
     let used = Usage::default();
     let station = station();
     let event = ProviderEvent::Opened { params, key_index: 0, station, height: 100, used };
@@ -437,7 +439,7 @@ fn events_survive_json() {
     let tx = signed_claim(&channel);
     let claim = ClaimRecord { tx, fee_rate_sat_per_kwu: 250, fee: sat(190), height: 120 };
     let opened = ProviderEvent::Opened {
-        params: Box::new(params()),
+        params: Arc::new(params()),
         key_index: 0,
         station: station(),
         height: 100,
@@ -508,5 +510,5 @@ proptest! {
 #[test]
 fn the_smallest_channel_can_be_settled() {
     assert!(CAPACITY_MIN > RESERVE + DUST + sat(200));
-    assert_eq!(secret_key(SUBSCRIBER).public_key(&secp()), params().subscriber);
+    assert_eq!(params().subscriber, secret_key(SUBSCRIBER).public_key(&secp()).into());
 }

@@ -17,8 +17,8 @@ use bitcoin::{
 use super::{Action, Controller, Input, Out};
 use crate::channel::{
     CLAIM_URGENT_BLOCKS, CLAIM_WINDOW_BLOCKS, ChannelId, ChannelStatus, Claim, ClaimInput,
-    ClaimRecord, FeeEstimates, ProviderChannel, ProviderEvent, Replaced, blocks_left, claim_rate,
-    most_for, pays_off_at,
+    ClaimRecord, FeeEstimates, ProviderChannel, ProviderEvent, Replaced, Wait, blocks_left,
+    claim_rate, most_for, pays_off_at,
 };
 
 /// Channels claimed in one transaction: 40 x 166 vB stay under TRUC's 10,000 vB.
@@ -102,8 +102,11 @@ impl Controller {
         let Some(fees) = self.fees.filter(|_| self.synced) else { return };
         let mut fresh = Vec::new();
         let mut replacing: BTreeMap<Txid, Group> = BTreeMap::new();
-        for (id, channel) in self.book.iter() {
-            let Some(due) = self.due(*id, channel) else { continue };
+        let from = self.book.tip();
+        let paid = self.book.waiting(Wait::Claim { from: 0 }, Wait::Claim { from });
+        // By id, so that the same are claimed together whenever they came to be due.
+        for (id, channel) in paid.collect::<BTreeMap<_, _>>() {
+            let Some(due) = self.due(id, channel) else { continue };
             let claim = channel.claim().filter(|claim| self.can_confirm(claim));
             let close = channel.closed_by_both();
             let Some(tx) = claim.map(|claim| &claim.tx).or(close.map(|close| &close.tx)) else {
@@ -249,7 +252,8 @@ impl Controller {
                 && channel.funding().is_some()
                 && !channel.awaits_close(tip)
         };
-        let channels = self.book.iter().map(|(_, channel)| channel).filter(closing);
+        let signed = self.book.waiting(Wait::Settlement, Wait::Settlement);
+        let channels = signed.map(|(_, channel)| channel).filter(closing);
         channels.filter_map(|channel| channel.claim().map(|claim| &claim.tx))
     }
 }

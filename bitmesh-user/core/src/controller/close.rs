@@ -7,7 +7,7 @@ use bitcoin::{
 
 use super::{Action, Answer, Controller, Out, Refusal};
 use crate::{
-    channel::{ChannelId, Close, CloseError, ProviderChannel, ProviderEvent},
+    channel::{ChannelId, Close, CloseError, ProviderChannel, ProviderEvent, Wait},
     wire::CloseRequest,
 };
 
@@ -85,7 +85,8 @@ impl Controller {
     /// Hands closes that are waited for to the network again, and those that no claim could replace.
     pub(super) fn closes_due(&self, out: &mut Out) {
         let tip = self.book.tip();
-        let waiting = self.book.iter().filter(|(_, channel)| {
+        let signed = self.book.waiting(Wait::Settlement, Wait::Settlement);
+        let waiting = signed.filter(|(_, channel)| {
             let unclaimed = channel.claim().is_none() && channel.spent().is_none();
             channel.awaits_close(tip) || (unclaimed && !channel.finished())
         });

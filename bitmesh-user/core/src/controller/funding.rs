@@ -4,7 +4,7 @@
 use bitcoin::{Amount, BlockHash, Transaction, Txid};
 
 use super::{Action, Answer, Controller, Out, Refusal, RequestId};
-use crate::channel::{ChannelId, FundingError, PaymentError, ProviderChannel, ProviderEvent};
+use crate::channel::{ChannelId, FundingError, PaymentError, ProviderChannel, ProviderEvent, Wait};
 
 /// Credit before confirmation that all channels have together, in channels that have all they may:
 /// what a provider can lose to fundings that are spent twice, in the blocks of
@@ -104,10 +104,11 @@ impl Controller {
 
     /// Has the network asked whether it still takes the fundings that wait for a block.
     pub(super) fn check_offered(&self, out: &mut Out) {
-        let offered = |(id, channel): (&ChannelId, &ProviderChannel)| {
-            Some((*id, channel.offered_tx()?.clone()))
+        let offered = |(id, channel): (ChannelId, &ProviderChannel)| {
+            Some((id, channel.offered_tx()?.clone()))
         };
-        let waiting: Vec<_> = self.book.iter().filter_map(offered).collect();
+        let waiting = self.book.waiting(Wait::Funding, Wait::Funding);
+        let waiting: Vec<_> = waiting.filter_map(offered).collect();
         if self.synced && !waiting.is_empty() {
             out.act(Action::CheckOffered(waiting));
         }

@@ -4,12 +4,16 @@
 //! the store, and actions that only the store's proof of commit lets out. It never grants before
 //! the payment is durable, and after a failed commit it is thrown away and replayed, never reused.
 
+mod action;
 mod claim;
 mod close;
 mod crowd;
 mod fleet;
 mod funding;
+mod input;
 mod late;
+mod open;
+mod pay;
 mod report;
 mod stations;
 #[cfg(test)]
@@ -19,263 +23,39 @@ mod totals;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
-    time::Duration,
 };
 
 use bitcoin::{
-    Amount, Block, BlockHash, FeeRate, Network, Script, ScriptBuf, Transaction, Txid,
-    secp256k1::{PublicKey, Secp256k1, VerifyOnly},
+    Amount, Network, Script, ScriptBuf, Txid,
+    secp256k1::{Secp256k1, VerifyOnly},
 };
 
+pub use action::{Action, Answer};
 pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
 pub use close::{CloseNeeds, CloseOwn};
 pub use crowd::{UNFUNDED_MAX, UNFUNDED_PER_STATION_MAX};
 pub use fleet::{Missing, Place, STAY_MIN};
 pub use funding::{FUNDINGS_REFUSED_MAX, PRESENTED_AT_ONCE_MAX, Taken, UNCONFIRMED_CHANNELS_MAX};
+pub use input::{Input, RequestId};
 pub use report::Refusal;
 pub use stations::StationsAsk;
 pub use totals::Totals;
 
 use crate::{
-    account::{AccountId, Accounts, Ahead},
+    account::{Accounts, Ahead},
     channel::{
-        Batch, Book, ChannelId, ChannelParams, Entry, FeeEstimates, InvalidEvent, PaymentCheck,
-        PaymentError, ProviderChannel, ProviderEvent, VerifiedPayment, Versioned, check_economic,
+        Batch, Book, ChannelId, Entry, FeeEstimates, InvalidEvent, ProviderChannel, ProviderEvent,
+        Wait,
     },
-    fleet::{EdgeNumber, Late},
+    dense::pack_set,
     ledger::Usage,
     offer::{OfferId, SignedOffer},
     station::Station,
     units::Octets,
-    wire::{AccountReport, ChannelReport, CloseRequest, OpenRequest, PaymentReply, PaymentRequest},
 };
 
 /// Channels that one station may have in all that are not closed.
 pub const CHANNELS_PER_STATION_MAX: usize = 64;
-
-/// Names the request that an answer belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestId(pub u64);
-
-/// What happened outside.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// A new offer holds; earlier ones stay good until their end.
-    Offer(SignedOffer),
-    /// A station wants a channel.
-    Open {
-        /// For the answer.
-        request: RequestId,
-        /// Who asks.
-        station: Station,
-        /// What for.
-        open: OpenRequest,
-        /// The key at [`Controller::next_key_index`] of the provider's wallet.
-        provider_key: PublicKey,
-        /// Seconds since 1970, to judge the offer's age.
-        now: u64,
-    },
-    /// A payment.
-    Pay {
-        /// For the answer.
-        request: RequestId,
-        /// On which channel.
-        channel: ChannelId,
-        /// How much, signed.
-        payment: PaymentRequest,
-        /// Proof of the signature, where it was verified before ([`Controller::payment_check`]).
-        verified: Option<VerifiedPayment>,
-        /// Who sent it, if that is known: the answer is told as it sees its account.
-        station: Option<Station>,
-    },
-    /// A change of an account's stations.
-    Stations(StationsAsk),
-    /// A subscriber wants its remainder back now.
-    Close {
-        /// For the answer.
-        request: RequestId,
-        /// Which channel.
-        channel: ChannelId,
-        /// Signed.
-        close: CloseRequest,
-        /// What [`Controller::close_needs`] asked the wallet for.
-        own: CloseOwn,
-    },
-    /// A subscriber presents its signed funding.
-    Fund {
-        /// For the answer.
-        request: RequestId,
-        /// Of which channel.
-        channel: ChannelId,
-        /// The transaction.
-        tx: Transaction,
-    },
-    /// What became of [`Action::Present`].
-    Presented {
-        /// For the answer.
-        request: RequestId,
-        /// Of which channel.
-        channel: ChannelId,
-        /// The transaction.
-        tx: Transaction,
-        /// Whether the network has it.
-        taken: Taken,
-    },
-    /// The network takes a funding no more that it took ([`Action::CheckOffered`]).
-    OfferedGone {
-        /// Of which channel.
-        channel: ChannelId,
-        /// The funding.
-        txid: Txid,
-        /// The chain source's newest block after it refused: a funding in a block that was not
-        /// followed yet is refused, too.
-        tip: BlockHash,
-    },
-    /// A block on the tip.
-    BlockConnected {
-        /// Its height.
-        height: u32,
-        /// The block.
-        block: Arc<Block>,
-    },
-    /// The tip left the chain.
-    BlockDisconnected {
-        /// Its height.
-        height: u32,
-    },
-    /// Whether the chain source answers and is caught up.
-    Chain {
-        /// True when it does.
-        synced: bool,
-    },
-    /// All of the kernel's counters.
-    Usage(Vec<(Station, Usage)>),
-    /// One station's counters out of turn: before an answer, or because its lease runs low.
-    Reading(Station, Usage),
-    /// Limits were lowered, and after the last of them counters were read.
-    Reclaimed {
-        /// Whose limits.
-        stations: Vec<Station>,
-        /// Counters of these and of all that share an account with them
-        /// ([`Controller::company`]).
-        readings: Vec<(Station, Usage)>,
-    },
-    /// Time to write usage down and to try again what failed.
-    Checkpoint,
-    /// The kernel did not take a grant.
-    GrantFailed(Station),
-    /// What blocks take at present, asked for with each block; `None` when the source can't tell.
-    /// Claims are decided on it.
-    Fees(Option<FeeEstimates>),
-    /// The network did not take a transaction, for its fee.
-    Refused {
-        /// Which.
-        txid: Txid,
-    },
-    /// A claim was signed ([`PlannedClaim::sign`]).
-    Claimed {
-        /// The channels in it.
-        channels: Vec<ChannelId>,
-        /// The transaction.
-        tx: Transaction,
-        /// Its fee.
-        fee: Amount,
-        /// Its fee rate.
-        fee_rate: FeeRate,
-    },
-    /// Another edge of the fleet wants an account that this one has.
-    Wanted {
-        /// Which.
-        account: AccountId,
-        /// Who.
-        by: EdgeNumber,
-        /// Time that has passed since some instant.
-        now: Duration,
-    },
-    /// Stations are off the kernel's table ([`Action::TakeOff`]).
-    TakenOff {
-        /// Whose.
-        account: AccountId,
-        /// What they have used; of those that were not on it there need not be anything.
-        readings: Vec<(Station, Usage)>,
-    },
-    /// A block that accounts on their way here have not seen ([`Controller::missing`]).
-    Passed {
-        /// Its height.
-        height: u32,
-        /// The block.
-        block: Arc<Block>,
-        /// Time that has passed since some instant.
-        now: Duration,
-    },
-    /// What stations of accounts that are here used at edges that were taken over, as far as it is
-    /// not settled.
-    UsedLate(Vec<Late>),
-    /// The chain or the time went on: accounts on their way here are looked at again.
-    Beat {
-        /// Time that has passed since some instant.
-        now: Duration,
-    },
-}
-
-/// What to do, once its cause is durable.
-#[derive(Clone, Debug)]
-pub enum Action {
-    /// Let the station use more, counting from `usage` if it is new to the kernel.
-    Grant {
-        /// Whom.
-        station: Station,
-        /// Octets that it may use in its life.
-        limit: Octets,
-        /// Octets left under the limit at which an [`Input::Reading`] helps; 0: none does.
-        low: Octets,
-        /// Usage to start from.
-        usage: Usage,
-    },
-    /// Let the station use less, then tell by [`Input::Reclaimed`] what it used until then.
-    Reclaim {
-        /// Whom.
-        station: Station,
-        /// Octets that it may use in its life.
-        limit: Octets,
-    },
-    /// Take stations off the kernel's table, then tell by [`Input::TakenOff`] what they used.
-    TakeOff {
-        /// Whose.
-        account: AccountId,
-        /// Which.
-        stations: Vec<Station>,
-    },
-    /// Answer a request.
-    Reply(RequestId, Result<Answer, Refusal>),
-    /// Sign a claim and give it back ([`Input::Claimed`]).
-    Claim(PlannedClaim),
-    /// Hand a funding to the network, once, and tell by [`Input::Presented`].
-    Present {
-        /// For the answer.
-        request: RequestId,
-        /// Of which channel.
-        channel: ChannelId,
-        /// The transaction.
-        tx: Transaction,
-    },
-    /// Hand fundings to the network again; one that it refuses is told by [`Input::OfferedGone`].
-    CheckOffered(Vec<(ChannelId, Transaction)>),
-    /// Hand a transaction to the network.
-    Broadcast(Transaction),
-}
-
-/// A request's success.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Answer {
-    /// To opening and closing.
-    Channel(Box<ChannelReport>),
-    /// To a payment.
-    Payment(Box<PaymentReply>),
-    /// To a change of stations.
-    Account(Box<AccountReport>),
-}
 
 type Out = Batch<ProviderEvent, Action>;
 
@@ -362,11 +142,14 @@ impl Controller {
     /// watching where it was: claims are replaced as if it had never stopped.
     pub fn resume(&mut self) -> Out {
         let mut out = Out::default();
+        self.book.pack();
+        self.accounts.pack();
+        pack_set(&mut self.by_station);
         let accounts: Vec<_> = self.accounts.ids().collect();
         for account in accounts {
             self.share(account, &mut out);
         }
-        for (_, channel) in self.book.iter().filter(|(_, channel)| channel.spent().is_none()) {
+        for (_, channel) in self.book.waiting(Wait::Settlement, Wait::Settlement) {
             if let Some(claim) = channel.claim() {
                 out.act(Action::Broadcast(claim.tx.clone()));
             }
@@ -441,131 +224,6 @@ impl Controller {
         }
     }
 
-    fn take_offer(&mut self, offer: SignedOffer) {
-        let issued_at = offer.offer.issued_at;
-        self.offers.retain(|_, known| known.offer.valid_until >= issued_at);
-        self.offers.insert(offer.offer.id(), offer);
-    }
-
-    fn open(
-        &mut self,
-        station: Station,
-        open: &OpenRequest,
-        provider_key: PublicKey,
-        now: u64,
-        out: &mut Out,
-    ) -> Result<Answer, Refusal> {
-        Versioned { version: open.version }.check().map_err(Refusal::Version)?;
-        if !self.synced {
-            return Err(Refusal::ChainLost);
-        }
-        let offer = self.offers.get(&open.offer).ok_or(Refusal::UnknownOffer)?;
-        if now > offer.offer.valid_until {
-            return Err(Refusal::UnknownOffer);
-        }
-        let terms = offer.offer.terms;
-        if open.capacity < terms.capacity_min || open.capacity > terms.capacity_max {
-            return Err(Refusal::Capacity { min: terms.capacity_min, max: terms.capacity_max });
-        }
-        let tip = self.book.tip();
-        let shortest = tip.saturating_add(terms.lifetime_min_blocks);
-        let longest = tip.saturating_add(terms.lifetime_max_blocks);
-        if !(shortest..=longest).contains(&open.expiry_height) {
-            return Err(Refusal::Expiry { min: shortest, max: longest });
-        }
-        let params = ChannelParams {
-            version: open.version,
-            network: self.network,
-            offer: open.offer,
-            subscriber: open.subscriber,
-            provider: provider_key,
-            expiry_height: open.expiry_height,
-            capacity: open.capacity,
-            remainder_script: open.remainder_script.clone(),
-            schedule: offer.offer.schedule.clone(),
-            confirmations: terms.confirmations,
-            tick_max: terms.tick_max,
-            unconfirmed_max: terms.unconfirmed_of(open.capacity),
-        };
-        params.validate().map_err(Refusal::Params)?;
-        if let Some(fees) = self.fees {
-            check_economic(params.capacity, &params.remainder_script, fees.normal)
-                .map_err(Refusal::Uneconomic)?;
-        }
-        self.check_caps(station)?;
-        self.check_keys()?;
-        let seat = self.accounts.seat(station);
-        self.check_stays(seat.map(|seat| seat.account))?;
-        self.check_not_arriving(station)?;
-        if self.moves.contains_key(&station)
-            || seat.is_some_and(|seat| !seat.bound) && self.accounts.held(station) > Octets(0)
-        {
-            return Err(Refusal::Moving);
-        }
-        let channel = params.id();
-        if self.book.get(&channel).is_some() {
-            return Err(Refusal::Exists(channel));
-        }
-        self.make_place(station, out)?;
-        let key_index = self.next_key_index;
-        let params = Box::new(params);
-        let bound = seat.is_some_and(|seat| seat.bound);
-        let used = if bound { Usage::default() } else { self.accounts.usage(station) };
-        if !bound {
-            self.write_down(station, out);
-            self.leave(station, out);
-        }
-        let event = ProviderEvent::Opened { params, key_index, station, height: tip, used };
-        self.next_key_index += 1;
-        self.record(channel, event, out);
-        self.channel(&channel).map(|report| Answer::Channel(Box::new(report)))
-    }
-
-    /// Channels that a station opened and that are not over.
-    fn channels_of(&self, station: Station) -> impl Iterator<Item = ChannelId> {
-        let from = (station, ChannelId::FIRST);
-        let own = self.by_station.range(from..).take_while(move |(of, _)| *of == station);
-        own.map(|(_, channel)| *channel)
-    }
-
-    fn pay(
-        &mut self,
-        id: &ChannelId,
-        payment: &PaymentRequest,
-        verified: Option<&VerifiedPayment>,
-        station: Option<Station>,
-        out: &mut Out,
-    ) -> Result<Answer, Refusal> {
-        let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
-        let station = station.unwrap_or(channel.station());
-        let account = self.accounts.of_channel(id).ok_or(Refusal::UnknownChannel)?;
-        self.check_stays(Some(account))?;
-        let (paid, signature, tip) = (payment.paid, &payment.signature, self.book.tip());
-        let judged = channel.pay(&self.secp, paid, signature, verified, tip);
-        if let Some(event) = judged.map_err(|error| self.refused_payment(id, error))? {
-            self.check_unconfirmed(id, payment.paid)
-                .map_err(|error| self.refused_payment(id, error))?;
-            self.record(*id, event, out);
-            self.share(account, out);
-        }
-        let paid = self.book.get(id).map_or(Amount::ZERO, ProviderChannel::paid);
-        let account = self.account_of(account, station);
-        Ok(Answer::Payment(Box::new(PaymentReply { paid, account })))
-    }
-
-    /// What a payment of this sum is to be verified against before it is put in ([`Input::Pay`]), on
-    /// any thread; `None` for one that is refused without looking at its signature.
-    pub fn payment_check(&self, id: &ChannelId, paid: Amount) -> Option<PaymentCheck> {
-        let (channel, tip) = (self.book.get(id)?, self.book.tip());
-        channel.judge_sum(paid, tip).ok()?;
-        channel.payment_check(tip)
-    }
-
-    fn refused_payment(&self, id: &ChannelId, error: PaymentError) -> Refusal {
-        let best = self.book.get(id).map_or(Amount::ZERO, ProviderChannel::paid);
-        Refusal::Payment { error, best }
-    }
-
     fn record(&mut self, channel: ChannelId, event: ProviderEvent, out: &mut Out) {
         let from = out.entries().len();
         self.book.record(channel, event, out);
@@ -616,16 +274,19 @@ impl Controller {
             ProviderEvent::Finished => self.let_go(id),
             _ => {}
         }
-        if self.book.get(id).is_some_and(ProviderChannel::speculative) {
+        let Some(channel) = self.book.get(id) else {
+            self.unfunded.remove(id);
+            return Ok(());
+        };
+        if channel.speculative() {
             self.unfunded.insert(*id);
         } else {
             self.unfunded.remove(id);
         }
-        if !self.is_sure(id) {
+        if channel.at_risk(self.book.tip()) > Amount::ZERO {
             self.unsure.insert(*id);
         }
-        let bought = self.book.get(id).map_or(Octets(0), ProviderChannel::bought);
-        self.accounts.set_bought(*id, bought);
+        self.accounts.set_bought(*id, channel.bought());
         Ok(())
     }
 

@@ -66,13 +66,13 @@ impl Controller {
     pub fn channel(&self, id: &ChannelId) -> Result<ChannelReport, Refusal> {
         let channel = self.book.get(id).ok_or(Refusal::UnknownChannel)?;
         let params = channel.params().clone();
-        let address = Address::from_script(channel.funding_script(), self.network);
+        let address = Address::from_script(&channel.funding_script(), self.network);
         let claim = channel.claim().map(|claim| (&claim.tx, claim.fee));
         let close = channel.closed_by_both().map(|close| (&close.tx, close.fee));
         Ok(ChannelReport {
             channel: *id,
             status: channel.status(self.book.tip()),
-            descriptor: params.descriptor().to_string(),
+            descriptor: params.descriptor().map(|it| it.to_string()).unwrap_or_default(),
             address: address.map(|address| address.to_string()).unwrap_or_default(),
             params,
             station: Some(channel.station()),

@@ -1,16 +1,21 @@
 //! The provider's rules, without a kernel or a chain.
 
-use bitcoin::{Block, ScriptBuf, WPubkeyHash, hashes::Hash, secp256k1::Keypair};
+use std::{sync::Arc, time::Duration};
+
+use bitcoin::{Amount, Block, Transaction, WPubkeyHash, hashes::Hash, secp256k1::Keypair};
 
 use super::*;
 use crate::{
+    account::AccountId,
     channel::{
-        ChannelStatus, Durable, FUNDING_WINDOW_BLOCKS, PROTOCOL_VERSION, close_digest,
+        ChannelParams, ChannelStatus, Durable, FUNDING_WINDOW_BLOCKS, PROTOCOL_VERSION,
+        PaymentError, VerifiedPayment, close_digest,
         testing::{self, PROVIDER, SUBSCRIBER, public_key, secp, secret_key, sign},
     },
     ledger::Counts,
     offer::tests::offer,
     units::Msat,
+    wire::{ChannelReport, CloseRequest, OpenRequest, PaymentReply, PaymentRequest},
 };
 
 mod claim;
@@ -54,6 +59,9 @@ impl Provider {
         let mut out = Out::default();
         self.controller.handle(input, &mut out);
         self.journal.extend(out.entries().iter().cloned());
+        if self.controller.book.scripts().len() < 100 {
+            self.controller.book.check_waiting();
+        }
         out.release(&Durable::committed())
     }
 

@@ -1,7 +1,6 @@
 //! What a stock wallet takes to refund a channel, without this program.
 
-use bitcoin::secp256k1::PublicKey;
-use bitmesh_core::{bitcoin, buyer::Buyer, channel::ChannelParams};
+use bitmesh_core::{buyer::Buyer, channel::ChannelParams};
 use miniscript::descriptor::checksum::desc_checksum;
 
 use crate::{
@@ -25,7 +24,7 @@ pub(in crate::runloop) fn export_refunds(wallet: &mut Wallet, buyer: &Buyer) -> 
             funding_height: funding.height,
             expiry_height: params.expiry_height,
             tip,
-            descriptor: signing_descriptor(params, &params.subscriber, &key),
+            descriptor: signing_descriptor(params, &key)?,
             address: address.clone(),
         })
     });
@@ -34,10 +33,10 @@ pub(in crate::runloop) fn export_refunds(wallet: &mut Wallet, buyer: &Buyer) -> 
 
 /// The channel's descriptor with the private key in the place of its public one, and its checksum
 /// (BIP380).
-fn signing_descriptor(params: &ChannelParams, public: &PublicKey, private: &str) -> String {
-    let text = params.descriptor().to_string();
+fn signing_descriptor(params: &ChannelParams, private: &str) -> Option<String> {
+    let text = params.descriptor()?.to_string();
     let text = text.split_once('#').map_or(text.as_str(), |(text, _)| text);
-    let text = text.replace(&public.to_string(), private);
+    let text = text.replace(&params.subscriber.to_string(), private);
     let checksum = desc_checksum(&text).unwrap_or_default();
-    format!("{text}#{checksum}")
+    Some(format!("{text}#{checksum}"))
 }

@@ -88,9 +88,9 @@ impl Session {
             version: PROTOCOL_VERSION,
             network: offer.offer.network,
             offer: request.offer,
-            subscriber: request.subscriber,
+            subscriber: request.subscriber.into(),
             // Replaced by the key in the answer.
-            provider: request.subscriber,
+            provider: request.subscriber.into(),
             expiry_height: request.expiry_height,
             capacity,
             remainder_script: request.remainder_script.clone(),

@@ -27,10 +27,10 @@ use plan::{Machine, Part, Plan, Progress, go_on, interrupt};
 #[derive(Parser)]
 #[command(name = "bitmesh-bench")]
 struct Args {
-    /// Fewer and shorter rounds: under three minutes
+    /// Fewer and shorter rounds: some minutes
     #[arg(long)]
     quick: bool,
-    /// Only these parts
+    /// Only these parts; without it, all but growth and keeping
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// Where report.json and chart.svg go; payments.json and payments.svg if nothing but payments,
@@ -89,7 +89,7 @@ fn run(args: &Args) -> Result<()> {
     let machine = Machine::read()?;
     eprintln!("{machine}");
     let plan = Plan::new(args.quick);
-    let parts = if args.only.is_empty() { Part::ALL.to_vec() } else { args.only.clone() };
+    let parts = if args.only.is_empty() { Part::USUAL.to_vec() } else { args.only.clone() };
     let progress = Progress::new(parts.iter().map(|part| plan.steps(*part)).sum());
     let generator = Generator::load(&args.object)?;
     let mut bench = Bench { plan, generator, progress };

@@ -46,13 +46,11 @@ impl Part {
         matches!(self, Self::Payments | Self::Growth | Self::Keeping | Self::Stations)
     }
 
-    /// In the order of a run.
-    pub const ALL: [Self; 9] = [
+    /// What is measured unless parts are named, in this order.
+    pub const USUAL: [Self; 7] = [
         Self::Frames,
         Self::Table,
         Self::Payments,
-        Self::Growth,
-        Self::Keeping,
         Self::Stations,
         Self::Drops,
         Self::Forward,

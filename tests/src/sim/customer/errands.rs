@@ -181,7 +181,7 @@ impl Customer {
             unconfirmed_max: offer.offer.terms.unconfirmed_of(open.capacity),
             network: offer.offer.network,
             offer: open.offer,
-            subscriber: open.subscriber,
+            subscriber: open.subscriber.into(),
             provider: report.params.provider,
             expiry_height: open.expiry_height,
             capacity: open.capacity,

@@ -134,7 +134,7 @@ fn subscriber_event(step: Step, sum: u64) -> SubscriberEvent {
 fn first_of_provider() -> ProviderEvent {
     let counts = Counts { octets: Octets(7), ..Counts::default() };
     ProviderEvent::Opened {
-        params: Box::new(params()),
+        params: Arc::new(params()),
         key_index: 3,
         station: station(),
         height: 100,

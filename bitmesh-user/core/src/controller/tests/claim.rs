@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::channel::{
-    CLAIM_BUMP_BLOCKS, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, DUST, payment_sighash,
+    CLAIM_BUMP_BLOCKS, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, DUST, FINAL_DEPTH_BLOCKS,
+    payment_sighash,
 };
 
 const EXPIRY: u32 = 1_000;
@@ -289,4 +290,22 @@ proptest! {
             height += 4;
         }
     }
+}
+
+#[test]
+fn a_block_looks_at_the_channels_that_wait_and_at_no_others() {
+    let mut provider = Provider::paid(&[5_000; 40]);
+    let looked_at = |provider: &Provider, tip: u32| {
+        let book = &provider.controller.book;
+        book.waiting(Wait::End, Wait::Claim { from: tip }).count()
+    };
+    assert_eq!(looked_at(&provider, MARGIN - 1), 0);
+    assert_eq!(looked_at(&provider, MARGIN), 40);
+    let actions = provider.mine(MARGIN, vec![]);
+    let claims = provider.sign(actions);
+    assert_eq!(looked_at(&provider, MARGIN - 1), 40, "they are broadcast again");
+    provider.mine(MARGIN + 1, claims);
+    assert_eq!(looked_at(&provider, EXPIRY), 40, "their ends are waited for");
+    provider.mine(MARGIN + FINAL_DEPTH_BLOCKS, vec![]);
+    assert_eq!(looked_at(&provider, EXPIRY), 0);
 }

@@ -1,6 +1,6 @@
 //! Channels in numbers: real keys, terms and signatures, on fundings that no chain has.
 
-use std::{ops::Range, thread};
+use std::{ops::Range, sync::Arc, thread};
 
 use anyhow::{Context as _, Result};
 use bitcoin::{
@@ -45,7 +45,7 @@ impl Account {
     /// What a provider's journal holds of it: opened and funded below `height`, and `paid` satoshi.
     pub fn journal(&self, secp: &Secp256k1<All>, height: u32, paid: u64) -> Result<Vec<Event>> {
         let opened = ProviderEvent::Opened {
-            params: Box::new(self.params.clone()),
+            params: Arc::new(self.params.clone()),
             key_index: self.index,
             station: self.station,
             height,

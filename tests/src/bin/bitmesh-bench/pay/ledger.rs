@@ -43,6 +43,8 @@ use crate::{plan::go_on, profile};
 /// Payments that are stored in one transaction at most, and of those that a thread verifies at once.
 const BATCH: usize = 1_024;
 const VERIFIED_AT_ONCE: usize = 32;
+/// Payments beforehand: more than a store leaves unfolded.
+const BEFOREHAND: usize = 40_000;
 /// Height of the chain.
 pub const HEIGHT: u32 = 200;
 /// Accounts that are made, and written in one transaction.
@@ -152,6 +154,10 @@ impl Ledger {
         while ledger.tidy()? < TIDY_INTERVAL_IDLE {
             go_on()?;
         }
+        if payers > 0 {
+            // Until only payments are left to be folded, as where it has run for a while.
+            ledger.pay(BEFOREHAND)?;
+        }
         Ok(ledger)
     }
 
@@ -186,7 +192,8 @@ impl Ledger {
             for payer in &self.payers {
                 let payment = payer.pay(&self.secp, sum)?;
                 let message = payer.message(sum)?;
-                let (channel, key) = (payer.channel, payer.params.subscriber);
+                let (channel, key) = (payer.channel, payer.params.subscriber.point());
+                let key = key.context("a key that is a point")?;
                 let check = self.controller.payment_check(&channel, payment.paid);
                 let check = check.context("a channel that takes no payment")?;
                 signed.push(Signed { channel, payment, check, message, key });

@@ -75,7 +75,7 @@ impl Volume {
 
     /// Of [`keeping`].
     pub fn keeping_steps(self) -> usize {
-        self.rounds * folding::CONTENDERS + (self.rounds + 1) * 3
+        self.rounds * folding::CONTENDERS + (self.rounds + 1) * 2
     }
 
     /// Of [`stations`].

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bitcoin::{BlockHash, OutPoint, TxIn};
 
-use super::super::{super::*, NOW, station};
+use super::super::*;
 use crate::{
     channel::{
         Binding, Durable, Nonce, TIPS_KEPT, payment_sighash,

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use self::lab::{Crash, Halt, Lab, MIB, down, edge};
-use super::{super::*, station};
+use super::*;
 use crate::{
     channel::{ChannelStatus, FUNDING_WINDOW_BLOCKS, SpendKind, TIPS_KEPT},
     fleet::{FleetEntry, Member, Taken},
