@@ -112,7 +112,7 @@ fn all_are_told(topology: &Topology, world: &World<'_>) -> Result<()> {
     ensure!(text.contains("FAILED") && text.contains("disk"), "{text}");
     let (status, told) = ask(topology, &Method::GET, "/v1/offer", None)?;
     ensure!(
-        status.as_u16() == 503 && told.get("error").is_some_and(|error| error == "store"),
+        status.as_u16() == 503 && told.get("error").is_some_and(|code| code == "store"),
         "{status} {told}"
     );
     let seen = Seen::look(topology)?;
