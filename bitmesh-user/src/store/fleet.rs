@@ -34,7 +34,7 @@ pub struct Found {
 }
 
 impl Store {
-    fn database(&mut self) -> Result<&mut PostgresEngine, StoreError> {
+    pub(super) fn database(&mut self) -> Result<&mut PostgresEngine, StoreError> {
         self.engine.fleet().ok_or(StoreError::NoFleet)
     }
 

@@ -133,6 +133,15 @@ impl Place {
     }
 }
 
+/// What a fleet's server is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// What was seen last.
+    Seen,
+    /// Nothing: it was accepted as it is.
+    Server,
+}
+
 /// An open ledger, its directory locked for as long as this lives.
 #[derive(Debug)]
 pub struct Store {
@@ -152,6 +161,15 @@ impl Store {
         role: StoreRole,
         network: Network,
     ) -> Result<Self, StoreError> {
+        Self::open_as(place, role, network, Trust::Seen).await
+    }
+
+    async fn open_as(
+        place: &Place,
+        role: StoreRole,
+        network: Network,
+        trust: Trust,
+    ) -> Result<Self, StoreError> {
         let lock = lock::lock(&place.directory)?;
         let (mut witness, said) = Witness::open(&place.directory)?;
         let purpose = purpose(role, network);
@@ -161,7 +179,9 @@ impl Store {
             }
             Some(fleet) => {
                 let known = said.map_or(0, |mark| mark.committed);
-                Box::new(PostgresEngine::open(fleet, &place.directory, &purpose, known).await?)
+                Box::new(
+                    PostgresEngine::open(fleet, &place.directory, &purpose, known, trust).await?,
+                )
             }
             None if is_of_fleet(&place.directory)
                 && !place.directory.join(sqlite::FILE).exists() =>
@@ -178,7 +198,9 @@ impl Store {
         let settings = engine.settings().await?.into_iter().collect();
         let known = Known { mark, settings, ..Known::default() };
         moving::check_stays(&known, engine.place())?;
-        witness.note(&mark);
+        if trust == Trust::Seen {
+            witness.note(&mark);
+        }
         let loaded = mark.committed == 0;
         let mut store = Self { engine, known, loaded, witness, _lock: lock };
         store.belongs_to(purpose).await?;

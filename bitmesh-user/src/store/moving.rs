@@ -6,9 +6,9 @@
 //! transaction writes first tells whether it happened.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use bitcoin::Network;
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     FLEET_FILES, Fleet, MOVING, PURPOSE, Place, StoreError, StoreRole, WENT_BACK, aside,
-    engine::{self, ChannelRow, Engine as _},
+    engine::{ChannelRow, Engine as _},
     is_of_fleet,
     journal::{Digest, seal},
     known::Known,
@@ -152,23 +152,24 @@ impl Moving {
     /// Ends a move that happened and was not finished; itself, where it did not happen.
     pub async fn finish(mut self) -> Result<Result<Moved, Box<Self>>, StoreError> {
         let Some(mark) = self.mark.clone() else { return Ok(Err(Box::new(self))) };
-        if self.entrance.lone().await?.is_none_or(|token| token != mark.token) {
+        // The first time its answer was lost, so that the standbys may lack it: this waits for them.
+        if !self.entrance.confirm(&mark.token).await? {
             return Ok(Err(Box::new(self)));
         }
         let moved = Moved { to: mark.to, edge: mark.edge, ..Moved::default() };
-        self.lone.put_aside(self.known.mark.committed, moved).await.map(Ok)
+        self.lone.put_aside(moved).await.map(Ok)
     }
 
     /// Gives a move up of which nothing has come: the box goes on by itself.
     pub async fn abandon(mut self) -> Result<(), StoreError> {
-        let Some(mark) = self.mark.clone() else {
-            return Err(StoreError::Unmovable("no move of it was begun".into()));
-        };
-        if self.entrance.has_happened(&mark.token).await? {
-            let what = format!("it is in {} already: `bitmesh store move` finishes it", mark.to);
-            return Err(StoreError::Unmovable(what));
+        if let Some(mark) = &self.mark {
+            if self.entrance.has_happened(&mark.token).await? {
+                let what =
+                    format!("it is in {} already: `bitmesh store move` finishes it", mark.to);
+                return Err(StoreError::Unmovable(what));
+            }
+            self.set(None).await?;
         }
-        self.set(None).await?;
         // The mark is gone: without these it is a lone box's directory again.
         for name in FLEET_FILES {
             remove(&self.lone.directory.join(name))?;
@@ -206,8 +207,12 @@ impl Moving {
         let mut settings = known.settings.clone();
         settings.remove(MOVING);
         let (blocks, wallet) = (lone.file.blocks().await?, lone.file.wallet().await?);
-        let usage = lone.file.usage().await?;
-        engine.put_own(&settings, &blocks, &wallet, &usage).await?;
+        engine.put_own(&settings, &blocks, &wallet).await?;
+        let stations: HashSet<i64> = members.stations.iter().map(|(key, _)| *key).collect();
+        let mut usage = lone.file.usage().await?;
+        usage.retain(|row| stations.contains(&row[0]));
+        // Last: edges that run write these rows, and wait.
+        engine.put_stations(&members, &usage).await?;
         progress(all, all);
         let moved = Moved {
             to: fleet.address.to_string(),
@@ -220,7 +225,10 @@ impl Moving {
             rows,
             aside: None,
         };
-        compare(Known { settings, ..known }, &mut engine, &channels).await?;
+        let mut known = Known { settings, ..known };
+        known.tails.retain(|channel, _| channels.contains(channel));
+        known.usage.retain(|station, _| stations.contains(station));
+        compare(&known, &mut engine).await?;
         Ok(Written { lone, engine, seq, moved })
     }
 
@@ -253,6 +261,22 @@ impl Mark {
 /// Refuses a file that was moved, or is about to be.
 pub(super) fn check_stays(known: &Known, place: &str) -> Result<(), StoreError> {
     mark_of(known)?.map_or(Ok(()), |mark| Err(mark.error(place)))
+}
+
+/// Refuses a directory whose ledger was moved, or is about to be, whatever became of its file.
+pub(super) async fn check_lone(directory: &Path) -> Result<(), StoreError> {
+    if !is_of_fleet(directory) {
+        return Ok(());
+    }
+    let of_fleet = || StoreError::OfFleet(directory.to_owned());
+    if !directory.join(sqlite::FILE).exists() {
+        return Err(of_fleet());
+    }
+    let Some(text) = sqlite::setting_of(directory, MOVING).await.map_err(|_| of_fleet())? else {
+        return Ok(());
+    };
+    let mark: Mark = serde_json::from_str(&text).map_err(|_| of_fleet())?;
+    Err(mark.error(&directory.join(sqlite::FILE).display().to_string()))
 }
 
 fn mark_of(known: &Known) -> Result<Option<Mark>, StoreError> {
@@ -293,16 +317,15 @@ impl Written {
 
     /// Makes it the fleet's, durably, and puts the file aside.
     pub async fn commit(self) -> Result<Moved, StoreError> {
-        let committed = self.engine.committed();
         self.engine.conclude(self.seq).await?;
-        self.lone.put_aside(committed, self.moved).await
+        self.lone.put_aside(self.moved).await
     }
 }
 
 impl Lone {
-    /// The file gets another name, its log taken into it. The witness sees what the edge has committed.
-    async fn put_aside(mut self, committed: i64, moved: Moved) -> Result<Moved, StoreError> {
-        self.witness.note(&engine::Mark { committed, sum: Digest::default() });
+    /// The file gets another name, its log taken into it. The witness has seen the mark, which is the last
+    /// commit that the edge has.
+    async fn put_aside(self, moved: Moved) -> Result<Moved, StoreError> {
         Box::new(self.file).close().await?;
         sqlite::merge_log(&self.directory).await?;
         let path = self.directory.join(sqlite::FILE);
@@ -393,28 +416,21 @@ impl Copying<'_> {
 }
 
 /// Reads everything back as a daemon does, before it is committed.
-async fn compare(
-    known: Known,
-    engine: &mut PostgresEngine,
-    moved: &HashSet<Digest>,
-) -> Result<(), StoreError> {
+async fn compare(known: &Known, engine: &mut PostgresEngine) -> Result<(), StoreError> {
     let mut there = Known::default();
     load::load::<Anything>(engine, &mut there).await?;
-    let mut tails = known.tails;
-    tails.retain(|channel, _| moved.contains(channel));
-    let settings: BTreeMap<_, _> = known.settings;
     let differs = [
-        ("channels", tails != there.tails),
+        ("channels", known.tails != there.tails),
         ("usage", known.usage != there.usage),
         ("blocks", known.blocks != there.blocks),
         ("the wallet", known.wallet != there.wallet),
-        ("settings", settings != there.settings),
+        ("settings", known.settings != there.settings),
     ];
     match differs.into_iter().find(|(_, differs)| *differs) {
-        Some((what, _)) => {
-            let what = format!("{what} read back are not what was written; nothing was moved");
-            Err(load::damaged(engine, what))
-        }
+        Some((what, _)) => Err(StoreError::Unmovable(format!(
+            "{what} read back from {} are not what was written",
+            engine.place()
+        ))),
         None => Ok(()),
     }
 }

@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
 
 use super::{
-    PURPOSE, Place, Store, StoreError, StoreRole, WENT_BACK,
+    PURPOSE, Place, Store, StoreError, StoreRole, Trust, WENT_BACK,
     aside::{self, with},
     engine::{Engine, Mark},
     known::Known,
-    load, lock, postgres, schema,
+    load, lock, moving, schema,
     sqlite::{self, SqliteEngine},
     witness::{self, Witness},
 };
@@ -139,6 +139,7 @@ pub(super) fn parse_purpose(purpose: &str) -> Option<(StoreRole, Network)> {
 /// so. The number of its last commit.
 pub async fn accept(place: &Place) -> Result<i64, StoreError> {
     let _lock = lock::lock(&place.directory)?;
+    moving::check_lone(&place.directory).await?;
     if !place.directory.join(sqlite::FILE).exists() {
         return Err(StoreError::Missing(place.directory.clone()));
     }
@@ -157,14 +158,12 @@ pub async fn accept_server(place: &Place, network: Network) -> Result<i64, Store
     if !super::is_of_fleet(&place.directory) {
         return Err(StoreError::Missing(place.directory.clone()));
     }
-    lock::check_unlocked(&place.directory)?;
-    for name in [witness::FILE, postgres::CLUSTER] {
-        remove(&place.directory.join(name))?;
-    }
-    let mut store = Store::open(place, StoreRole::Provider, network).await?;
+    let mut store = Store::open_as(place, StoreRole::Provider, network, Trust::Server).await?;
     let commits = store.known.mark.committed;
     let what = format!("what {} had when it was accepted", store.kept().place);
+    // What was seen before is forgotten once this is durable, not before.
     store.set(WENT_BACK, &what).await?;
+    store.database()?.trust()?;
     store.close().await?;
     Ok(commits)
 }
@@ -195,6 +194,7 @@ impl Restore {
     pub async fn prepare(place: &Place, file: &Path, older: bool) -> Result<Self, StoreError> {
         let directory = place.directory.clone();
         let lock = lock::lock(&directory)?;
+        moving::check_lone(&directory).await?;
         if !file.exists() {
             let source = io::Error::from(io::ErrorKind::NotFound);
             return Err(StoreError::Io { path: file.to_owned(), source });

@@ -35,6 +35,9 @@ impl FromStr for Address {
         let rest = rest.ok_or_else(|| error("it does not begin with postgres://"))?;
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, tail) = rest.split_at(end);
+        if tail.contains('@') {
+            return Err(error("an @ behind the first / or ?; in a password those are %2F and %3F"));
+        }
         let (user, hosts) = match authority.rsplit_once('@') {
             Some((user, hosts)) => (format!("{user}@"), hosts),
             None => (String::new(), authority),
@@ -159,6 +162,8 @@ mod tests {
             "postgres://me:secret@one",
             "postgres://me:secret@one:port/fleet",
             "postgres://me:secret@one/fleet?sslmode=secret",
+            "postgres://me:sec/secret@one/fleet",
+            "postgres://me:sec?secret@one/fleet",
         ] {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains("postgres://USER@HOST/DATABASE"), "{error}");

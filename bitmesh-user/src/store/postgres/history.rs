@@ -19,6 +19,11 @@ use crate::store::StoreError;
 /// Name of the file in the data directory.
 pub(in crate::store) const FILE: &str = "bitmesh.cluster";
 
+/// What the only engine calls itself that tells its history.
+const POSTGRESQL: &str = "PostgreSQL";
+/// A function that there is not, or that is not supported (SQLSTATE).
+const UNKNOWN: [&str; 2] = ["42883", "0A000"];
+
 /// Where in a cluster's life something was seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct History {
@@ -64,7 +69,9 @@ pub(super) async fn ask(to: &mut PgConnection, host: &str) -> Result<Server, sql
             server.synchronous = standbys.map(|names| !names.is_empty());
         }
         // It has no such functions.
-        Err(sqlx::Error::Database(_)) => {}
+        Err(sqlx::Error::Database(error))
+            if server.engine != POSTGRESQL
+                || error.code().is_some_and(|code| UNKNOWN.contains(&code.as_ref())) => {}
         Err(error) => return Err(error),
     }
     Ok(server)
@@ -73,7 +80,7 @@ pub(super) async fn ask(to: &mut PgConnection, host: &str) -> Result<Server, sql
 /// `PostgreSQL 17.4 (Debian 17.4-1) on x86_64...` comes to the first two words.
 fn split_version(told: &str) -> (String, String) {
     let mut words = told.split_whitespace();
-    let engine = words.next().unwrap_or("PostgreSQL").to_owned();
+    let engine = words.next().unwrap_or(POSTGRESQL).to_owned();
     let version = words.find(|word| word.contains(|c: char| c.is_ascii_digit()));
     (engine, version.unwrap_or_default().trim_end_matches(',').to_owned())
 }

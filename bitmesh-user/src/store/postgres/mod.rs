@@ -44,7 +44,7 @@ pub(super) use self::{
     moving::{Entrance, Members},
 };
 use super::{
-    Kept, StoreError,
+    Kept, StoreError, Trust,
     engine::{ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
     journal::Digest,
     rows::{self, usage as usage_row},
@@ -112,12 +112,14 @@ impl PostgresEngine {
         directory: &Path,
         purpose: &str,
         known: i64,
+        trust: Trust,
     ) -> Result<Self, StoreError> {
         let address = fleet.address.clone();
         let place = address.to_string();
-        let known = if identity::is_ours(directory, &fleet.edge)? { known } else { 0 };
+        let is_ours = trust == Trust::Seen && identity::is_ours(directory, &fleet.edge)?;
+        let known = if is_ours { known } else { 0 };
         let known = Known::Edge { name: &fleet.edge, committed: known };
-        let history = history::read(directory)?;
+        let history = if trust == Trust::Seen { history::read(directory)? } else { None };
         let Connected { mut connection, server } =
             connect(&address, known, history.as_ref()).await?;
         let mut tries = 1;
@@ -156,7 +158,9 @@ impl PostgresEngine {
             counted: entered.seq,
             seized: entered.seized,
         };
-        engine.note_history()?;
+        if trust == Trust::Seen {
+            engine.trust()?;
+        }
         for warning in engine.kept().warnings {
             tracing::warn!("{warning}");
         }
@@ -192,7 +196,7 @@ impl PostgresEngine {
     }
 
     /// Remembers the newest server that was used, before anything is acknowledged by it.
-    fn note_history(&mut self) -> Result<(), StoreError> {
+    pub(super) fn trust(&mut self) -> Result<(), StoreError> {
         if let Some(history) = &self.server.history
             && self.history.as_ref() != Some(history)
         {
@@ -209,7 +213,9 @@ impl PostgresEngine {
             let known = Known::Standing(self.standing);
             let connected = connect(&self.address, known, self.history.as_ref()).await?;
             self.server = connected.server;
-            self.note_history()?;
+            if self.history.is_some() {
+                self.trust()?;
+            }
             connected.connection
         };
         Ok(self.connection.insert(connection))
@@ -226,10 +232,20 @@ impl PostgresEngine {
     ) -> Result<Vec<PgRow>, StoreError> {
         let connection = self.connected().await?;
         let rows = within(READ_TIMEOUT, query.fetch_all(connection)).await;
-        if rows.is_err() {
+        rows.map_err(|error| {
             self.connection = None;
+            self.said(error.into())
+        })
+    }
+
+    /// What to do about a connection that broke is another thing than about a statement that was refused.
+    fn said(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Sql(
+                error @ (sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)),
+            ) => StoreError::Unreachable { place: self.place.clone(), why: error.to_string() },
+            error => error,
         }
-        Ok(rows?)
     }
 
     fn damaged(&self, what: &str) -> StoreError {
@@ -402,9 +418,9 @@ impl Engine for PostgresEngine {
             let work = self.write_through(write, until);
             let Ok(done) = tokio::time::timeout(limit, work).await else {
                 self.connection = None;
-                return Err(late(limit).into());
+                return Err(self.said(late(limit).into()));
             };
-            done?;
+            done.map_err(|error| self.said(error))?;
             self.standing.committed = write.mark.committed;
             self.counted = self.counted_after(write);
             Ok(())

@@ -84,6 +84,12 @@ impl Entrance {
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
 
+    /// Whether this lone edge's ledger was moved here; if so, it is on the disks of those that have to have it.
+    pub(in crate::store) async fn confirm(&mut self, token: &str) -> Result<bool, StoreError> {
+        let query = sqlx::query(sql::TOUCH_LONE).bind(token);
+        Ok(run(&mut self.connection, query).await? == 1)
+    }
+
     /// Makes the directory that of an edge that the database does not have yet: its secret, which names
     /// the move, too. The server is remembered there.
     pub(in crate::store) fn claim(
@@ -119,7 +125,7 @@ impl Entrance {
         committed: i64,
     ) -> Result<PostgresEngine, StoreError> {
         let to = &mut self.connection;
-        within(STATEMENT_TIMEOUT, to.execute(sqlx::raw_sql("BEGIN"))).await?;
+        within(STATEMENT_TIMEOUT, to.execute(sqlx::raw_sql(sql::BEGIN_MOVE))).await?;
         match run(to, sqlx::query(sql::INSERT_LONE).bind(token)).await {
             Err(error) if is_race(&error) => {
                 return Err(StoreError::Unmovable(format!(
@@ -172,10 +178,11 @@ impl PostgresEngine {
         })
     }
 
-    /// Writes whose everything is. What is somebody's in the fleet already is refused.
-    pub(in crate::store) async fn put_members(
+    /// Writes what stations used, and whose they are. What is somebody's in the fleet already is refused.
+    pub(in crate::store) async fn put_stations(
         &mut self,
         members: &Members,
+        usage: &[UsageRow],
     ) -> Result<(), StoreError> {
         let stations: Vec<_> = members.stations.iter().map(|(station, _)| *station).collect();
         for some in stations.chunks(AT_ONCE) {
@@ -190,6 +197,25 @@ impl PostgresEngine {
             }
         }
         let edge = self.standing.edge;
+        let to = self.under_way()?;
+        for some in members.stations.chunks(AT_ONCE) {
+            let stations: Vec<i64> = some.iter().map(|(station, _)| *station).collect();
+            let accounts: Vec<&[u8]> = some.iter().map(|(_, account)| &account[..]).collect();
+            let query = sqlx::query(sql::INSERT_STATION_MEMBERS).bind(stations).bind(accounts);
+            run(to, query).await?;
+        }
+        for some in usage.chunks(AT_ONCE) {
+            put_usage(to, some, edge).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes accounts, and whose every channel is.
+    pub(in crate::store) async fn put_members(
+        &mut self,
+        members: &Members,
+    ) -> Result<(), StoreError> {
+        let edge = self.standing.edge;
         let accounts: Vec<&[u8]> = members.accounts().into_iter().map(|id| &id[..]).collect();
         let to = self.under_way()?;
         for some in accounts.chunks(AT_ONCE) {
@@ -199,12 +225,6 @@ impl PostgresEngine {
             let channels: Vec<&[u8]> = some.iter().map(|(channel, _)| &channel[..]).collect();
             let accounts: Vec<&[u8]> = some.iter().map(|(_, account)| &account[..]).collect();
             let query = sqlx::query(sql::INSERT_CHANNEL_MEMBERS).bind(channels).bind(accounts);
-            run(to, query).await?;
-        }
-        for some in members.stations.chunks(AT_ONCE) {
-            let stations: Vec<i64> = some.iter().map(|(station, _)| *station).collect();
-            let accounts: Vec<&[u8]> = some.iter().map(|(_, account)| &account[..]).collect();
-            let query = sqlx::query(sql::INSERT_STATION_MEMBERS).bind(stations).bind(accounts);
             run(to, query).await?;
         }
         Ok(())
@@ -238,13 +258,12 @@ impl PostgresEngine {
         Ok(())
     }
 
-    /// Writes what an edge has for itself, and what its stations used.
+    /// Writes what an edge has for itself.
     pub(in crate::store) async fn put_own(
         &mut self,
         settings: &BTreeMap<String, String>,
         blocks: &[(i64, Digest)],
         wallet: &[(i64, String)],
-        usage: &[UsageRow],
     ) -> Result<(), StoreError> {
         let edge = self.standing.edge;
         let to = self.under_way()?;
@@ -259,15 +278,7 @@ impl PostgresEngine {
             let query = sqlx::query(schema::INSERT_WALLET).bind(edge).bind(number);
             run(to, query.bind(body)).await?;
         }
-        for some in usage.chunks(AT_ONCE) {
-            put_usage(to, some, edge).await?;
-        }
         Ok(())
-    }
-
-    /// Commits of the edge.
-    pub(in crate::store) fn committed(&self) -> i64 {
-        self.standing.committed
     }
 
     /// Ends the transaction, which is durable then. `seq` is the highest number of the lone edge's.

@@ -94,6 +94,11 @@ pub(super) const NOTE_HOLD: &str =
 pub(super) const INSERT_LONE: &str =
     "INSERT INTO settings (edge, name, value) VALUES (0, 'lone', $1)";
 pub(super) const SELECT_LONE: &str = "SELECT value FROM settings WHERE edge = 0 AND name = 'lone'";
+/// A write of our own that waits for the standbys that have to have that row.
+pub(super) const TOUCH_LONE: &str =
+    "UPDATE settings SET value = value WHERE edge = 0 AND name = 'lone' AND value = $1";
+/// Its other end reads from a file in between.
+pub(super) const BEGIN_MOVE: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0";
 pub(super) const RAISE_EDGE: &str = "UPDATE edges SET committed = $2, seq = $3 WHERE number = $1";
 pub(super) const INSERT_JOURNAL: &str = "INSERT INTO journal (channel, n, seq, body, digest) \
     SELECT e.channel, e.n, e.seq, e.body, e.digest FROM \
@@ -301,9 +306,10 @@ pub(super) const TAKE_USAGE: &str = "SELECT t.station, t.up_octets, t.up_frames,
     t.up_refused_octets, t.up_refused_frames, t.down_octets, t.down_frames, \
     t.down_refused_octets, t.down_refused_frames, m.account FROM usage t \
     JOIN station_members m ON m.station = t.station WHERE m.account = ANY($1) ORDER BY t.station";
-/// Only of an edge that was not heard of since.
+/// Only of an edge that was not heard of since. One that never started (epoch 1) was a lone box until now: what
+/// its kernel grants has no end.
 pub(super) const FENCE: &str = "UPDATE edges SET epoch = epoch + 1, seized = 1 \
-    WHERE number = $1 AND epoch = $2 AND beat = $3 RETURNING seq, epoch";
+    WHERE number = $1 AND epoch = $2 AND epoch > 1 AND beat = $3 RETURNING seq, epoch";
 /// What it had written down: what its kernel has beyond that is told when it is back.
 pub(super) const INSERT_LATE: &str = "INSERT INTO late (edge, epoch, station, account, written) \
     SELECT a.edge, $2, m.station, m.account, COALESCE(u.up_octets + u.down_octets, 0) \

@@ -105,6 +105,19 @@ async fn fresh() -> Option<Database> {
 
 super::suite!(suite, super::fresh);
 
+/// Does it again while a directory is locked: a server that another test starts at this moment has our files until it
+/// is one.
+async fn unlocked<T>(
+    mut work: impl AsyncFnMut() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    loop {
+        match work().await {
+            Err(StoreError::Locked(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+            done => return done,
+        }
+    }
+}
+
 async fn refusal(home: &Database, change: impl FnOnce(&mut Fleet)) -> String {
     let mut place = home.place();
     change(place.fleet.as_mut().unwrap());

@@ -176,13 +176,7 @@ async fn a_commit_that_is_still_under_way_when_its_connection_breaks_happens_onc
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_when_the_primary_dies_and_the_standby_is_promoted() {
-    let (mut primary, standby) = tokio::task::block_in_place(|| {
-        let primary = Server::start(&prefix(), here(), "").unwrap();
-        let socket = primary.socket().display().to_string();
-        let standby = primary.standby(&prefix(), here(), &socket, "").unwrap();
-        primary.create("fleet").unwrap();
-        (primary, standby)
-    });
+    let (mut primary, standby) = with_standby();
     let (first, second) = (Proxy::of(&primary).await, Proxy::of(&standby).await);
     let directory = tempfile::tempdir().unwrap();
     let fleet = Some(fleet(&at(&[&first, &second], "fleet"), "one"));
@@ -230,8 +224,8 @@ async fn nothing_acknowledged_is_lost_when_the_primary_dies_and_the_standby_is_p
     assert!(found.into_iter().skip(1).eq(paid));
 }
 
-/// Two servers that both take writes, the second promoted: the first has no standby any more.
-fn two_that_write() -> (Server<'static>, Server<'static>) {
+/// A server whose commits wait for its standby.
+fn with_standby() -> (Server<'static>, Server<'static>) {
     tokio::task::block_in_place(|| {
         let primary = Server::start(&prefix(), here(), "").unwrap();
         let socket = primary.socket().display().to_string();
@@ -241,6 +235,7 @@ fn two_that_write() -> (Server<'static>, Server<'static>) {
     })
 }
 
+/// Both take writes from now on.
 fn part(primary: &Server<'_>, standby: &Server<'_>) {
     tokio::task::block_in_place(|| {
         primary.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = ''").unwrap();
@@ -251,12 +246,14 @@ fn part(primary: &Server<'_>, standby: &Server<'_>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_servers_that_take_writes_the_one_that_was_promoted_last_is_used_or_none() {
-    let (primary, standby) = two_that_write();
+    let (primary, standby) = with_standby();
     let (first, second) = (Proxy::of(&primary).await, Proxy::of(&standby).await);
     let open = async |directory: &TempDir, edge: &str, proxies: &[&Proxy]| {
         let fleet = Some(fleet(&at(proxies, "fleet"), edge));
         let place = Place { directory: directory.path().to_owned(), fleet };
-        let mut store = Store::open(&place, StoreRole::Provider, Network::Regtest).await?;
+        let opened =
+            unlocked(async || Store::open(&place, StoreRole::Provider, Network::Regtest).await);
+        let mut store = opened.await?;
         store.load::<Event>().await?;
         Ok::<_, StoreError>(store)
     };
@@ -300,10 +297,19 @@ async fn of_two_servers_that_take_writes_the_one_that_was_promoted_last_is_used_
     let error = open(&two, "two", &both).await.unwrap_err();
     assert!(matches!(error, StoreError::Behind { .. }), "{error}");
     open(&one, "one", &both).await.unwrap().close().await.unwrap();
-    // What is lost for good is given up on purpose.
-    let fleet = Some(fleet(&at(&both, "fleet"), "two"));
-    let place = Place { directory: two.path().to_owned(), fleet };
-    accept_server(&place, Network::Regtest).await.unwrap();
+    // What is lost for good is given up on purpose, once that is written down.
+    let place = |proxies: &[&Proxy]| {
+        let fleet = Some(fleet(&at(proxies, "fleet"), "two"));
+        Place { directory: two.path().to_owned(), fleet }
+    };
+    let nowhere: Fleet = fleet("postgres://me@127.0.0.1:1/fleet", "two");
+    let nowhere = Place { fleet: Some(nowhere), ..place(&both) };
+    let refused = unlocked(async || accept_server(&nowhere, Network::Regtest).await).await;
+    assert!(matches!(refused, Err(StoreError::Unreachable { .. })), "{refused:?}");
+    let error = open(&two, "two", &both).await.unwrap_err();
+    assert!(matches!(error, StoreError::Behind { .. }), "{error}");
+    let place = place(&both);
+    unlocked(async || accept_server(&place, Network::Regtest).await).await.unwrap();
     let store = open(&two, "two", &both).await.unwrap();
     assert!(store.went_back().unwrap().contains("accepted"));
 }

@@ -35,6 +35,8 @@ impl Mover {
             block(11),
             usage(1, 7),
             usage(2, 9),
+            // Nobody pays for it: it stays behind.
+            usage(3, 11),
         ];
         let lone = Self { directory, fleet, entries };
         let (mut store, _) = loaded(&lone).await;
@@ -52,21 +54,16 @@ impl Mover {
     }
 
     async fn open_edge(&self) -> Result<Store, StoreError> {
-        Store::open(&self.edge(), StoreRole::Provider, Network::Regtest).await
+        let place = self.edge();
+        unlocked(async || Store::open(&place, StoreRole::Provider, Network::Regtest).await).await
     }
 
     async fn begin(&self) -> Result<Moving, StoreError> {
-        loop {
-            match Moving::begin::<Event>(&self.edge(), Network::Regtest).await {
-                // A server that another test starts at this moment has our files until it is one.
-                Err(StoreError::Locked(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
-                begun => {
-                    let (moving, entries) = begun?;
-                    assert_eq!(entries, self.entries);
-                    return Ok(moving);
-                }
-            }
-        }
+        let place = self.edge();
+        let begun = unlocked(async || Moving::begin::<Event>(&place, Network::Regtest).await);
+        let (moving, entries) = begun.await?;
+        assert_eq!(entries, self.entries);
+        Ok(moving)
     }
 
     async fn write(&self, dry: bool) -> Result<Written, StoreError> {
@@ -87,7 +84,7 @@ impl Mover {
     /// The edge has everything, in order, and goes on from it.
     async fn check_moved(&self) {
         let mut store = self.open_edge().await.unwrap();
-        assert_eq!(store.load::<Event>().await.unwrap(), self.entries);
+        assert_eq!(store.load::<Event>().await.unwrap(), self.entries[..self.entries.len() - 1]);
         assert_eq!(store.wallet_changes().await.unwrap(), ["{}", "more"]);
         assert_eq!(store.setting("budget").await.unwrap().as_deref(), Some("5"));
         let later = [event(3, Event::Paid(6)), event(1, Event::Paid(7))];
@@ -141,6 +138,39 @@ async fn a_lone_ledger_moves_whole_and_the_box_by_itself_is_nobody_any_more() {
     lone.check_moved().await;
     let error = lone.begin().await.unwrap_err();
     assert!(matches!(error, StoreError::OfFleet(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_that_moved_gets_no_second_ledger_and_is_not_taken_over_before_it_starts() {
+    let database = Database::fresh();
+    let lone = Mover::new(&database, "tower").await;
+    let copy = lone.directory.path().join("copy");
+    let mut look = Look::open(&lone.place()).await.unwrap();
+    look.back_up(&copy).await.unwrap();
+    look.close().await.unwrap();
+    let refused = async || {
+        let place = lone.place();
+        let restored = unlocked(async || Restore::prepare(&place, &copy, true).await).await;
+        let accepted = unlocked(async || accept(&place).await).await;
+        (restored.unwrap_err(), accepted.unwrap_err())
+    };
+    drop(lone.begin().await.unwrap().set_mark().await.unwrap());
+    let errors = refused().await;
+    assert!(matches!(errors, (StoreError::Moving { .. }, StoreError::Moving { .. })), "{errors:?}");
+    lone.run().await.unwrap();
+    let errors = refused().await;
+    assert!(matches!(errors, (StoreError::OfFleet(_), StoreError::OfFleet(_))), "{errors:?}");
+    // What its kernel grants has no end yet.
+    let (mut other, _) = loaded(&database.edge("other")).await;
+    let tower = async |other: &mut Store| {
+        let edges = other.edges().await.unwrap();
+        edges.into_iter().find(|edge| edge.name == "tower").unwrap()
+    };
+    let never = tower(&mut other).await;
+    assert!(!other.take_over(&never).await.unwrap());
+    lone.check_moved().await;
+    let started = tower(&mut other).await;
+    assert!(other.take_over(&started).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
