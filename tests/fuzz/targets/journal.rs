@@ -26,7 +26,7 @@ use bitmesh_core::{
     units::Octets,
 };
 use libfuzzer_sys::{
-    arbitrary::{Result, Unstructured},
+    arbitrary::{Error, Result, Unstructured},
     fuzz_target,
 };
 use serde::de::DeserializeOwned;
@@ -191,7 +191,7 @@ fn subscriber_event(
         0 | 1 => SubscriberEvent::Negotiated {
             params: Box::new(params.clone()),
             key_index: height(u)?,
-            provider: params.provider.point().ok_or(arbitrary::Error::IncorrectFormat)?.into(),
+            provider: params.provider.point().ok_or(Error::IncorrectFormat)?.into(),
             url: String::new(),
             height: height(u)?,
         },
