@@ -13,10 +13,14 @@ use bitmesh_core::{
 use tracing::warn;
 
 use super::{Session, edge::usage_of};
-use crate::dataplane::StationKey;
+use crate::dataplane::{Sight, StationKey};
 
-/// Looks, one each second, in which all of the table is seen.
+/// Looks, one each second, in which all of a table with few stations is seen.
 const LOOKS: u32 = 10;
+/// Stations that are compared in one look, or a few more: each costs microseconds.
+const STATIONS_AT_ONCE: usize = 2_048;
+/// Slots that are read at once.
+const SLOTS_AT_ONCE: u32 = 1_024;
 /// Differences of one look that are logged; all are counted.
 const TOLD_AT_ONCE: usize = 8;
 
@@ -57,9 +61,18 @@ impl Session<'_> {
     /// its way would be taken for a difference.
     pub(super) fn find_drift(&mut self, out: &mut Batch<ProviderEvent, Action>) {
         let slots = self.dataplane.slots();
-        let (from, part) = (self.told.drifted.next_slot, slots.div_ceil(LOOKS));
-        let sight = self.dataplane.look(from, part);
-        self.told.drifted.next_slot = if from + part >= slots { 0 } else { from + part };
+        let mut left = slots.div_ceil(LOOKS);
+        let mut sight = Sight::default();
+        while left > 0 && sight.there.len() < STATIONS_AT_ONCE {
+            let from = self.told.drifted.next_slot;
+            let part = left.min(SLOTS_AT_ONCE).min(slots - from);
+            let seen = self.dataplane.look(from, part);
+            sight.there.extend(seen.there);
+            sight.lost.extend(seen.lost);
+            sight.strays.extend(seen.strays);
+            self.told.drifted.next_slot = if from + part >= slots { 0 } else { from + part };
+            left -= part;
+        }
 
         // They are off again already.
         let strays: Vec<_> =
