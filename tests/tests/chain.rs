@@ -96,9 +96,12 @@ impl Sourced {
     async fn restart(&mut self) -> Result<()> {
         let url = self.server.as_ref().map(Server::url).unwrap_or_default();
         let peer = self.liar.as_ref().map(Liar::address).unwrap_or_default();
-        let source = source(self.via, &url, &peer, &self.tips, &self.directory)?;
+        // Until it has a successor the earlier one writes where it did.
+        let directory = tempfile::tempdir()?;
+        let source = source(self.via, &url, &peer, &self.tips, &directory)?;
         ready(source.as_ref()).await?;
         self.follow(source);
+        self.directory = directory;
         Ok(())
     }
 }
