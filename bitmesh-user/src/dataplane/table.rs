@@ -54,6 +54,15 @@ pub struct Sight {
     pub strays: Vec<(StationKey, u64)>,
 }
 
+impl Sight {
+    /// Takes in what is in another part.
+    pub fn append(&mut self, part: Self) {
+        self.there.extend(part.there);
+        self.lost.extend(part.lost);
+        self.strays.extend(part.strays);
+    }
+}
+
 struct Seen {
     slot: u32,
     key: StationKey,

@@ -224,10 +224,7 @@ fn what_somebody_else_did_to_the_table_is_seen_and_strays_are_off_again() {
     table.store(three, LIMIT, 5_000, Ordering::Release);
     let mut seen = Sight::default();
     for from in (0..SLOTS).step_by(7) {
-        let part = table.look(from, 7, now);
-        seen.there.extend(part.there);
-        seen.lost.extend(part.lost);
-        seen.strays.extend(part.strays);
+        seen.append(table.look(from, 7, now));
     }
     seen.lost.sort_unstable_by_key(|(key, _)| *key);
     assert_eq!(seen.lost, [(key(1), used_frame(510)), (key(2), used(10))]);

@@ -66,10 +66,7 @@ impl Session<'_> {
         while left > 0 && sight.there.len() < STATIONS_AT_ONCE {
             let from = self.told.drifted.next_slot;
             let part = left.min(SLOTS_AT_ONCE).min(slots - from);
-            let seen = self.dataplane.look(from, part);
-            sight.there.extend(seen.there);
-            sight.lost.extend(seen.lost);
-            sight.strays.extend(seen.strays);
+            sight.append(self.dataplane.look(from, part));
             self.told.drifted.next_slot = if from + part >= slots { 0 } else { from + part };
             left -= part;
         }

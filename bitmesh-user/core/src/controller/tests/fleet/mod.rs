@@ -81,8 +81,9 @@ fn an_account_stays_for_a_while_before_it_moves_on() {
     assert_eq!(lab.controller(1).place(account), Place::Elsewhere);
 }
 
-#[test]
-fn blocks_that_the_other_edge_had_not_seen_are_followed_before_anything_is_granted() {
+/// An account on its way to the second edge, which has seen two blocks, the first with its funding. It has followed
+/// one of them.
+fn on_its_way() -> (Lab, AccountId) {
     let mut lab = Lab::new();
     lab.open(0, 1, 20).unwrap();
     let account = lab.channels[0].account;
@@ -91,6 +92,12 @@ fn blocks_that_the_other_edge_had_not_seen_are_followed_before_anything_is_grant
     lab.see(1, 2);
     lab.want(1, account);
     lab.take(1, 1);
+    (lab, account)
+}
+
+#[test]
+fn blocks_that_the_other_edge_had_not_seen_are_followed_before_anything_is_granted() {
+    let (mut lab, account) = on_its_way();
     assert_eq!(lab.controller(1).place(account), Place::Arriving, "one block of two");
     assert_eq!(lab.controller(1).place_of(Member::Station(station(1))), Place::Arriving);
     assert_eq!(lab.pay(1, 0, 1), Err(Refusal::UnknownChannel));
@@ -156,14 +163,7 @@ fn a_crash_on_the_way_leaves_an_account_with_the_blocks_that_it_came_with() {
 
 #[test]
 fn a_block_that_was_followed_on_the_way_and_then_replaced_funds_nothing() {
-    let mut lab = Lab::new();
-    lab.open(0, 1, 20).unwrap();
-    let account = lab.channels[0].account;
-    lab.mine(vec![lab.funding(0)]);
-    lab.mine(vec![]);
-    lab.see(1, 2);
-    lab.want(1, account);
-    lab.take(1, 1);
+    let (mut lab, account) = on_its_way();
     assert_eq!(lab.controller(1).place(account), Place::Arriving);
     lab.edges[1].controller = None;
     lab.lose(2);
