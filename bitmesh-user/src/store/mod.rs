@@ -51,7 +51,7 @@ pub use self::{
     lock::check_unlocked,
     looking::FleetLook,
     moving::{Moved, Moving, Written},
-    postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
+    postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted, is_passing},
     tidy::TIDY_INTERVAL_IDLE,
     upkeep::{Facts, Look, Restore, Restored, accept, accept_server},
 };

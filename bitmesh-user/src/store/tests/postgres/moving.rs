@@ -167,10 +167,10 @@ async fn a_box_that_moved_gets_no_second_ledger_and_is_not_taken_over_before_it_
         edges.into_iter().find(|edge| edge.name == "tower").unwrap()
     };
     let never = tower(&mut other).await;
-    assert!(!other.take_over(&never).await.unwrap());
+    assert!(!take_over(&mut other, &never).await.unwrap());
     lone.check_moved().await;
     let started = tower(&mut other).await;
-    assert!(other.take_over(&started).await.unwrap());
+    assert!(take_over(&mut other, &started).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
