@@ -203,7 +203,7 @@ fn p11_an_edge_that_is_back_before_its_accounts_were_taken_keeps_them_and_what_i
         Ok(kernel.station(station.key()).context("a station in the table")?.used)
     };
     let used = counted(&fleet)?;
-    let written = "SELECT sum(up_octets + down_octets) FROM usage";
+    let written = "SELECT coalesce(sum(up_octets + down_octets), 0) FROM usage";
     let written: u64 = fleet.database.sql("fleet", written)?.parse()?;
     ensure!(written < used, "{used} octets are all written down: there is nothing to lose");
     // Nobody can take an account while its row is somebody else's.
