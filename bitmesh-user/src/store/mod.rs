@@ -26,10 +26,7 @@ mod tidy;
 mod upkeep;
 mod witness;
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use bitcoin::Network;
 use bitmesh_core::{
@@ -41,6 +38,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use self::{
     engine::{Engine, Write},
     known::{Changes, Known},
+    lock::Lock,
     postgres::PostgresEngine,
     sqlite::SqliteEngine,
     witness::Witness,
@@ -150,7 +148,7 @@ pub struct Store {
     /// Whether [`Self::load`] has read what is there.
     loaded: bool,
     witness: Witness,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Store {

@@ -119,19 +119,6 @@ async fn fresh() -> Option<Database> {
 
 super::suite!(suite, super::fresh);
 
-/// Does it again while a directory is locked: a server that another test starts at this moment has our files until it
-/// is one.
-async fn unlocked<T>(
-    mut work: impl AsyncFnMut() -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    loop {
-        match work().await {
-            Err(StoreError::Locked(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
-            done => return done,
-        }
-    }
-}
-
 /// Fences an edge that was not heard of since, and takes all its accounts.
 async fn take_over(store: &mut Store, edge: &EdgeRow) -> Result<bool, StoreError> {
     let fenced = store.fence(edge).await?;
