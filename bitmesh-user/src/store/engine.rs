@@ -31,7 +31,7 @@ pub(super) trait Engine: Send + fmt::Debug {
     fn settings(&mut self) -> Work<'_, Vec<(String, String)>>;
     /// The last commit; all zero before the first.
     fn mark(&mut self) -> Work<'_, Mark>;
-    /// Folded journals, by channel, of those after `after`, at most `limit`.
+    /// Folded journals in some order, those that come after the one of `after`, at most `limit`.
     fn channels(&mut self, after: Option<Digest>, limit: i64) -> Work<'_, Vec<ChannelRow>>;
     /// The folded journals of these channels, where there are any.
     fn folded<'a>(&'a mut self, channels: &'a [Digest]) -> Work<'a, Vec<ChannelRow>>;

@@ -124,7 +124,7 @@ pub(super) struct Dialect {
     pub serial: &'static str,
     /// What follows a table.
     pub table: &'static str,
-    /// The same, of one that is read by its key.
+    /// The same, of one that is read by its key and whose rows are short.
     pub keyed: &'static str,
 }
 
@@ -144,7 +144,7 @@ pub(super) fn tables(dialect: &Dialect) -> Vec<String> {
         ),
         format!(
             "CREATE TABLE channels (channel {octets} PRIMARY KEY NOT NULL, n {integer} NOT NULL, \
-             body TEXT NOT NULL, digest {octets} NOT NULL, seal {octets} NOT NULL){keyed}"
+             body TEXT NOT NULL, digest {octets} NOT NULL, seal {octets} NOT NULL){table}"
         ),
         format!(
             "CREATE TABLE blocks (edge {integer} NOT NULL, height {integer} NOT NULL, \

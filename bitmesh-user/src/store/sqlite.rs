@@ -56,8 +56,9 @@ const UPDATE_MARK: &str =
 
 const RAISE_MARK: &str = "UPDATE commits SET committed = $1 WHERE edge = $2 AND committed < $1";
 
+/// In the order in which they are in the file.
 const SELECT_CHANNELS: &str = "SELECT channel, n, body, digest, seal FROM channels \
-    WHERE channel > $1 ORDER BY channel LIMIT $2";
+    WHERE rowid > COALESCE((SELECT rowid FROM channels WHERE channel = $1), 0) ORDER BY rowid LIMIT $2";
 const SELECT_JOURNAL: &str =
     "SELECT seq, channel, n, body, digest FROM journal WHERE seq > $1 ORDER BY seq LIMIT $2";
 const DELETE_FOLDED: &str = "DELETE FROM journal WHERE seq <= $1";
