@@ -18,7 +18,9 @@ use super::{
     aside::{self, with},
     engine::{Engine, Mark},
     known::Known,
-    load, lock, moving, schema,
+    load,
+    lock::{self, Lock},
+    moving, schema,
     sqlite::{self, SqliteEngine},
     witness::{self, Witness},
 };
@@ -176,7 +178,7 @@ pub struct Restore {
     /// Its last commit as a backup, and as it is now.
     found: i64,
     mark: Mark,
-    _lock: fs::File,
+    _lock: Lock,
 }
 
 /// What was put back.

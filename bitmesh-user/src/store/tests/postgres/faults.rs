@@ -264,8 +264,7 @@ async fn of_two_servers_that_take_writes_the_one_that_was_promoted_last_is_used_
     let open = async |directory: &TempDir, edge: &str, proxies: &[&Proxy]| {
         let fleet = Some(fleet(&at(proxies, "fleet"), edge));
         let place = Place { directory: directory.path().to_owned(), fleet };
-        let opened =
-            unlocked(async || Store::open(&place, StoreRole::Provider, Network::Regtest).await);
+        let opened = Store::open(&place, StoreRole::Provider, Network::Regtest);
         let mut store = opened.await?;
         store.load::<Event>().await?;
         Ok::<_, StoreError>(store)
@@ -317,12 +316,12 @@ async fn of_two_servers_that_take_writes_the_one_that_was_promoted_last_is_used_
     };
     let nowhere: Fleet = fleet("postgres://me@127.0.0.1:1/fleet", "two");
     let nowhere = Place { fleet: Some(nowhere), ..place(&both) };
-    let refused = unlocked(async || accept_server(&nowhere, Network::Regtest).await).await;
+    let refused = accept_server(&nowhere, Network::Regtest).await;
     assert!(matches!(refused, Err(StoreError::Unreachable { .. })), "{refused:?}");
     let error = open(&two, "two", &both).await.unwrap_err();
     assert!(matches!(error, StoreError::Behind { .. }), "{error}");
     let place = place(&both);
-    unlocked(async || accept_server(&place, Network::Regtest).await).await.unwrap();
+    accept_server(&place, Network::Regtest).await.unwrap();
     let store = open(&two, "two", &both).await.unwrap();
     assert!(store.went_back().unwrap().contains("accepted"));
 }
