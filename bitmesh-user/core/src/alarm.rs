@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     channel::{
-        CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, CLAIM_URGENT_BLOCKS, ChannelId, ChannelStatus,
-        ProviderChannel, blocks_left,
+        Book, CLAIM_DONE_BLOCKS, CLAIM_MARGIN_BLOCKS, CLAIM_URGENT_BLOCKS, ChannelId,
+        ChannelStatus, ProviderChannel, Wait, blocks_left,
     },
     fleet::{EdgeNumber, Hold},
 };
@@ -169,17 +169,13 @@ impl Sight {
 }
 
 /// Everything that is wrong now, the worst first.
-pub fn alarms<'a>(
-    channels: impl Iterator<Item = (&'a ChannelId, &'a ProviderChannel)>,
-    sight: Sight,
-) -> Vec<Alarm> {
-    let mut stakes = Stakes::default();
-    let mut alarms = Vec::new();
-    for (id, channel) in channels.filter(|(_, channel)| is_at_stake(channel)) {
-        stakes.add(channel);
-        alarms.extend(of_claim(*id, channel, sight.tip));
-    }
-    alarms.extend(of_source(stakes, sight));
+pub fn alarms(book: &Book<ProviderChannel>, sight: Sight) -> Vec<Alarm> {
+    // No other channel is closing that was paid on.
+    let due = book.waiting(Wait::Claim { from: 0 }, Wait::Claim { from: sight.tip });
+    let due = due.filter(|(_, channel)| is_at_stake(channel));
+    let mut alarms: Vec<_> =
+        due.filter_map(|(id, channel)| of_claim(id, channel, sight.tip)).collect();
+    alarms.extend(of_source(book, sight));
     alarms.sort_by(|a, b| (b.level, &a.kind).cmp(&(a.level, &b.kind)));
     alarms
 }
@@ -197,6 +193,14 @@ struct Stakes {
 }
 
 impl Stakes {
+    fn of(book: &Book<ProviderChannel>) -> Self {
+        let mut stakes = Self::default();
+        for (_, channel) in book.iter().filter(|(_, channel)| is_at_stake(channel)) {
+            stakes.add(channel);
+        }
+        stakes
+    }
+
     fn add(&mut self, channel: &ProviderChannel) {
         let expiry = channel.params().expiry_height;
         self.expiry_height = Some(self.expiry_height.map_or(expiry, |first| first.min(expiry)));
@@ -204,7 +208,7 @@ impl Stakes {
     }
 }
 
-fn of_source(stakes: Stakes, sight: Sight) -> Option<Alarm> {
+fn of_source(book: &Book<ProviderChannel>, sight: Sight) -> Option<Alarm> {
     let lost = sight.lost_seconds.filter(|seconds| *seconds >= LOST_GRACE_SECONDS);
     let (kind, what) = match lost {
         Some(seconds) => {
@@ -216,6 +220,7 @@ fn of_source(stakes: Stakes, sight: Sight) -> Option<Alarm> {
         }
         None => return None,
     };
+    let stakes = Stakes::of(book);
     let Some(expiry) = stakes.expiry_height else {
         let message = format!("{what}: no channels are opened; nothing is at stake");
         return Some(Alarm { kind, level: Level::Warning, message });
@@ -274,11 +279,12 @@ mod tests {
 
     use super::*;
     use crate::channel::{
-        Funding, ProviderEvent,
+        Entry, Funding, ProviderEvent,
         testing::{outpoint, params, pay},
     };
 
-    fn channel(sum: u64, closing: bool) -> ProviderChannel {
+    /// One channel that was paid on.
+    fn book(sum: u64, closing: bool) -> Book<ProviderChannel> {
         let opened = ProviderEvent::Opened {
             params: Arc::new(params()),
             key_index: 0,
@@ -286,24 +292,25 @@ mod tests {
             height: 100,
             used: crate::ledger::Usage::default(),
         };
-        let mut channel = ProviderChannel::open(&opened).unwrap();
         let funding = Funding { outpoint: outpoint(&params()), height: 101 };
-        channel.apply(&ProviderEvent::Funded(funding)).unwrap();
         let paid = ProviderEvent::Paid {
             paid: Amount::from_sat(sum),
             signature: pay(&params(), sum),
             earlier: 0,
         };
-        channel.apply(&paid).unwrap();
+        let mut events = vec![opened, ProviderEvent::Funded(funding), paid];
         if closing {
-            channel.apply(&ProviderEvent::CloseRequested { payout_script: None }).unwrap();
+            events.push(ProviderEvent::CloseRequested { payout_script: None });
         }
-        channel
+        let mut book = Book::default();
+        for event in events {
+            book.apply(&Entry::Channel { channel: params().id(), event }).unwrap();
+        }
+        book
     }
 
-    fn of(channel: &ProviderChannel, sight: Sight) -> Vec<(Kind, Level)> {
-        let id = channel.params().id();
-        let told = alarms(std::iter::once((&id, channel)), sight);
+    fn of(book: &Book<ProviderChannel>, sight: Sight) -> Vec<(Kind, Level)> {
+        let told = alarms(book, sight);
         told.into_iter().map(|alarm| (alarm.kind, alarm.level)).collect()
     }
 
@@ -317,40 +324,40 @@ mod tests {
 
     #[test]
     fn p16_a_lost_source_is_told_and_is_an_emergency_a_day_before_the_margin() {
-        let channel = channel(500, false);
+        let book = book(500, false);
         let first = params().expiry_height - CLAIM_MARGIN_BLOCKS - ALARM_LEAD_BLOCKS - 1;
-        assert_eq!(of(&channel, seen(first)), []);
-        assert_eq!(of(&channel, lost(first - 1, LOST_GRACE_SECONDS - 1)), []);
+        assert_eq!(of(&book, seen(first)), []);
+        assert_eq!(of(&book, lost(first - 1, LOST_GRACE_SECONDS - 1)), []);
         let grace = LOST_GRACE_SECONDS;
-        assert_eq!(of(&channel, lost(first - 1, grace)), [(Kind::ChainLost, Level::Warning)]);
-        assert_eq!(of(&channel, lost(first, grace)), [(Kind::ChainLost, Level::Error)]);
+        assert_eq!(of(&book, lost(first - 1, grace)), [(Kind::ChainLost, Level::Warning)]);
+        assert_eq!(of(&book, lost(first, grace)), [(Kind::ChainLost, Level::Error)]);
         // While it is lost, time passes: a day may be two days of blocks.
         let day = 24 * 3_600;
-        assert_eq!(of(&channel, lost(first - 288, day)), [(Kind::ChainLost, Level::Warning)]);
-        assert_eq!(of(&channel, lost(first - 287, day)), [(Kind::ChainLost, Level::Error)]);
+        assert_eq!(of(&book, lost(first - 288, day)), [(Kind::ChainLost, Level::Warning)]);
+        assert_eq!(of(&book, lost(first - 287, day)), [(Kind::ChainLost, Level::Error)]);
         assert!(
-            alarms(std::iter::empty(), lost(5, day))[0].message.contains("nothing is at stake")
+            alarms(&Book::default(), lost(5, day))[0].message.contains("nothing is at stake")
         );
     }
 
     #[test]
     fn p16_a_source_without_new_blocks_is_told() {
-        let channel = channel(500, false);
+        let book = book(500, false);
         let silent = |silent_seconds| Sight { silent_seconds, ..seen(200) };
-        assert_eq!(of(&channel, silent(STALL_SECONDS - 1)), []);
-        assert_eq!(of(&channel, silent(STALL_SECONDS)), [(Kind::ChainStalls, Level::Warning)]);
+        assert_eq!(of(&book, silent(STALL_SECONDS - 1)), []);
+        assert_eq!(of(&book, silent(STALL_SECONDS)), [(Kind::ChainStalls, Level::Warning)]);
     }
 
     #[test]
     fn a_settlement_that_is_late_is_an_emergency() {
-        let channel = channel(500, true);
+        let book = book(500, true);
         let id = params().id();
         let done = params().expiry_height - CLAIM_DONE_BLOCKS;
         let waits = [(Kind::ClaimWaits { channel: id }, Level::Warning)];
-        assert_eq!(of(&channel, seen(done - CLAIM_URGENT_BLOCKS)), waits);
+        assert_eq!(of(&book, seen(done - CLAIM_URGENT_BLOCKS)), waits);
         let late = [(Kind::ClaimLate { channel: id }, Level::Error)];
-        assert_eq!(of(&channel, seen(done - CLAIM_URGENT_BLOCKS + 1)), late);
-        let both = of(&channel, lost(done, 60));
+        assert_eq!(of(&book, seen(done - CLAIM_URGENT_BLOCKS + 1)), late);
+        let both = of(&book, lost(done, 60));
         assert_eq!(both.len(), 2);
         assert!(both.iter().all(|(_, level)| *level == Level::Error));
     }
@@ -383,8 +390,7 @@ mod tests {
 
     #[test]
     fn alarms_survive_json() {
-        let id = params().id();
-        let told = alarms(std::iter::once((&id, &channel(500, true))), lost(990, 60));
+        let told = alarms(&book(500, true), lost(990, 60));
         let text = serde_json::to_string(&told).unwrap();
         assert!(text.contains("\"alarm\":\"claim-late\",\"channel\":"), "{text}");
         assert_eq!(serde_json::from_str::<Vec<Alarm>>(&text).unwrap(), told);

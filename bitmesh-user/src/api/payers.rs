@@ -50,6 +50,16 @@ impl Payers {
         self.add_at(station, account, Instant::now());
     }
 
+    /// The accounts of these stations have paid.
+    pub fn add_all(&self, payers: impl Iterator<Item = (Station, AccountId)>) {
+        let granted = self.millis(Instant::now());
+        let paying = |account| Paying { account, granted: granted.into() };
+        let mut payers: BTreeMap<_, _> =
+            payers.map(|(station, account)| (station, paying(account))).collect();
+        // Nodes that are made of what is sorted are full.
+        self.0.all.write().unwrap_or_else(PoisonError::into_inner).append(&mut payers);
+    }
+
     fn add_at(&self, station: Station, account: AccountId, now: Instant) {
         let granted = self.millis(now);
         {

@@ -46,12 +46,13 @@ pub(super) struct Belt {
 
 /// Marks an interface that is metered both ways. One that the operator has grouped stays so, and is
 /// to be told by its index; true then.
-pub(super) fn mark(instance: &str, port: &Port) -> Result<bool, DataplaneError> {
+pub(super) fn mark(instance: &str, port: &mut Port) -> Result<bool, DataplaneError> {
     let ours = group(instance);
     if port.group == 0 {
         ports::set_group(port.index, ours)?;
+        port.group = ours;
     }
-    Ok(port.group != 0 && port.group != ours)
+    Ok(port.group != ours)
 }
 
 /// Takes the mark away, if it is there.

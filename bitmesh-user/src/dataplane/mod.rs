@@ -439,6 +439,7 @@ fn load(
 
     let namespace = host::namespace()?;
     let tc_hook = options.tc_hook;
+    programs::load(&mut object)?;
     let mut attacher =
         Attacher { programs: Programs::Object(&mut object), pins, namespace, tc_hook };
     let mut hooks = Vec::new();

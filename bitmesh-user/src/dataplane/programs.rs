@@ -1,6 +1,6 @@
 //! Where programs come from: the object that was just loaded, or their pins.
 
-use std::{collections::HashMap, fs};
+use std::{collections::HashMap, fs, thread};
 
 use aya::{
     Ebpf,
@@ -73,18 +73,32 @@ impl Pinned {
     }
 }
 
+/// Has the kernel verify the programs, all at once: at a start, this takes longer than all else here.
+pub(super) fn load(object: &mut Ebpf) -> Result<(), DataplaneError> {
+    let programs = object.programs_mut().filter(|(name, _)| PINNED.contains(name));
+    thread::scope(|scope| {
+        let loads: Vec<_> =
+            programs.map(|(_, program)| scope.spawn(move || load_one(program))).collect();
+        loads.into_iter().try_for_each(|load| {
+            load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+fn load_one(program: &mut Program) -> Result<(), DataplaneError> {
+    match program {
+        Program::Xdp(xdp) => xdp.load()?,
+        Program::SchedClassifier(tc) => tc.load()?,
+        _ => return Err(ProgramError::UnexpectedProgramType.into()),
+    }
+    Ok(())
+}
+
 /// Pins the programs, so that whoever puts them back needs no object. What an earlier controller
 /// pinned is replaced in one step.
 pub(super) fn pin(object: &mut Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
     for name in PINNED {
         let program = object.program_mut(name).ok_or(DataplaneError::ObjectLacks { name })?;
-        let unloaded = program.fd().is_err();
-        match program {
-            Program::Xdp(xdp) if unloaded => xdp.load()?,
-            Program::SchedClassifier(tc) if unloaded => tc.load()?,
-            Program::Xdp(_) | Program::SchedClassifier(_) => {}
-            _ => return Err(ProgramError::UnexpectedProgramType.into()),
-        }
         let (new, path) = (pins.path(&format!("new_{}", file(name))), pins.path(&file(name)));
         super::pins::remove(&new)?;
         program.pin(&new).map_err(|source| DataplaneError::Pin {

@@ -64,8 +64,6 @@ pub enum Change {
     },
 }
 
-type PutOn = (Vec<Hook>, bool);
-
 /// A port's interface.
 #[derive(Clone, Debug)]
 struct Watched {
@@ -74,6 +72,21 @@ struct Watched {
     /// Whether both programs were on it when it was last looked at.
     metered: bool,
     /// Whether it is in a group of the operator's.
+    grouped: bool,
+    /// What it was when it was asked for last; none, when that has to be done again.
+    port: Option<Port>,
+}
+
+impl Watched {
+    fn new(index: u32, called: String, metered: bool) -> Self {
+        Self { index, called, metered, grouped: false, port: None }
+    }
+}
+
+/// What was done to a port.
+struct PutOn {
+    port: Port,
+    hooks: Vec<Hook>,
     grouped: bool,
 }
 
@@ -104,7 +117,7 @@ impl Watch {
         for name in &lan {
             let port = Port::find(name)?;
             let (index, called) = (port.index, port.name);
-            watched.push(Watched { index, called, metered: true, grouped: false });
+            watched.push(Watched::new(index, called, true));
         }
         Ok(Self {
             named: lan,
@@ -119,11 +132,12 @@ impl Watch {
         })
     }
 
-    /// Looks at everything once and puts right what is not. With `rules_changed`, the belt too is
-    /// looked at.
-    pub fn pass(&mut self, rules_changed: bool) -> Vec<Change> {
+    /// Looks whether the programs are on the ports and puts right what is not. With `links_changed`,
+    /// the interfaces are asked for anew; with `rules_changed`, the belt too is looked at.
+    pub fn pass(&mut self, links_changed: bool, rules_changed: bool) -> Vec<Change> {
         let mut changes = Vec::new();
-        let mut failure = self.ports(&mut changes).err();
+        let asks = links_changed || self.failure.is_some();
+        let mut failure = self.ports(asks, &mut changes).err();
         if let Err(error) = self.belt(rules_changed, &mut changes) {
             failure = failure.or(Some(error));
         }
@@ -141,19 +155,8 @@ impl Watch {
         super::let_go(self.pins)
     }
 
-    fn ports(&mut self, changes: &mut Vec<Change>) -> Result<(), DataplaneError> {
-        self.follow(changes)?;
-        let mut failed = None;
-        for name in self.named.clone() {
-            match ports::index_of(&name) {
-                Ok(index) if self.watched.iter().all(|known| known.index != index) => {
-                    let new = Watched { index, called: name, metered: false, grouped: false };
-                    self.watched.push(new);
-                }
-                Ok(_) | Err(DataplaneError::NoInterface { .. }) => {}
-                Err(error) => failed = Some(error),
-            }
-        }
+    fn ports(&mut self, asks: bool, changes: &mut Vec<Change>) -> Result<(), DataplaneError> {
+        let mut failed = if asks { self.ask(changes)? } else { None };
         for at in 0..self.watched.len() {
             if let Err(error) = self.meter(at, changes) {
                 failed = Some(error);
@@ -162,9 +165,25 @@ impl Watch {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Finds the interfaces that are the ports now.
+    fn ask(&mut self, changes: &mut Vec<Change>) -> Result<Option<DataplaneError>, DataplaneError> {
+        self.follow(changes)?;
+        let mut failed = None;
+        for name in self.named.clone() {
+            match ports::index_of(&name) {
+                Ok(index) if self.watched.iter().all(|known| known.index != index) => {
+                    self.watched.push(Watched::new(index, name, false));
+                }
+                Ok(_) | Err(DataplaneError::NoInterface { .. }) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        Ok(failed)
+    }
+
     /// Forgets interfaces that are gone and takes note of new names.
     fn follow(&mut self, changes: &mut Vec<Change>) -> Result<(), DataplaneError> {
-        for Watched { index, called, metered, grouped } in std::mem::take(&mut self.watched) {
+        for Watched { index, called, metered, grouped, .. } in std::mem::take(&mut self.watched) {
             let Some(name) = ports::name_of(index)? else {
                 for pin in self.pins.links()? {
                     if pin.namespace == self.namespace && pin.index == index {
@@ -178,7 +197,7 @@ impl Watch {
                 let interface = name.clone();
                 changes.push(Change::Renamed { from: called, interface, index });
             }
-            self.watched.push(Watched { index, called: name, metered, grouped });
+            self.watched.push(Watched { index, called: name, metered, grouped, port: None });
         }
         Ok(())
     }
@@ -188,8 +207,12 @@ impl Watch {
         let Some(known) = self.watched.get(at).cloned() else { return Ok(()) };
         let done = self.attach(&known);
         if let Some(watched) = self.watched.get_mut(at) {
+            watched.port = None;
             match &done {
-                Ok(Some((_, grouped))) => (watched.metered, watched.grouped) = (true, *grouped),
+                Ok(Some(PutOn { port, grouped, .. })) => {
+                    (watched.metered, watched.grouped) = (true, *grouped);
+                    watched.port = Some(port.clone());
+                }
                 Ok(None) => {}
                 Err(_) => {
                     watched.metered = false;
@@ -197,11 +220,11 @@ impl Watch {
                 }
             }
         }
-        let Some((put_on, _)) = done? else { return Ok(()) };
+        let Some(PutOn { hooks, .. }) = done? else { return Ok(()) };
         if known.metered {
-            changes.extend(put_on.into_iter().map(|hook| Change::Restored { hook }));
-        } else if !put_on.is_empty() {
-            let (interface, index, hooks) = (known.called, known.index, put_on);
+            changes.extend(hooks.into_iter().map(|hook| Change::Restored { hook }));
+        } else if !hooks.is_empty() {
+            let (interface, index) = (known.called, known.index);
             changes.push(Change::Attached { interface, index, hooks });
         }
         Ok(())
@@ -210,7 +233,7 @@ impl Watch {
     /// The hooks that had to be put on, and whether the operator has grouped it; `None` when the interface was renamed or removed at this
     /// very moment, of which the next pass knows.
     fn attach(&mut self, watched: &Watched) -> Result<Option<PutOn>, DataplaneError> {
-        let port = match Port::find(&watched.called) {
+        let mut port = match watched.port.clone().map_or_else(|| Port::find(&watched.called), Ok) {
             Ok(port) if port.index != watched.index => return Ok(None),
             Err(DataplaneError::NoInterface { .. }) => return Ok(None),
             found => found?,
@@ -221,7 +244,7 @@ impl Watch {
             namespace: self.namespace,
             tc_hook: TcHook::Auto,
         };
-        let mut put_on = Vec::new();
+        let mut hooks = Vec::new();
         for side in [Side::Egress, Side::Ingress] {
             // A filter has no link that can be asked; replacing it would be noticed as a change.
             if attacher.found(&port, side)? == Some(Holder::Clsact)
@@ -236,11 +259,11 @@ impl Watch {
                 attacher.upload(&port, self.upload_hook)?
             };
             if !hook.taken_over {
-                put_on.push(hook);
+                hooks.push(hook);
             }
         }
-        let grouped = belt::mark(self.pins.instance(), &port)?;
-        Ok(Some((put_on, grouped)))
+        let grouped = belt::mark(self.pins.instance(), &mut port)?;
+        Ok(Some(PutOn { port, hooks, grouped }))
     }
 
     fn belt(&mut self, look: bool, changes: &mut Vec<Change>) -> Result<(), DataplaneError> {

@@ -24,9 +24,11 @@ use tracing::debug;
 use super::{COOKIE, GuardArgs, SELLING, Said, bell::Bell, privileges};
 use crate::dataplane::{Change, UploadHook, Watch};
 
-/// How often everything is looked at when nothing is told: links that were detached are told of by
+/// How often it is looked at the programs when nothing is told: links that were detached are told of by
 /// nobody.
 const PASS_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the interfaces are asked for when nothing is told of them.
+const LINKS_INTERVAL: Duration = Duration::from_secs(1);
 /// Least time between two looks: a storm of changes does not become one of work.
 const PASS_PAUSE: Duration = Duration::from_millis(10);
 /// Least time between two looks at the rules, which take a process each.
@@ -63,12 +65,13 @@ async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<
     let mut tick = interval(PASS_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-    let changes = watch.pass(true);
+    let changes = watch.pass(true, true);
     say(&answers, &Said::Ready)?;
     tell(&answers, changes)?;
     let mut request = [0];
     let mut on_trial = args.is_new;
     let (mut rules_changed, mut rules_next) = (false, Instant::now());
+    let mut links_next = Instant::now() + LINKS_INTERVAL;
     loop {
         tokio::select! {
             read = requests.read(&mut request) => {
@@ -88,7 +91,10 @@ async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<
                 say(&answers, &said)?;
                 continue;
             }
-            rung = links.rung() => rung?,
+            rung = links.rung() => {
+                rung?;
+                links_next = Instant::now();
+            }
             rung = rules.rung() => {
                 rung?;
                 rules_changed = true;
@@ -96,8 +102,12 @@ async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<
             _ = tick.tick() => {}
         }
         let started = Instant::now();
-        let look = rules_changed && Instant::now() >= rules_next;
-        let changes = watch.pass(look);
+        let look = rules_changed && started >= rules_next;
+        let asks = started >= links_next;
+        if asks {
+            links_next = started + LINKS_INTERVAL;
+        }
+        let changes = watch.pass(asks, look);
         if look {
             (rules_changed, rules_next) = (false, Instant::now() + RULES_PAUSE);
         }

@@ -88,6 +88,7 @@ struct Foundation {
     store: Store,
     wallet: Wallet,
     source: Arc<dyn ChainSource>,
+    /// Of channels, nothing where the source has no filters: every block of it is looked through.
     watched: Watched,
     /// The book's channels that are watched.
     channels_watched: u64,
@@ -191,12 +192,17 @@ impl Foundation {
     fn watch<M: Machine>(&mut self, book: &Book<M>) {
         self.channels_watched = book.script_changes();
         self.watched_anew = self.channels_watched;
-        self.watched.set(self.wallet.scripts().cloned().chain(book.scripts()));
+        if self.source.filters().is_some() {
+            self.watched.set(self.wallet.scripts().cloned().chain(book.scripts()));
+        }
     }
 
     /// Adds the scripts of channels that are new in a batch. Those of channels that were forgotten
     /// stay until all are taken anew: they cost a look at a block now and then.
     fn watch_more<M: Machine, A>(&self, out: &Batch<M::Event, A>, book: &Book<M>) {
+        if self.source.filters().is_none() {
+            return;
+        }
         let scripts = out.entries().iter().filter_map(|entry| match entry {
             Entry::Channel { channel, .. } => book.get(channel).map(M::funding_script),
             _ => None,

@@ -204,6 +204,7 @@ impl Store {
                 self.known.key_taken(index);
             }
         }
+        self.known.newest.remove(tails.keys());
         self.known.tails.extend(tails);
         self.known.usage.extend(rows.usage.iter().map(|row| (row[0], usage_digest(row))));
         self.known.journal_rows += rows.journal.len() as u64;

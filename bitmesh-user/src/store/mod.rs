@@ -17,6 +17,7 @@ mod load;
 mod lock;
 mod looking;
 mod moving;
+mod newest;
 mod postgres;
 mod rows;
 mod schema;
@@ -251,8 +252,8 @@ impl Store {
     }
 
     async fn write(&mut self, write: &Write, changes: Changes) -> Result<(), StoreError> {
-        self.engine.write(write).await?;
-        self.known.accept(changes);
+        let first = self.engine.write(write).await?;
+        self.known.accept(changes, first);
         self.witness.note(&self.known.mark);
         Ok(())
     }

@@ -246,8 +246,8 @@ impl Moving {
 
     async fn set(&mut self, mark: Option<&str>) -> Result<(), StoreError> {
         let (write, changes) = self.known.set(&[(MOVING, mark)]);
-        self.lone.file.write(&write).await?;
-        self.known.accept(changes);
+        let first = self.lone.file.write(&write).await?;
+        self.known.accept(changes, first);
         self.lone.witness.note(&self.known.mark);
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
 use bitcoin::Network;
 use bitmesh_core::{
     bitcoin,
-    channel::{Compact, Entry},
+    channel::{Compact, Entry, Tally},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
@@ -365,8 +365,12 @@ pub(super) struct Anything(
 );
 
 impl Compact for Anything {
-    fn absorb(&mut self, next: Self) -> Option<Self> {
-        Some(next)
+    fn tally(&self) -> Option<Tally> {
+        None
+    }
+
+    fn stand_for(&mut self, _: Tally) -> bool {
+        false
     }
 
     fn key_index(&self) -> Option<u32> {

@@ -284,9 +284,7 @@ impl<'a> Session<'a> {
             session.foundation.store.note_hold(fleet.hold.get()).await?;
         }
         // Who paid before is no stranger, although nothing is granted to who holds all its credit.
-        for (station, account) in session.controller.payers() {
-            session.desk.gate.payers.add(station, account);
-        }
+        session.desk.gate.payers.add_all(session.controller.payers());
         session.desk.open(config).await?;
         Ok(session)
     }

@@ -41,7 +41,7 @@ impl Session<'_> {
             lost_seconds: lost,
             silent_seconds: silent.max(lost.unwrap_or(0)),
         };
-        let mut alarms = alarm::alarms(book.iter(), sight);
+        let mut alarms = alarm::alarms(book, sight);
         alarms.extend(self.foundation.went_back(now()));
         alarms.extend(self.fleet.iter().flat_map(Fleet::alarms));
         alarms

@@ -413,7 +413,7 @@ impl Engine for PostgresEngine {
         })
     }
 
-    fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, ()> {
+    fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, i64> {
         Box::pin(async {
             let until = Instant::now() + self.commit_time();
             let limit = self.commit_time() + self.try_time();
@@ -425,7 +425,7 @@ impl Engine for PostgresEngine {
             done.map_err(|error| self.said(error))?;
             self.standing.committed = write.mark.committed;
             self.counted = self.counted_after(write);
-            Ok(())
+            Ok(0)
         })
     }
 

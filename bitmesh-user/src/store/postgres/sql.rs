@@ -132,7 +132,7 @@ pub(super) fn bounded(limit: Duration) -> AssertSqlSafe<String> {
     ))
 }
 
-/// Events and usage in one statement, which is one transaction where it stands alone: one round
+/// Events in one statement, which is one transaction where it stands alone: one round
 /// trip. Nothing is written unless the edge is who it was, and its last commit the one before.
 pub(super) const COMMIT: &str = "WITH fence AS ( \
     UPDATE edges SET committed = $3, seq = $4 \
@@ -140,8 +140,12 @@ pub(super) const COMMIT: &str = "WITH fence AS ( \
     events AS (INSERT INTO journal (channel, n, seq, body, digest) \
     SELECT e.channel, e.n, e.seq, e.body, e.digest FROM fence, \
     UNNEST($5::BYTEA[], $6::BIGINT[], $7::BIGINT[], $8::TEXT[], $9::BYTEA[]) \
-    AS e (channel, n, seq, body, digest)) \
-    SELECT COUNT(*) FROM fence";
+    AS e (channel, n, seq, body, digest)), \
+    replaced AS (UPDATE journal SET body = r.body, digest = r.digest FROM fence, \
+    UNNEST($10::BYTEA[], $11::BIGINT[], $12::TEXT[], $13::BYTEA[]) \
+    AS r (channel, n, body, digest) \
+    WHERE journal.channel = r.channel AND journal.n = r.n RETURNING 1) \
+    SELECT (SELECT COUNT(*) FROM fence), (SELECT COUNT(*) FROM replaced)";
 /// Counters of a life only grow, and are read where the station's account is: what an edge says that
 /// lags, or does not know that it has moved, takes nothing back.
 pub(super) const UPSERT_USAGE: &str = "INSERT INTO usage (station, edge, up_octets, up_frames, \
