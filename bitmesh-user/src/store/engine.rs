@@ -31,7 +31,7 @@ pub(super) trait Engine: Send + fmt::Debug {
     fn settings(&mut self) -> Work<'_, Vec<(String, String)>>;
     /// The last commit; all zero before the first.
     fn mark(&mut self) -> Work<'_, Mark>;
-    /// Folded journals, by channel, of those after `after`, at most `limit`.
+    /// Folded journals in some order, those that come after the one of `after`, at most `limit`.
     fn channels(&mut self, after: Option<Digest>, limit: i64) -> Work<'_, Vec<ChannelRow>>;
     /// The folded journals of these channels, where there are any.
     fn folded<'a>(&'a mut self, channels: &'a [Digest]) -> Work<'a, Vec<ChannelRow>>;
@@ -45,8 +45,9 @@ pub(super) trait Engine: Send + fmt::Debug {
     fn wallet(&mut self) -> Work<'_, Vec<(i64, String)>>;
     /// Writes all of it in one transaction, durably, or nothing. [`StoreError::Fenced`] when the
     /// last commit is not the one before [`Write::mark`]. After another error it is not known
-    /// whether it happened.
-    fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, ()>;
+    /// whether it happened. The number of the first row that was appended, from which the others
+    /// count on; 0 where an engine finds rows by channel and event.
+    fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, i64>;
     /// What the engine's own check of the whole database finds.
     fn integrity(&mut self) -> Work<'_, Vec<String>>;
     /// Writes a copy of the database, as of the last commit, into a file that does not exist yet.
@@ -104,6 +105,18 @@ pub(super) struct NewEvent {
     pub digest: Digest,
 }
 
+/// An event in the place of one that it stands for, too.
+#[derive(Debug)]
+pub(super) struct Replaced {
+    /// Number of the row.
+    pub seq: i64,
+    /// What is there from now on. Channel and `n` are what was there.
+    pub event: NewEvent,
+}
+
+/// What it means that fewer rows were written over than there are.
+pub(super) const REPLACED_OTHERS: &str = "rows of payments are not where they were written";
+
 /// What happened to the chain.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum BlockChange {
@@ -121,6 +134,8 @@ pub(super) struct Write {
     pub bodies: String,
     /// To be appended in this order.
     pub journal: Vec<NewEvent>,
+    /// Each of another row.
+    pub replaced: Vec<Replaced>,
     /// In this order.
     pub blocks: Vec<BlockChange>,
     /// To be put in the place of what is there.

@@ -55,7 +55,8 @@ impl Store {
         self.database()?.untold().await
     }
 
-    /// Tells what they used beyond that, all or nothing and once; those that are left out used nothing.
+    /// Tells what they used beyond that, each once; those that are left out used nothing. After an error the
+    /// rest is still to be told.
     /// The edges that have their accounts hear of it in return for a sign of life.
     pub async fn tell_late(&mut self, late: &[(LateId, Octets)]) -> Result<(), StoreError> {
         self.database()?.tell_late(late).await
@@ -203,6 +204,7 @@ impl Store {
                 self.known.key_taken(index);
             }
         }
+        self.known.newest.remove(tails.keys());
         self.known.tails.extend(tails);
         self.known.usage.extend(rows.usage.iter().map(|row| (row[0], usage_digest(row))));
         self.known.journal_rows += rows.journal.len() as u64;
@@ -211,12 +213,23 @@ impl Store {
         Ok(Taken { accounts, events, usage, tips })
     }
 
-    /// Fences an edge that was not heard of since, and takes its accounts, which arrive as others do.
-    /// Nothing is done, and `false` returned, when it gave a sign of life meanwhile. How long it has to
-    /// be silent before is the caller's to judge.
-    pub async fn take_over(&mut self, edge: &EdgeRow) -> Result<bool, StoreError> {
+    /// Fences an edge that was not heard of since, so that [`Self::seize`] takes its accounts; its epoch is
+    /// one more then. Nothing is done, and `false` returned, when it gave a sign of life meanwhile. How long
+    /// it has to be silent before is the caller's to judge.
+    pub async fn fence(&mut self, edge: &EdgeRow) -> Result<bool, StoreError> {
         let number = i64::from(edge.number.get());
-        self.database()?.take_over(number, edge.epoch, edge.beat).await
+        self.database()?.fence(number, edge.epoch, edge.beat).await
+    }
+
+    /// Takes some accounts of an edge that has had this epoch since it was fenced, which arrive as others do:
+    /// how many. Less than `limit`, when it has no more, or has begun anew.
+    pub async fn seize(
+        &mut self,
+        edge: EdgeNumber,
+        epoch: i64,
+        limit: u32,
+    ) -> Result<u64, StoreError> {
+        self.database()?.seize(i64::from(edge.get()), epoch, i64::from(limit)).await
     }
 
     /// Every edge of the fleet.

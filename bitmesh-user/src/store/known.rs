@@ -19,8 +19,9 @@ use serde::Serialize;
 
 use super::{
     StoreError,
-    engine::{BlockChange, Mark, NewEvent, UsageRow, Write},
+    engine::{BlockChange, Mark, NewEvent, Replaced, UsageRow, Write},
     journal::{Digest, Sum, Tail, block_digest, setting_digest, usage_digest, wallet_digest},
+    newest::{Newest, NewestRows, Row},
     postgres::FleetChange,
 };
 
@@ -42,6 +43,8 @@ pub(super) struct Known {
     pub(super) wallet: (i64, Sum),
     /// The highest key index that a channel took, by edge.
     pub(super) key_indexes: BTreeMap<u32, u32>,
+    /// Payments that nothing but payments was written after.
+    pub(super) newest: NewestRows,
 }
 
 /// What is different once a write is durable.
@@ -53,11 +56,23 @@ pub(super) struct Changes {
     /// Rows that the journal grows by, and that it loses.
     appended: u64,
     folded: u64,
+    folded_channels: Vec<Digest>,
     forgotten: Vec<Digest>,
     usage: HashMap<i64, Digest>,
     blocks: Option<BTreeMap<i64, Digest>>,
     wallet: Option<(i64, Sum)>,
     key_indexes: Vec<u32>,
+    newest: NewestRows,
+    /// Something else than payments was written.
+    other: bool,
+}
+
+impl Changes {
+    /// Something else than a payment is written: what comes later stays behind it.
+    fn is_other(&mut self) {
+        self.other = true;
+        self.newest.clear();
+    }
 }
 
 /// Bits of a key index below the edge's number.
@@ -112,19 +127,39 @@ impl Known {
         let (mut write, mut changes, mut sum) = self.start();
         let mut bodies = Vec::new();
         let mut usage = BTreeMap::new();
-        for (channel, event) in dense(entries) {
+        for (channel, mut event) in dense(entries) {
+            let last = changes.tails.get(&channel).or_else(|| self.tails.get(&channel));
+            let last = last.copied().unwrap_or_else(|| Tail::start(&channel));
+            let replaced = self.newest(&changes, &channel).and_then(|(seq, newest)| {
+                let n = last.n.checked_sub(1)?;
+                let stands = event.to_mut().stand_for(newest.tally);
+                stands.then_some((seq, Tail { n, digest: newest.before }))
+            });
             let from = bodies.len();
             serde_json::to_writer(&mut bodies, event.as_ref()).map_err(StoreError::Encode)?;
-            let before = changes.tails.get(&channel).or_else(|| self.tails.get(&channel));
-            let before = before.copied().unwrap_or_else(|| Tail::start(&channel));
+            let before = replaced.map_or(last, |(_, before)| before);
             let body = bodies.get(from..).unwrap_or_default();
             let tail = before.after(body).ok_or_else(too_many)?;
-            sum.toggle_tail(&before);
+            sum.toggle_tail(&last);
             sum.toggle_tail(&tail);
             changes.tails.insert(channel, tail);
             changes.key_indexes.extend(event.key_index());
             let (n, body) = (i64::from(before.n), from..bodies.len());
-            write.journal.push(NewEvent { channel, n, body, digest: tail.digest });
+            let stored = NewEvent { channel, n, body, digest: tail.digest };
+            let row = if let Some((seq, _)) = replaced {
+                write.replaced.push(Replaced { seq, event: stored });
+                Row::Stored(seq)
+            } else {
+                write.journal.push(stored);
+                Row::Appended(write.journal.len() - 1)
+            };
+            match event.tally() {
+                Some(tally) => {
+                    let newest = Newest { row, before: before.digest, tally };
+                    changes.newest.insert(channel, newest);
+                }
+                None => changes.is_other(),
+            }
         }
         for entry in entries {
             match entry {
@@ -141,7 +176,10 @@ impl Known {
                     let row = usage_row(*station, newest);
                     usage.insert(row[0], row);
                 }
-                Entry::Fleet(entry) => fleet_change(entry, &mut write, &mut changes),
+                Entry::Fleet(entry) => {
+                    changes.is_other();
+                    fleet_change(entry, &mut write, &mut changes);
+                }
             }
         }
         changes.appended = write.journal.len() as u64;
@@ -169,6 +207,19 @@ impl Known {
         }
         self.finish(&mut write, &mut changes, sum);
         Ok((write, changes))
+    }
+
+    /// The row of a channel's last event, if a payment may take its place: one that was written before.
+    /// Of one batch they are together already.
+    fn newest(&self, changes: &Changes, channel: &Digest) -> Option<(i64, &Newest)> {
+        if changes.other || changes.newest.get(channel).is_some() {
+            return None;
+        }
+        let newest = self.newest.get(channel)?;
+        match newest.row {
+            Row::Stored(seq) => Some((seq, newest)),
+            Row::Appended(_) => None,
+        }
     }
 
     fn blocks_after(&self, blocks: &[BlockChange], sum: &mut Sum) -> BTreeMap<i64, Digest> {
@@ -229,14 +280,20 @@ impl Known {
             }
         }
         changes.folded = rows as u64;
+        changes.folded_channels = write.folded.iter().map(|row| row.channel).collect();
         changes.forgotten.clone_from(&write.forgotten);
         self.finish(&mut write, &mut changes, sum);
         (write, changes)
     }
 
-    /// A write is durable.
-    pub(super) fn accept(&mut self, changes: Changes) {
+    /// A write is durable, and its first new row of the journal has that number.
+    pub(super) fn accept(&mut self, changes: Changes, first: i64) {
         self.mark = changes.mark;
+        if changes.other {
+            self.newest.clear();
+        }
+        self.newest.extend(changes.newest, first);
+        self.newest.remove(changes.folded_channels.iter().chain(&changes.forgotten));
         self.tails.extend(changes.tails);
         self.journal_rows =
             self.journal_rows.saturating_add(changes.appended).saturating_sub(changes.folded);

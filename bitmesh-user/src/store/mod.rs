@@ -17,6 +17,7 @@ mod load;
 mod lock;
 mod looking;
 mod moving;
+mod newest;
 mod postgres;
 mod rows;
 mod schema;
@@ -26,10 +27,7 @@ mod tidy;
 mod upkeep;
 mod witness;
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use bitcoin::Network;
 use bitmesh_core::{
@@ -41,6 +39,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use self::{
     engine::{Engine, Write},
     known::{Changes, Known},
+    lock::Lock,
     postgres::PostgresEngine,
     sqlite::SqliteEngine,
     witness::Witness,
@@ -51,7 +50,7 @@ pub use self::{
     lock::check_unlocked,
     looking::FleetLook,
     moving::{Moved, Moving, Written},
-    postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted},
+    postgres::{Address, AddressError, Beat, EdgeRow, Fleet, Wanted, is_passing},
     tidy::TIDY_INTERVAL_IDLE,
     upkeep::{Facts, Look, Restore, Restored, accept, accept_server},
 };
@@ -150,7 +149,7 @@ pub struct Store {
     /// Whether [`Self::load`] has read what is there.
     loaded: bool,
     witness: Witness,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Store {
@@ -253,8 +252,8 @@ impl Store {
     }
 
     async fn write(&mut self, write: &Write, changes: Changes) -> Result<(), StoreError> {
-        self.engine.write(write).await?;
-        self.known.accept(changes);
+        let first = self.engine.write(write).await?;
+        self.known.accept(changes, first);
         self.witness.note(&self.known.mark);
         Ok(())
     }

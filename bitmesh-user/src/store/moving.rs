@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -27,7 +27,8 @@ use super::{
     journal::{Digest, seal},
     known::Known,
     load::{self, unfold},
-    lock, open_file,
+    lock::{self, Lock},
+    open_file,
     postgres::{Entrance, Members, PostgresEngine},
     purpose,
     sqlite::{self, SqliteEngine},
@@ -98,7 +99,7 @@ struct Lone {
     directory: PathBuf,
     file: SqliteEngine,
     witness: Witness,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Moving {
@@ -245,8 +246,8 @@ impl Moving {
 
     async fn set(&mut self, mark: Option<&str>) -> Result<(), StoreError> {
         let (write, changes) = self.known.set(&[(MOVING, mark)]);
-        self.lone.file.write(&write).await?;
-        self.known.accept(changes);
+        let first = self.lone.file.write(&write).await?;
+        self.known.accept(changes, first);
         self.lone.witness.note(&self.known.mark);
         Ok(())
     }

@@ -70,18 +70,16 @@ impl Rows {
     }
 }
 
-/// `count` placeholders from `$first` on.
-fn placeholders(first: usize, count: usize) -> String {
-    let names: Vec<_> = (first..).take(count).map(|number| format!("${number}")).collect();
-    names.join(", ")
+/// So many placeholders. The engine binds those without a name fastest.
+fn placeholders(count: usize) -> String {
+    vec!["?"; count].join(", ")
 }
 
 fn insert(table: &str, columns: &[&str], rows: usize, conflict: Option<&str>) -> String {
     let mut sql = format!("INSERT INTO {table} ({}) VALUES ", columns.join(", "));
     for row in 0..rows {
         let comma = if row == 0 { "" } else { ", " };
-        let first = row * columns.len() + 1;
-        let _ = write!(sql, "{comma}({})", placeholders(first, columns.len()));
+        let _ = write!(sql, "{comma}({})", placeholders(columns.len()));
     }
     if let Some(key) = conflict {
         let set = |column: &&str| format!("{column} = excluded.{column}");
@@ -94,6 +92,15 @@ fn insert(table: &str, columns: &[&str], rows: usize, conflict: Option<&str>) ->
 pub(super) static INSERT_EVENTS: LazyLock<Rows> = LazyLock::new(|| {
     Rows::new(|rows| insert("journal", &["channel", "n", "body", "digest"], rows, None))
 });
+/// The row is there: what it has is changed only where it is of the same channel and event.
+pub(super) static REPLACE_EVENTS: LazyLock<Rows> = LazyLock::new(|| {
+    let columns = ["seq", "channel", "n", "body", "digest"];
+    Rows::new(|rows| {
+        insert("journal", &columns, rows, None)
+            + " ON CONFLICT (seq) DO UPDATE SET body = excluded.body, digest = excluded.digest \
+               WHERE channel = excluded.channel AND n = excluded.n"
+    })
+});
 pub(super) static UPSERT_USAGE: LazyLock<Rows> =
     LazyLock::new(|| Rows::new(|rows| insert("usage", &USAGE_COLUMNS, rows, Some("station"))));
 pub(super) static UPSERT_CHANNELS: LazyLock<Rows> = LazyLock::new(|| {
@@ -102,7 +109,7 @@ pub(super) static UPSERT_CHANNELS: LazyLock<Rows> = LazyLock::new(|| {
 });
 pub(super) static SELECT_FOLDED: LazyLock<Rows> = LazyLock::new(|| {
     Rows::new(|rows| {
-        let channels = placeholders(1, rows);
+        let channels = placeholders(rows);
         format!("SELECT channel, n, body, digest, seal FROM channels WHERE channel IN ({channels})")
     })
 });
@@ -117,7 +124,7 @@ pub(super) struct Dialect {
     pub serial: &'static str,
     /// What follows a table.
     pub table: &'static str,
-    /// The same, of one that is read by its key.
+    /// The same, of one that is read by its key and whose rows are short.
     pub keyed: &'static str,
 }
 
@@ -137,7 +144,7 @@ pub(super) fn tables(dialect: &Dialect) -> Vec<String> {
         ),
         format!(
             "CREATE TABLE channels (channel {octets} PRIMARY KEY NOT NULL, n {integer} NOT NULL, \
-             body TEXT NOT NULL, digest {octets} NOT NULL, seal {octets} NOT NULL){keyed}"
+             body TEXT NOT NULL, digest {octets} NOT NULL, seal {octets} NOT NULL){table}"
         ),
         format!(
             "CREATE TABLE blocks (edge {integer} NOT NULL, height {integer} NOT NULL, \

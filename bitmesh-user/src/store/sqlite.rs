@@ -16,7 +16,10 @@ use sqlx::{
 
 use super::{
     Kept, StoreError,
-    engine::{BlockChange, ChannelRow, Engine, JournalRow, Mark, UsageRow, Work, Write},
+    engine::{
+        BlockChange, ChannelRow, Engine, JournalRow, Mark, REPLACED_OTHERS, Replaced, UsageRow,
+        Work, Write,
+    },
     journal::Digest,
     layout1, rows,
     schema::{self, Dialect},
@@ -53,8 +56,9 @@ const UPDATE_MARK: &str =
 
 const RAISE_MARK: &str = "UPDATE commits SET committed = $1 WHERE edge = $2 AND committed < $1";
 
+/// In the order in which they are in the file.
 const SELECT_CHANNELS: &str = "SELECT channel, n, body, digest, seal FROM channels \
-    WHERE channel > $1 ORDER BY channel LIMIT $2";
+    WHERE rowid > COALESCE((SELECT rowid FROM channels WHERE channel = $1), 0) ORDER BY rowid LIMIT $2";
 const SELECT_JOURNAL: &str =
     "SELECT seq, channel, n, body, digest FROM journal WHERE seq > $1 ORDER BY seq LIMIT $2";
 const DELETE_FOLDED: &str = "DELETE FROM journal WHERE seq <= $1";
@@ -163,10 +167,11 @@ impl SqliteEngine {
         Ok(())
     }
 
-    async fn put(&mut self, write: &Write) -> Result<(), StoreError> {
+    async fn put(&mut self, write: &Write) -> Result<i64, StoreError> {
         let place = &self.place;
         let mut transaction = self.connection.begin().await?;
         let to = &mut *transaction;
+        let mut last = 0;
         for (statement, events) in schema::INSERT_EVENTS.cut(&write.journal) {
             let mut query = sqlx::query(statement);
             for event in events {
@@ -176,7 +181,23 @@ impl SqliteEngine {
                     .bind(write.body(event))
                     .bind(&event.digest[..]);
             }
-            query.execute(&mut *to).await?;
+            last = query.execute(&mut *to).await?.last_insert_rowid();
+        }
+        for (statement, rows) in schema::REPLACE_EVENTS.cut(&write.replaced) {
+            let mut query = sqlx::query(statement);
+            for Replaced { seq, event } in rows {
+                query = query
+                    .bind(seq)
+                    .bind(&event.channel[..])
+                    .bind(event.n)
+                    .bind(write.body(event))
+                    .bind(&event.digest[..]);
+            }
+            let replaced = query.execute(&mut *to).await?.rows_affected();
+            if replaced != rows.len() as u64 {
+                let (place, what) = (place.clone(), REPLACED_OTHERS.into());
+                return Err(StoreError::Damaged { place, what });
+            }
         }
         for change in &write.blocks {
             put_block(&mut *to, change).await?;
@@ -213,7 +234,8 @@ impl SqliteEngine {
         if query.execute(&mut *to).await?.rows_affected() != 1 {
             return Err(StoreError::Fenced(place.clone()));
         }
-        Ok(transaction.commit().await?)
+        transaction.commit().await?;
+        Ok(last.saturating_add(1).saturating_sub_unsigned(write.journal.len() as u64))
     }
 }
 
@@ -368,7 +390,7 @@ impl Engine for SqliteEngine {
         })
     }
 
-    fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, ()> {
+    fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, i64> {
         Box::pin(self.put(write))
     }
 

@@ -8,7 +8,7 @@ use std::{
 use bitcoin::Network;
 use bitmesh_core::{
     bitcoin,
-    channel::{Compact, Entry},
+    channel::{Compact, Entry, Tally},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
@@ -18,7 +18,9 @@ use super::{
     aside::{self, with},
     engine::{Engine, Mark},
     known::Known,
-    load, lock, moving, schema,
+    load,
+    lock::{self, Lock},
+    moving, schema,
     sqlite::{self, SqliteEngine},
     witness::{self, Witness},
 };
@@ -176,7 +178,7 @@ pub struct Restore {
     /// Its last commit as a backup, and as it is now.
     found: i64,
     mark: Mark,
-    _lock: fs::File,
+    _lock: Lock,
 }
 
 /// What was put back.
@@ -363,8 +365,12 @@ pub(super) struct Anything(
 );
 
 impl Compact for Anything {
-    fn absorb(&mut self, next: Self) -> Option<Self> {
-        Some(next)
+    fn tally(&self) -> Option<Tally> {
+        None
+    }
+
+    fn stand_for(&mut self, _: Tally) -> bool {
+        false
     }
 
     fn key_index(&self) -> Option<u32> {

@@ -4,12 +4,34 @@ use bitcoin::Amount;
 
 use super::{ProviderEvent, SubscriberEvent};
 
+/// What of a payment the one that follows it has to know to stand for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// Sum of all payments.
+    pub paid: Amount,
+    /// Payments right before it that it stands for, too.
+    pub earlier: u64,
+}
+
 /// An event that a store may keep together with others.
 pub trait Compact: Clone {
+    /// Of a payment.
+    fn tally(&self) -> Option<Tally>;
+
+    /// Stands for the payment right before it in its channel's journal, too, if it is one of more.
+    /// Otherwise it stays as it is.
+    fn stand_for(&mut self, before: Tally) -> bool;
+
     /// Takes in the event that follows it in its channel's journal, where one can stand for both;
     /// else gives that back.
     #[must_use = "an event that was not taken in is lost"]
-    fn absorb(&mut self, next: Self) -> Option<Self>;
+    fn absorb(&mut self, mut next: Self) -> Option<Self> {
+        if self.tally().is_some_and(|before| next.stand_for(before)) {
+            *self = next;
+            return None;
+        }
+        Some(next)
+    }
 
     /// Index of the key that a channel took, in the event that begins it. The highest one must stay
     /// known, so that no key is taken twice.
@@ -17,11 +39,18 @@ pub trait Compact: Clone {
 }
 
 impl Compact for ProviderEvent {
-    fn absorb(&mut self, next: Self) -> Option<Self> {
-        replace(self, next, |event| match event {
-            Self::Paid { paid, earlier, .. } => Some((*paid, earlier)),
+    fn tally(&self) -> Option<Tally> {
+        match *self {
+            Self::Paid { paid, earlier, .. } => Some(Tally { paid, earlier }),
             _ => None,
-        })
+        }
+    }
+
+    fn stand_for(&mut self, before: Tally) -> bool {
+        match self {
+            Self::Paid { paid, earlier, .. } => add(*paid, earlier, before),
+            _ => false,
+        }
     }
 
     fn key_index(&self) -> Option<u32> {
@@ -33,11 +62,18 @@ impl Compact for ProviderEvent {
 }
 
 impl Compact for SubscriberEvent {
-    fn absorb(&mut self, next: Self) -> Option<Self> {
-        replace(self, next, |event| match event {
-            Self::PaymentSigned { paid, earlier, .. } => Some((*paid, earlier)),
+    fn tally(&self) -> Option<Tally> {
+        match *self {
+            Self::PaymentSigned { paid, earlier, .. } => Some(Tally { paid, earlier }),
             _ => None,
-        })
+        }
+    }
+
+    fn stand_for(&mut self, before: Tally) -> bool {
+        match self {
+            Self::PaymentSigned { paid, earlier, .. } => add(*paid, earlier, before),
+            _ => false,
+        }
     }
 
     fn key_index(&self) -> Option<u32> {
@@ -50,24 +86,13 @@ impl Compact for SubscriberEvent {
     }
 }
 
-/// A payment's sum, and how many payments before it the event stands for.
-type Payment<'a> = (Amount, &'a mut u64);
-
-/// Puts a payment in the place of a smaller one before it, which it then stands for, too; else gives
-/// it back.
-fn replace<E>(
-    last: &mut E,
-    mut next: E,
-    payment: for<'a> fn(&'a mut E) -> Option<Payment<'a>>,
-) -> Option<E> {
-    if let (Some((paid, earlier)), Some((sum, between))) = (payment(last), payment(&mut next))
-        && paid < sum
-    {
-        *between = between.saturating_add(1).saturating_add(*earlier);
-        *last = next;
-        return None;
+/// Adds the smaller payment before one of `paid` to those that it stands for.
+fn add(paid: Amount, earlier: &mut u64, before: Tally) -> bool {
+    let more = before.paid < paid;
+    if more {
+        *earlier = earlier.saturating_add(1).saturating_add(before.earlier);
     }
-    Some(next)
+    more
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]

@@ -35,7 +35,7 @@ pub use binding::{
 };
 pub use book::{Batch, Book, Durable, Entry, Machine, TIPS_KEPT};
 pub use close::{CLOSE_WAIT_BLOCKS, Close, CloseError, CloseRecord, claim_pays_off};
-pub use compact::Compact;
+pub use compact::{Compact, Tally};
 pub use course::ChannelStatus;
 pub use fees::{
     CLAIM_URGENT_BLOCKS, CLAIM_WINDOW_BLOCKS, FEE_SHARE_AT_OPENING, FeeEstimates,

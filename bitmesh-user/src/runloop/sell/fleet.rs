@@ -27,7 +27,7 @@ use super::{
     super::status::{FleetStatus, OtherEdge},
     Internal, Session,
     parked::Parked,
-    seizure,
+    seizing::Seizing,
 };
 use crate::{
     chain::{ChainError, ChainSource, whole_block},
@@ -58,7 +58,8 @@ pub(super) struct Fleet {
     others: BTreeMap<EdgeNumber, (EdgeRow, Silence)>,
     /// Edges that were taken over and are silent since, each with its epoch and beat: that is told
     /// once.
-    fenced: BTreeMap<EdgeNumber, (i64, i64)>,
+    pub(super) fenced: BTreeMap<EdgeNumber, (i64, i64)>,
+    pub(super) seizing: Seizing,
     pub(super) parked: Parked,
     /// Accounts that can't be taken.
     refused: BTreeSet<AccountId>,
@@ -77,17 +78,15 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Has the controller join, once nothing is in force of what another edge has taken over.
+    /// Has the controller join.
     pub(super) async fn join(
         config: &FleetConfig,
         store: &mut Store,
         controller: &mut Controller,
-        dataplane: &mut dataplane::Dataplane,
     ) -> Result<Self> {
         let edge = store.edge()?;
         controller.join(edge, store.next_key_index().await?);
         controller.use_keys(store.keys().await?);
-        seizure::settle(store, dataplane).await?;
         info!("edge {} of the fleet, number {edge}", config.edge);
         let now = Instant::now();
         Ok(Self {
@@ -98,6 +97,7 @@ impl Fleet {
             leases_end: None,
             others: BTreeMap::new(),
             fenced: BTreeMap::new(),
+            seizing: Seizing::default(),
             parked: Parked::default(),
             refused: BTreeSet::new(),
             fetching: false,
@@ -130,6 +130,7 @@ impl Fleet {
         let busy = self.parked.is_busy();
         let moving = controller.arriving() > controller.lost() || controller.leaving() > 0;
         let pause = (self.hold.get() / BEATS_PER_HOLD).min(BEAT_MAX);
+        let moving = moving || !self.seizing.is_empty();
         self.last_beat + if busy || moving { BEAT_BUSY } else { pause }
     }
 
@@ -270,7 +271,8 @@ impl Session<'_> {
             }
         }
         let over = fleet.see(beat.edges);
-        self.take_over(over).await?;
+        self.fence(over).await?;
+        self.seize().await?;
         self.look_up(out).await?;
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
         let now = since_boot();
@@ -286,7 +288,9 @@ impl Session<'_> {
         let new = |id: &AccountId| {
             self.controller.place(*id) == Place::Elsewhere && !fleet.refused.contains(id)
         };
-        let arriving: Vec<_> = beat.arriving.into_iter().filter(new).collect();
+        let mut arriving = std::mem::take(&mut fleet.parked.due);
+        arriving.extend(beat.arriving);
+        let arriving: Vec<_> = arriving.into_iter().filter(new).collect();
         if !arriving.is_empty() {
             for taken in self.foundation.store.take(&arriving).await? {
                 let accounts = taken.accounts.clone();
@@ -303,25 +307,6 @@ impl Session<'_> {
         self.controller.handle(Input::UsedLate(beat.late), out);
         self.fetch_missing();
         self.renew_leases();
-        Ok(())
-    }
-
-    /// Edges that were silent for longer than they may grant are fenced, and their accounts come here.
-    async fn take_over(&mut self, over: Vec<EdgeRow>) -> Result<()> {
-        for row in over {
-            if !self.foundation.store.take_over(&row).await? {
-                continue;
-            }
-            let fenced = (row.epoch.saturating_add(1), row.beat);
-            if let Some(fleet) = &mut self.fleet
-                && fleet.fenced.insert(row.number, fenced).is_none()
-            {
-                warn!(
-                    "edge {} gave no sign of life for longer than {} ms: its accounts come here",
-                    row.name, row.hold_ms
-                );
-            }
-        }
         Ok(())
     }
 

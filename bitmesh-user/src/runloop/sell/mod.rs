@@ -11,6 +11,7 @@ mod fleet;
 mod guarding;
 mod outage;
 mod parked;
+mod seizing;
 mod seizure;
 mod start;
 mod stop;
@@ -233,7 +234,7 @@ impl<'a> Session<'a> {
         let mut fleet = match &config.fleet {
             Some(fleet) => {
                 let store = &mut foundation.store;
-                Some(Fleet::join(fleet, store, &mut controller, dataplane).await?)
+                Some(Fleet::join(fleet, store, &mut controller).await?)
             }
             None => None,
         };
@@ -245,6 +246,9 @@ impl<'a> Session<'a> {
         }
         drop(entries);
         give_back_memory();
+        if fleet.is_some() {
+            seizure::settle(&mut foundation.store, dataplane, &controller).await?;
+        }
         dataplane.set_edge(&desk.edge_addresses, config.api_port)?;
         reconcile(&mut controller, dataplane, &foundation)?;
         if let Some(fleet) = &mut fleet {

@@ -9,6 +9,7 @@ use std::{
 use anyhow::Result;
 use axum::http::StatusCode;
 use bitmesh_core::{
+    account::AccountId,
     channel::{Batch, ProviderEvent},
     controller::{Action, Controller, Input, Place},
     fleet::Member,
@@ -19,6 +20,7 @@ use super::Session;
 use crate::{
     api::{ApiError, Ask, Envelope},
     dataplane::{EventKind, StationEvent},
+    store::Found,
 };
 
 /// How long a request waits for an account that is elsewhere.
@@ -48,6 +50,9 @@ pub(super) struct Parked {
     requests: Vec<Request>,
     asked: BTreeSet<Member>,
     absent: HashMap<Member, Instant>,
+    /// Accounts that somebody waits for and that are this edge's: they are taken before others that are on
+    /// their way here.
+    pub(super) due: BTreeSet<AccountId>,
     /// Stations that no other edge gives an account before the next sign of life.
     claimed: BTreeSet<Station>,
 }
@@ -217,8 +222,11 @@ impl Session<'_> {
             return Ok(());
         }
         let found = self.foundation.store.look_up(&asked).await?;
-        let others = found.iter().filter(|found| found.edge != fleet.edge);
-        let wanted: BTreeSet<_> = others.map(|found| found.account).collect();
+        let (ours, others): (Vec<_>, Vec<_>) =
+            found.iter().partition(|found| found.edge == fleet.edge);
+        let accounts = |found: Vec<&Found>| found.iter().map(|found| found.account).collect();
+        fleet.parked.due = accounts(ours);
+        let wanted: BTreeSet<_> = accounts(others);
         let known: BTreeSet<_> = found.iter().map(|found| found.member).collect();
         let absent: Vec<_> = asked.into_iter().filter(|member| !known.contains(member)).collect();
         let stations: Vec<_> = absent

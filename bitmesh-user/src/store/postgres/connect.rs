@@ -220,7 +220,7 @@ fn code(error: &sqlx::Error) -> Option<String> {
 
 /// Whether it may go well when it is done again: the server is gone, changes its role, or could not
 /// put transactions into an order. What is wrong with a statement itself stays wrong.
-pub(super) fn is_passing(error: &StoreError) -> bool {
+pub fn is_passing(error: &StoreError) -> bool {
     match error {
         StoreError::Sql(error) => match code(error) {
             Some(code) => {

@@ -13,7 +13,7 @@ use bitmesh_core::{
     station::Station,
     units::Octets,
 };
-use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
 use super::{
     PostgresEngine,
@@ -168,7 +168,10 @@ async fn own(to: &mut PgConnection, account: &Digest, edge: i64) -> Result<(), S
 
 /// Writes down which blocks were seen. A block's hash names all before it, so that accounts share
 /// these rows.
-async fn stand(to: &mut PgConnection, tips: &[(i64, Digest)]) -> Result<Vec<u8>, StoreError> {
+pub(super) async fn stand(
+    to: &mut PgConnection,
+    tips: &[(i64, Digest)],
+) -> Result<Vec<u8>, StoreError> {
     let Some((height, tip)) = tips.last() else { return Ok(Vec::new()) };
     let blocks: Vec<u8> = tips.iter().flat_map(|(_, hash)| *hash).collect();
     let query = sqlx::query(sql::INSERT_STAND).bind(&tip[..]).bind(height);
@@ -200,15 +203,9 @@ impl PostgresEngine {
         Ok(Late { id, account: self.account(row, 6)?, octets })
     }
 
-    fn station(&self, key: i64) -> Result<Station, StoreError> {
+    pub(super) fn station(&self, key: i64) -> Result<Station, StoreError> {
         let station = StationKey::from_raw(key.cast_unsigned()).map(Station::from);
         station.ok_or_else(|| self.damaged("a station"))
-    }
-
-    /// Whether another edge took over our accounts, and what the kernel still has of them was not
-    /// settled yet.
-    pub(in crate::store) fn seized(&self) -> bool {
-        self.seized
     }
 
     /// The next key that this edge may give a channel.
@@ -369,100 +366,6 @@ impl PostgresEngine {
         tips.collect()
     }
 
-    /// Fences an edge that was not heard of since `(epoch, beat)`, and takes its accounts: they come
-    /// by [`Self::take`]. Nothing is done, and `false` returned, when it gave a sign of life.
-    pub(in crate::store) async fn take_over(
-        &mut self,
-        edge: i64,
-        epoch: i64,
-        beat: i64,
-    ) -> Result<bool, StoreError> {
-        let (us, ours) = (self.standing.edge, self.standing.epoch);
-        let fenced = self.fenced();
-        let connection = self.connected().await?;
-        let done = async {
-            let mut transaction = within(STATEMENT_TIMEOUT, connection.begin()).await?;
-            let to = &mut *transaction;
-            if run(to, sqlx::query(sql::TOUCH).bind(us).bind(ours)).await? != 1 {
-                return Err(fenced);
-            }
-            let query = sqlx::query(sql::FENCE).bind(edge).bind(epoch).bind(beat);
-            let Some(row) = within(STATEMENT_TIMEOUT, query.fetch_optional(&mut *to)).await? else {
-                return Ok(false);
-            };
-            let (seq, epoch): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-            run(to, sqlx::query(sql::INSERT_LATE).bind(edge).bind(epoch)).await?;
-            let query = sqlx::query(super::super::schema::SELECT_BLOCKS).bind(edge);
-            let rows = within(STATEMENT_TIMEOUT, query.fetch_all(&mut *to)).await?;
-            let mut tips = Vec::with_capacity(rows.len());
-            for row in rows {
-                let hash: &[u8] = row.try_get(1)?;
-                let hash = hash.try_into().map_err(|_| sqlx::Error::Decode("a hash".into()))?;
-                tips.push((row.try_get(0)?, hash));
-            }
-            let tip = stand(to, &tips).await?;
-            run(to, sqlx::query(sql::TAKE_OVER).bind(edge).bind(us).bind(tip).bind(seq)).await?;
-            within(STATEMENT_TIMEOUT, transaction.commit()).await?;
-            Ok(true)
-        };
-        let done = done.await;
-        self.passed_on(done)
-    }
-
-    /// What stations had used by what was written down when we were taken over, as far as it was not
-    /// told what their kernel has.
-    pub(in crate::store) async fn untold(&mut self) -> Result<Vec<(LateId, Octets)>, StoreError> {
-        let rows = self.rows(sqlx::query(sql::SELECT_UNTOLD).bind(self.standing.edge)).await?;
-        let edge = self.edge_number()?;
-        let untold = |row: &PgRow| {
-            let (epoch, written): (i64, i64) = (row.try_get(0)?, row.try_get(2)?);
-            let station = self.station(row.try_get(1)?)?;
-            let id = LateId { edge, epoch: epoch.cast_unsigned(), station };
-            Ok((id, Octets(written.cast_unsigned())))
-        };
-        rows.iter().map(untold).collect()
-    }
-
-    /// Tells what was used beyond that; of all others, nothing was.
-    pub(in crate::store) async fn tell_late(
-        &mut self,
-        late: &[(LateId, Octets)],
-    ) -> Result<(), StoreError> {
-        let (edge, ours) = (self.standing.edge, self.standing.epoch);
-        let epochs: Vec<i64> = late.iter().map(|(id, _)| id.epoch.cast_signed()).collect();
-        let stations: Vec<i64> =
-            late.iter().map(|(id, _)| id.station.key().raw().cast_signed()).collect();
-        let octets: Vec<i64> = late.iter().map(|(_, octets)| octets.0.cast_signed()).collect();
-        let fenced = self.fenced();
-        let connection = self.connected().await?;
-        let done = async {
-            let mut transaction = within(STATEMENT_TIMEOUT, connection.begin()).await?;
-            let to = &mut *transaction;
-            if run(to, sqlx::query(sql::TOUCH).bind(edge).bind(ours)).await? != 1 {
-                return Err(fenced);
-            }
-            let query = sqlx::query(sql::TELL_LATE).bind(edge).bind(epochs).bind(stations);
-            run(to, query.bind(octets)).await?;
-            run(to, sqlx::query(sql::DELETE_UNTOLD).bind(edge)).await?;
-            within(STATEMENT_TIMEOUT, transaction.commit()).await?;
-            Ok(())
-        };
-        let done = done.await;
-        self.passed_on(done)
-    }
-
-    /// The kernel has nothing any more of what was taken over.
-    pub(in crate::store) async fn seizure_over(&mut self) -> Result<(), StoreError> {
-        let (edge, epoch) = (self.standing.edge, self.standing.epoch);
-        let query = sqlx::query(sql::SEIZURE_OVER).bind(edge).bind(epoch);
-        let done = run(self.connected().await?, query).await;
-        if self.passed_on(done)? != 1 {
-            return Err(self.fenced());
-        }
-        self.seized = false;
-        Ok(())
-    }
-
     /// Claims stations that nobody pays for, sorted by their keys: those that no other edge has
     /// claimed.
     pub(in crate::store) async fn claim(
@@ -502,7 +405,7 @@ impl PostgresEngine {
     }
 
     /// After an error the connection is not used again.
-    fn passed_on<T>(&mut self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(super) fn passed_on<T>(&mut self, done: Result<T, StoreError>) -> Result<T, StoreError> {
         if done.is_err() {
             self.connection = None;
         }

@@ -11,6 +11,7 @@ mod history;
 mod identity;
 mod looking;
 mod moving;
+mod seizing;
 mod sql;
 mod watch;
 mod write;
@@ -28,6 +29,7 @@ use sqlx::{
 
 pub use self::{
     address::{Address, AddressError},
+    connect::is_passing,
     fleet::{Beat, EdgeRow, Wanted},
 };
 use self::{
@@ -183,7 +185,7 @@ impl PostgresEngine {
             return Ok(());
         }
         let Standing { edge, epoch, .. } = self.standing;
-        let rows = self.rows(sqlx::query(sql::TOUCH).bind(edge).bind(epoch)).await?;
+        let rows = self.rows(sqlx::query(sql::SHOW_LIFE).bind(edge).bind(epoch)).await?;
         self.shown = Instant::now();
         if rows.is_empty() { Err(self.fenced()) } else { Ok(()) }
     }
@@ -411,7 +413,7 @@ impl Engine for PostgresEngine {
         })
     }
 
-    fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, ()> {
+    fn write<'a>(&'a mut self, write: &'a Write) -> Work<'a, i64> {
         Box::pin(async {
             let until = Instant::now() + self.commit_time();
             let limit = self.commit_time() + self.try_time();
@@ -423,7 +425,7 @@ impl Engine for PostgresEngine {
             done.map_err(|error| self.said(error))?;
             self.standing.committed = write.mark.committed;
             self.counted = self.counted_after(write);
-            Ok(())
+            Ok(0)
         })
     }
 

@@ -3,6 +3,10 @@
 //! `seq` orders the events of one account, over all edges that it was at: an edge counts on from
 //! the highest that it has seen, so that no sequence of the server's is needed.
 
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+
 /// Tables of the layout that this program writes ([`super::schema::LAYOUT`]), which is the first here.
 pub(super) const TABLES: [&str; 22] = [
     "CREATE TABLE layout (one BIGINT PRIMARY KEY, number BIGINT NOT NULL)",
@@ -112,11 +116,23 @@ pub(super) const INSERT_STATION_MEMBERS: &str = "INSERT INTO station_members (st
     SELECT m.station, m.account FROM UNNEST($1::BIGINT[], $2::BYTEA[]) AS m (station, account)";
 pub(super) const SELECT_STANDING: &str = "SELECT epoch, committed FROM edges WHERE number = $1";
 pub(super) const SELECT_STANDING_OF: &str = "SELECT epoch, committed FROM edges WHERE name = $1";
-/// A write of our own that waits for those before it, and for the standbys that have to have them.
-pub(super) const TOUCH: &str = "UPDATE edges SET beat = beat + 1 WHERE number = $1 AND epoch = $2 \
+/// A write of our own that waits for those before it, and for the standbys that have to have them. It is no
+/// sign of life: what lasts for some of these does not end with many of it.
+pub(super) const TOUCH: &str = "UPDATE edges SET beat = beat WHERE number = $1 AND epoch = $2 \
     RETURNING committed";
+pub(super) const SHOW_LIFE: &str = "UPDATE edges SET beat = beat + 1 WHERE number = $1 AND epoch = $2 \
+    RETURNING beat";
+/// A transaction that ends by itself: none of its statements lasts longer, nor does it wait for longer for its
+/// other end.
+pub(super) fn bounded(limit: Duration) -> AssertSqlSafe<String> {
+    let millis = limit.as_millis();
+    AssertSqlSafe(format!(
+        "SET LOCAL statement_timeout = {millis}; \
+         SET LOCAL idle_in_transaction_session_timeout = {millis}"
+    ))
+}
 
-/// Events and usage in one statement, which is one transaction where it stands alone: one round
+/// Events in one statement, which is one transaction where it stands alone: one round
 /// trip. Nothing is written unless the edge is who it was, and its last commit the one before.
 pub(super) const COMMIT: &str = "WITH fence AS ( \
     UPDATE edges SET committed = $3, seq = $4 \
@@ -124,8 +140,12 @@ pub(super) const COMMIT: &str = "WITH fence AS ( \
     events AS (INSERT INTO journal (channel, n, seq, body, digest) \
     SELECT e.channel, e.n, e.seq, e.body, e.digest FROM fence, \
     UNNEST($5::BYTEA[], $6::BIGINT[], $7::BIGINT[], $8::TEXT[], $9::BYTEA[]) \
-    AS e (channel, n, seq, body, digest)) \
-    SELECT COUNT(*) FROM fence";
+    AS e (channel, n, seq, body, digest)), \
+    replaced AS (UPDATE journal SET body = r.body, digest = r.digest FROM fence, \
+    UNNEST($10::BYTEA[], $11::BIGINT[], $12::TEXT[], $13::BYTEA[]) \
+    AS r (channel, n, body, digest) \
+    WHERE journal.channel = r.channel AND journal.n = r.n RETURNING 1) \
+    SELECT (SELECT COUNT(*) FROM fence), (SELECT COUNT(*) FROM replaced)";
 /// Counters of a life only grow, and are read where the station's account is: what an edge says that
 /// lags, or does not know that it has moved, takes nothing back.
 pub(super) const UPSERT_USAGE: &str = "INSERT INTO usage (station, edge, up_octets, up_frames, \
@@ -309,12 +329,22 @@ pub(super) const TAKE_USAGE: &str = "SELECT t.station, t.up_octets, t.up_frames,
 /// Only of an edge that was not heard of since. One that never started (epoch 1) was a lone box until now: what
 /// its kernel grants has no end.
 pub(super) const FENCE: &str = "UPDATE edges SET epoch = epoch + 1, seized = 1 \
-    WHERE number = $1 AND epoch = $2 AND epoch > 1 AND beat = $3 RETURNING seq, epoch";
-/// What it had written down: what its kernel has beyond that is told when it is back.
-pub(super) const INSERT_LATE: &str = "INSERT INTO late (edge, epoch, station, account, written) \
-    SELECT a.edge, $2, m.station, m.account, COALESCE(u.up_octets + u.down_octets, 0) \
-    FROM accounts a JOIN station_members m ON m.account = a.account \
-    LEFT JOIN usage u ON u.station = m.station WHERE a.edge = $1 AND a.tip IS NULL";
+    WHERE number = $1 AND epoch = $2 AND epoch > 1 AND beat = $3";
+/// An edge that was fenced and has not begun anew; it does not before this transaction ends.
+pub(super) const SEIZABLE: &str =
+    "SELECT seq FROM edges WHERE number = $1 AND epoch = $2 AND seized = 1 FOR UPDATE";
+/// Some of its accounts, those first that others want; and what it had written down of their stations: what its
+/// kernel has beyond that is told when it is back.
+pub(super) const SEIZE: &str = "WITH these AS ( \
+    (SELECT account, tip FROM accounts WHERE edge = $1 AND wanted IS NOT NULL LIMIT $6) UNION \
+    (SELECT account, tip FROM accounts WHERE edge = $1 LIMIT $6)), \
+    told AS (INSERT INTO late (edge, epoch, station, account, written) \
+    SELECT $1, $2, m.station, m.account, COALESCE(u.up_octets + u.down_octets, 0) \
+    FROM these s JOIN station_members m ON m.account = s.account \
+    LEFT JOIN usage u ON u.station = m.station WHERE s.tip IS NULL) \
+    UPDATE accounts SET edge = $3, wanted = NULL, tip = COALESCE(accounts.tip, $4), \
+    seq = CASE WHEN accounts.seq > $5 THEN accounts.seq ELSE $5 END \
+    FROM these s WHERE accounts.account = s.account AND accounts.edge = $1";
 pub(super) const SELECT_UNTOLD: &str =
     "SELECT epoch, station, written FROM late WHERE edge = $1 AND octets IS NULL";
 /// Once: what was told, or is settled already, is not told anew.
@@ -339,7 +369,5 @@ pub(super) const CLAIM: &str = "INSERT INTO claims (station, edge, epoch, beat) 
     RETURNING station";
 pub(super) const DELETE_CLAIMS: &str = "DELETE FROM claims c USING edges e WHERE c.edge = $1 \
     AND e.number = $1 AND (c.epoch <> e.epoch OR c.beat + 8 <= e.beat)";
-pub(super) const TAKE_OVER: &str = "UPDATE accounts SET edge = $2, wanted = NULL, \
-    tip = COALESCE(tip, $3), seq = CASE WHEN seq > $4 THEN seq ELSE $4 END WHERE edge = $1";
 /// For status: accounts at each edge, those on their way to it included.
 pub(super) const COUNT_ACCOUNTS: &str = "SELECT edge, COUNT(*) FROM accounts GROUP BY edge";

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    engine::{BlockChange, ChannelRow, UsageRow, Write},
+    engine::{BlockChange, ChannelRow, NewEvent, REPLACED_OTHERS, UsageRow, Write},
     schema,
 };
 
@@ -47,7 +47,7 @@ impl PostgresEngine {
 
     /// Does a write whose fate is not known, unless it was done. The write that asks waits for an
     /// earlier one that is still under way, and for the standbys that have to have it.
-    pub(super) async fn resolve(&mut self, write: &Write) -> Result<(), StoreError> {
+    pub(in crate::store) async fn resolve(&mut self, write: &Write) -> Result<(), StoreError> {
         let Standing { edge, epoch, .. } = self.standing;
         let limit = self.try_time();
         let connection = self.connected().await?;
@@ -85,7 +85,7 @@ impl PostgresEngine {
     pub(super) async fn put(&mut self, write: &Write) -> Result<(), StoreError> {
         let (standing, counted) = (self.standing, self.counted_after(write));
         let first = self.counted.saturating_add(1);
-        let fenced = self.fenced();
+        let place = self.place.clone();
         let limit = self.try_time();
         let connection = self.connected().await?;
         let work = async {
@@ -96,14 +96,13 @@ impl PostgresEngine {
                 .bind(write.mark.committed)
                 .bind(counted);
             if is_plain(write) {
-                return passed(
-                    &within(limit, events.bind(query).fetch_one(connection)).await?,
-                    fenced,
-                );
+                let row = within(limit, events.bind(query).fetch_one(connection)).await?;
+                return passed(&row, write, place);
             }
             let mut transaction = within(STATEMENT_TIMEOUT, connection.begin()).await?;
             let to = &mut *transaction;
-            passed(&within(limit, events.bind(query).fetch_one(&mut *to)).await?, fenced)?;
+            let row = within(limit, events.bind(query).fetch_one(&mut *to)).await?;
+            passed(&row, write, place)?;
             put_rest(to, write, standing.edge, counted).await?;
             within(limit, transaction.commit()).await?;
             Ok(())
@@ -128,38 +127,64 @@ fn is_plain(write: &Write) -> bool {
         && write.fleet.is_empty()
 }
 
-fn passed(row: &PgRow, fenced: StoreError) -> Result<(), StoreError> {
-    if row.try_get::<i64, _>(0)? == 1 { Ok(()) } else { Err(fenced) }
+fn passed(row: &PgRow, write: &Write, place: String) -> Result<(), StoreError> {
+    if row.try_get::<i64, _>(0)? != 1 {
+        return Err(StoreError::Fenced(place));
+    }
+    let replaced = usize::try_from(row.try_get::<i64, _>(1)?);
+    if replaced != Ok(write.replaced.len()) {
+        return Err(StoreError::Damaged { place, what: REPLACED_OTHERS.into() });
+    }
+    Ok(())
 }
 
-/// The columns of the events to be appended.
+/// The columns of events, and the numbers of the rows to be appended.
 struct Events<'a> {
+    appended: Columns<'a>,
+    seqs: Vec<i64>,
+    replaced: Columns<'a>,
+}
+
+struct Columns<'a> {
     channels: Vec<&'a [u8]>,
     numbers: Vec<i64>,
-    seqs: Vec<i64>,
     bodies: Vec<&'a str>,
     digests: Vec<&'a [u8]>,
 }
 
+impl<'a> Columns<'a> {
+    fn of(write: &'a Write, events: impl Iterator<Item = &'a NewEvent> + Clone) -> Self {
+        Self {
+            channels: events.clone().map(|event| &event.channel[..]).collect(),
+            numbers: events.clone().map(|event| event.n).collect(),
+            bodies: events.clone().map(|event| write.body(event)).collect(),
+            digests: events.map(|event| &event.digest[..]).collect(),
+        }
+    }
+}
+
 impl<'a> Events<'a> {
     fn of(write: &'a Write, edge: i64, first: i64) -> Self {
-        let events = &write.journal;
+        let seqs = (first..).take(write.journal.len()).map(|at| (at << SEQ_SHIFT) | edge);
         Self {
-            channels: events.iter().map(|event| &event.channel[..]).collect(),
-            numbers: events.iter().map(|event| event.n).collect(),
-            seqs: (first..).take(events.len()).map(|at| (at << SEQ_SHIFT) | edge).collect(),
-            bodies: events.iter().map(|event| write.body(event)).collect(),
-            digests: events.iter().map(|event| &event.digest[..]).collect(),
+            appended: Columns::of(write, write.journal.iter()),
+            seqs: seqs.collect(),
+            replaced: Columns::of(write, write.replaced.iter().map(|row| &row.event)),
         }
     }
 
     fn bind(&'a self, query: Query<'a, Postgres, PgArguments>) -> Query<'a, Postgres, PgArguments> {
+        let Self { appended, seqs, replaced } = self;
         query
-            .bind(&self.channels[..])
-            .bind(&self.numbers[..])
-            .bind(&self.seqs[..])
-            .bind(&self.bodies[..])
-            .bind(&self.digests[..])
+            .bind(&appended.channels[..])
+            .bind(&appended.numbers[..])
+            .bind(&seqs[..])
+            .bind(&appended.bodies[..])
+            .bind(&appended.digests[..])
+            .bind(&replaced.channels[..])
+            .bind(&replaced.numbers[..])
+            .bind(&replaced.bodies[..])
+            .bind(&replaced.digests[..])
     }
 }
 

@@ -8,9 +8,9 @@ mod sqlite;
 
 use std::{collections::BTreeMap, task::Poll};
 
-use bitcoin::{BlockHash, hashes::Hash as _};
+use bitcoin::{Amount, BlockHash, hashes::Hash as _};
 use bitmesh_core::{
-    channel::ChannelId,
+    channel::{ChannelId, Tally},
     ledger::{Counts, Usage},
     station::Station,
     units::Octets,
@@ -38,14 +38,15 @@ pub(super) enum Event {
 }
 
 impl Compact for Event {
-    fn absorb(&mut self, next: Self) -> Option<Self> {
-        match (&mut *self, next) {
-            (Self::Paid(sum), Self::Paid(more)) => {
-                *sum = more;
-                None
-            }
-            (_, next) => Some(next),
+    fn tally(&self) -> Option<Tally> {
+        match *self {
+            Self::Paid(sum) => Some(Tally { paid: Amount::from_sat(sum), earlier: 0 }),
+            _ => None,
         }
+    }
+
+    fn stand_for(&mut self, before: Tally) -> bool {
+        matches!(*self, Self::Paid(sum) if before.paid.to_sat() < sum)
     }
 
     fn key_index(&self) -> Option<u32> {
@@ -84,16 +85,7 @@ pub(super) async fn open(home: &impl Home) -> Result<Store, StoreError> {
 
 /// A ledger that was loaded, and what it holds.
 pub(super) async fn loaded(home: &impl Home) -> (Store, Vec<Entry<Event>>) {
-    let mut opened = open(home).await;
-    // A process that another test starts has every lock, too, until it runs its program.
-    for _ in 0..100 {
-        if !matches!(opened, Err(StoreError::Locked(_))) {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        opened = open(home).await;
-    }
-    let mut store = opened.unwrap();
+    let mut store = open(home).await.unwrap();
     let entries = store.load().await.unwrap();
     (store, entries)
 }
@@ -254,11 +246,13 @@ fn told(entries: &[Entry<Event>]) -> (BTreeMap<ChannelId, Vec<Event>>, Vec<Entry
     (channels, entries.iter().filter(|entry| !is_payment(entry)).cloned().collect())
 }
 
-/// So many channels that are opened and paid on in turns, some of them closed.
+/// So many channels that are opened and paid on in turns, with something else on another one after
+/// each turn, so that payments get rows of their own.
 fn turns(channels: u32, payments: u64) -> Vec<Entry<Event>> {
     let mut entries: Vec<_> = (0..channels).map(|i| event(i, Event::Opened(i))).collect();
     for sum in 1..=payments {
         entries.extend((0..channels).map(|i| event(i, Event::Paid(sum))));
+        entries.push(event(channels, Event::Closed));
         if sum == payments / 2 {
             entries.extend((0..channels).step_by(3).map(|i| event(i, Event::Opened(i))));
         }
@@ -287,7 +281,46 @@ pub(super) async fn a_folded_journal_comes_to_the_same(home: impl Home) {
     let (store, found) = loaded(&home).await;
     let all = [entries, more].concat();
     assert!(told(&found) == told(&all));
-    assert!(found.len() < 200, "{} events are left", found.len());
+    assert!(found.len() < 300, "{} events are left", found.len());
+    store.close().await.unwrap();
+}
+
+pub(super) async fn a_payment_takes_the_place_of_the_one_before(home: impl Home) {
+    let paid = |channel, sum| event(channel, Event::Paid(sum));
+    let (mut store, _) = loaded(&home).await;
+    let opened: Vec<_> = (0..3).map(|i| event(i, Event::Opened(i))).collect();
+    store.commit(&opened, None).await.unwrap();
+    for sum in 1..=50 {
+        for channel in 0..3 {
+            store.commit(&[paid(channel, sum)], None).await.unwrap();
+        }
+    }
+    assert_eq!(store.journal_rows(), 6);
+    // Never before what was written in between.
+    store.commit(&[event(1, Event::Closed)], None).await.unwrap();
+    store.commit(&[paid(0, 51), paid(1, 51)], None).await.unwrap();
+    store.commit(&[paid(0, 52), event(2, Event::Closed), paid(1, 52)], None).await.unwrap();
+    store.commit(&[paid(0, 53), paid(1, 53), paid(2, 53)], None).await.unwrap();
+    store.commit(&[paid(2, 52)], None).await.unwrap();
+    let mut all = opened;
+    all.extend([paid(0, 50), paid(1, 50), paid(2, 50), event(1, Event::Closed)]);
+    all.extend([paid(0, 52), paid(1, 51), event(2, Event::Closed), paid(1, 53)]);
+    all.extend([paid(0, 53), paid(2, 53), paid(2, 52)]);
+    store.close().await.unwrap();
+    let (mut store, found) = loaded(&home).await;
+    assert_eq!(found, all);
+    // Which row was the last is not known after a start, nor once it was folded.
+    for sum in 54..=60 {
+        store.commit(&[paid(0, sum), paid(1, sum)], None).await.unwrap();
+        if sum == 57 {
+            assert_eq!(store.tidy_beyond::<Event>(1, |_| false).await.unwrap().left, 0);
+        }
+    }
+    assert_eq!(store.journal_rows(), 3);
+    store.close().await.unwrap();
+    let (store, found) = loaded(&home).await;
+    all.extend([paid(0, 60), paid(1, 60)]);
+    assert_eq!(told(&found), told(&all));
     store.close().await.unwrap();
 }
 
@@ -324,7 +357,7 @@ pub(super) async fn a_fold_that_ends_early_changes_nothing(home: impl Home) {
         }
         early += 1;
     }
-    assert!(early > 1, "it ended early {early} times");
+    assert!(early > 0, "it never ended early");
     let (store, found) = loaded(&home).await;
     assert!(told(&found) == told(&entries));
     assert_eq!(store.known.journal_rows, 7);
@@ -408,6 +441,7 @@ macro_rules! suite {
                 a_failed_batch_leaves_nothing_behind
                 p15_a_changed_or_missing_row_is_noticed
                 a_folded_journal_comes_to_the_same
+                a_payment_takes_the_place_of_the_one_before
                 a_fold_that_ends_early_changes_nothing
                 what_is_over_is_forgotten_but_for_the_last_key
                 p15_a_changed_folded_row_is_noticed

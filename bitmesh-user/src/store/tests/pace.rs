@@ -7,7 +7,9 @@ async fn the_more_rows_wait_the_more_are_folded_at_once() {
     let home = directory();
     let (mut store, _) = loaded(&home).await;
     for sum in 0..80 {
-        let batch: Vec<_> = (0..100).map(|channel| event(channel, Event::Paid(sum))).collect();
+        // What is no payment keeps those after it from taking the places of those before.
+        let payments = (0..99).map(|channel| event(channel, Event::Paid(sum)));
+        let batch: Vec<_> = payments.chain([event(99, Event::Closed)]).collect();
         store.commit(&batch, None).await.unwrap();
     }
     let mut steps = Vec::new();

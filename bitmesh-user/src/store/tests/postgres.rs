@@ -5,6 +5,7 @@ mod late;
 mod looking;
 mod moving;
 mod roaming;
+mod seizing;
 #[path = "../../../../tests/src/postgres.rs"]
 mod server;
 
@@ -70,6 +71,19 @@ impl Database {
         tokio::task::block_in_place(|| self.server.sql(&self.name, statement).unwrap())
     }
 
+    /// Does something in a transaction that ends after a while; it has begun when this returns.
+    async fn hold(&self, statement: &str, time: Duration) -> tokio::task::JoinHandle<()> {
+        let (server, name) = (Arc::clone(&self.server), self.name.clone());
+        let held = format!("BEGIN; {statement}; SELECT pg_sleep({}); COMMIT", time.as_secs());
+        let holding = tokio::task::spawn_blocking(move || drop(server.sql(&name, &held).unwrap()));
+        let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' \
+            AND datname = current_database()";
+        while self.sql(sleeps) != "1" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        holding
+    }
+
     fn url(&self) -> String {
         let socket = self.server.socket().display();
         format!("postgres://{USER}:{PASSWORD}@localhost/{}?host={socket}", self.name)
@@ -105,17 +119,11 @@ async fn fresh() -> Option<Database> {
 
 super::suite!(suite, super::fresh);
 
-/// Does it again while a directory is locked: a server that another test starts at this moment has our files until it
-/// is one.
-async fn unlocked<T>(
-    mut work: impl AsyncFnMut() -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    loop {
-        match work().await {
-            Err(StoreError::Locked(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
-            done => return done,
-        }
-    }
+/// Fences an edge that was not heard of since, and takes all its accounts.
+async fn take_over(store: &mut Store, edge: &EdgeRow) -> Result<bool, StoreError> {
+    let fenced = store.fence(edge).await?;
+    while fenced && store.seize(edge.number, edge.epoch + 1, 1).await? > 0 {}
+    Ok(fenced)
 }
 
 async fn refusal(home: &Database, change: impl FnOnce(&mut Fleet)) -> String {

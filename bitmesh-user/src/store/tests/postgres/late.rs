@@ -34,7 +34,7 @@ async fn seized(first: &Database, second: &Database) -> Store {
     let (mut other, _) = loaded(second).await;
     let edges = other.edges().await.unwrap();
     let one = edges.iter().find(|edge| edge.name == "one").unwrap();
-    assert!(other.take_over(one).await.unwrap());
+    assert!(take_over(&mut other, one).await.unwrap());
     let taken = other.engine.fleet().unwrap().take(&[*id(1).as_bytes()]).await.unwrap();
     for row in taken.iter().flat_map(|taken| &taken.journal) {
         let n = u32::try_from(row.n).unwrap() + 1;
@@ -101,7 +101,7 @@ async fn an_edge_that_is_taken_over_again_tells_nothing() {
     let (late, _) = store.untold().await.unwrap()[0];
     let edges = other.edges().await.unwrap();
     let one = edges.iter().find(|edge| edge.name == "one").unwrap();
-    assert!(other.take_over(one).await.unwrap());
+    assert!(take_over(&mut other, one).await.unwrap());
     let error = store.tell_late(&[(late, Octets(3))]).await.unwrap_err();
     assert!(matches!(error, StoreError::Fenced(_)), "{error}");
     assert!(matches!(store.seizure_over().await, Err(StoreError::Fenced(_))));
@@ -115,6 +115,22 @@ async fn an_edge_that_is_taken_over_again_tells_nothing() {
     let gone = FleetEntry::AccountGone { account: id(1).into(), channels: [id(1)].into() };
     other.commit::<Event>(&[Entry::Fleet(gone)], None).await.unwrap();
     assert_eq!(first.sql("SELECT COUNT(*) FROM late"), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_outlasts_a_commit_that_is_tried_again_and_again() {
+    let first = Database::fresh();
+    let second = first.edge("two");
+    let (mut one, _) = loaded(&first).await;
+    let (mut two, _) = loaded(&second).await;
+    let free = [station(5)];
+    assert_eq!(one.claim(&free).await.unwrap(), free);
+    let (write, _) = one.known.batch(&[event(1, Event::Opened(0))], None).unwrap();
+    let database = one.engine.fleet().unwrap();
+    for _ in 0..20 {
+        database.resolve(&write).await.unwrap();
+    }
+    assert_eq!(two.claim(&free).await.unwrap(), [], "it is about to be given an account");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,12 +55,12 @@ impl Mover {
 
     async fn open_edge(&self) -> Result<Store, StoreError> {
         let place = self.edge();
-        unlocked(async || Store::open(&place, StoreRole::Provider, Network::Regtest).await).await
+        Store::open(&place, StoreRole::Provider, Network::Regtest).await
     }
 
     async fn begin(&self) -> Result<Moving, StoreError> {
         let place = self.edge();
-        let begun = unlocked(async || Moving::begin::<Event>(&place, Network::Regtest).await);
+        let begun = Moving::begin::<Event>(&place, Network::Regtest);
         let (moving, entries) = begun.await?;
         assert_eq!(entries, self.entries);
         Ok(moving)
@@ -150,8 +150,8 @@ async fn a_box_that_moved_gets_no_second_ledger_and_is_not_taken_over_before_it_
     look.close().await.unwrap();
     let refused = async || {
         let place = lone.place();
-        let restored = unlocked(async || Restore::prepare(&place, &copy, true).await).await;
-        let accepted = unlocked(async || accept(&place).await).await;
+        let restored = Restore::prepare(&place, &copy, true).await;
+        let accepted = accept(&place).await;
         (restored.unwrap_err(), accepted.unwrap_err())
     };
     drop(lone.begin().await.unwrap().set_mark().await.unwrap());
@@ -167,10 +167,10 @@ async fn a_box_that_moved_gets_no_second_ledger_and_is_not_taken_over_before_it_
         edges.into_iter().find(|edge| edge.name == "tower").unwrap()
     };
     let never = tower(&mut other).await;
-    assert!(!other.take_over(&never).await.unwrap());
+    assert!(!take_over(&mut other, &never).await.unwrap());
     lone.check_moved().await;
     let started = tower(&mut other).await;
-    assert!(other.take_over(&started).await.unwrap());
+    assert!(take_over(&mut other, &started).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

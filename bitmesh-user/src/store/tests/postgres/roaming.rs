@@ -43,11 +43,11 @@ async fn p11_a_fenced_edge_commits_nothing() {
     let edges = other.edges().await.unwrap();
     let mut one = edges.iter().find(|edge| edge.name == "one").unwrap().clone();
     store.renew().await.unwrap();
-    let over = other.take_over(&one).await;
+    let over = take_over(&mut other, &one).await;
     assert!(!over.unwrap(), "an edge that gave a sign of life was taken over");
     store.commit(&[event(1, Event::Paid(1))], None).await.unwrap();
     one.beat += 1;
-    let over = other.take_over(&one).await;
+    let over = take_over(&mut other, &one).await;
     assert!(over.unwrap());
     let error = store.commit(&[event(1, Event::Paid(2))], None).await.unwrap_err();
     assert!(matches!(error, StoreError::Fenced(_)), "{error}");
@@ -212,7 +212,7 @@ async fn a_lost_edge_is_replaced_also_when_another_takes_it_over_meanwhile() {
     let replacement = first.edge("two");
     let replacing = tokio::spawn(async move { (open(&replacement).await, replacement) });
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(one.take_over(&seen).await.unwrap());
+    assert!(take_over(&mut one, &seen).await.unwrap());
     let (mut replaced, _home) = replacing.await.unwrap();
     let replaced = replaced.as_mut().unwrap();
     assert_eq!(replaced.edge().unwrap().get(), 2);
