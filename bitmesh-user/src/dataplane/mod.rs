@@ -218,8 +218,9 @@ struct Loaded {
 
 impl Dataplane {
     /// Loads the programs and puts them on the ports, or takes over from an earlier controller of
-    /// the same instance: its table stays, its programs are replaced in place, and no frame passes
-    /// unmetered in between. Ports that are not in `options` any more are let go.
+    /// the same instance: its table stays, its programs too if they are of the same object, else they are
+    /// replaced in place, and no frame passes unmetered in between. Ports that are not in `options` any
+    /// more are let go.
     pub fn open(options: &Options) -> Result<Self, DataplaneError> {
         host::check()?;
         let ports =
