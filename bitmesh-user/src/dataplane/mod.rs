@@ -441,7 +441,8 @@ fn load(
     let namespace = host::namespace()?;
     let tc_hook = options.tc_hook;
     programs.load()?;
-    let mut attacher = Attacher { programs: programs.lend(), pins, namespace, tc_hook };
+    let mut attacher =
+        Attacher { programs: programs.lend(), pins, pinned: pins.links()?, namespace, tc_hook };
     let mut hooks = Vec::new();
     for port in ports {
         let why = "downloads are metered where the port sends".to_owned();
