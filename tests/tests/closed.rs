@@ -310,6 +310,7 @@ fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Resul
     world.open_channel(COINS)?;
     let program = pins_of(world.instance()).join("program_download_tc");
     let mut programs = vec![ProgramInfo::from_pin(&program)?.id()];
+    let object = pins_of(world.instance()).join("object");
     flooded(&topology, |heard| {
         let stop = AtomicBool::new(false);
         let sender = socket(&topology.subscriber, "0.0.0.0")?;
@@ -325,6 +326,8 @@ fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Resul
             });
             let replaced = (0..5).try_for_each(|_| {
                 world.provider.stop()?;
+                // As where an earlier version's object was loaded.
+                fs::remove_file(&object)?;
                 world.provider.start()?;
                 programs.push(ProgramInfo::from_pin(&program)?.id());
                 Ok::<_, anyhow::Error>(())
@@ -338,6 +341,10 @@ fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Resul
     })?;
     programs.dedup();
     assert_eq!(programs.len(), 6, "each start puts its own programs on: {programs:?}");
+    world.provider.stop()?;
+    world.provider.start()?;
+    let kept = ProgramInfo::from_pin(&program)?.id();
+    assert_eq!(programs.last(), Some(&kept), "programs of the same object stay");
     let usage = world.usage_at_rest()?;
     assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
     assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);

@@ -13,6 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    arena::{Arena, Spot},
     channel::{ChannelId, InvalidEvent, STATIONS_PER_ACCOUNT_MAX},
     dense::pack,
     few::Few,
@@ -65,7 +66,7 @@ pub struct Seat {
 /// The same as it is kept: most stations had used nothing before.
 #[derive(Clone, Debug)]
 struct Place {
-    account: AccountId,
+    account: Spot,
     base: Option<Box<Usage>>,
     bound: bool,
 }
@@ -113,6 +114,11 @@ impl Account {
         self.channels.values().fold(Octets(0), |sum, bought| sum.saturating_add(bought.now))
     }
 
+    /// What its stations used, and what left with others.
+    fn used(&self) -> Octets {
+        self.gone.saturating_add(self.leases.used())
+    }
+
     /// What its stations may ever have been let use in all, used octets included.
     fn ever(&self) -> Octets {
         let most = self.channels.values().fold(Octets(0), |sum, of| sum.saturating_add(of.most));
@@ -128,7 +134,7 @@ impl Account {
 /// Every account and every station.
 #[derive(Debug, Default)]
 pub struct Accounts {
-    all: BTreeMap<AccountId, Account>,
+    all: Arena<AccountId, Account>,
     seats: BTreeMap<Station, Place>,
     /// Of those that used or were refused anything.
     usage: BTreeMap<Station, Usage>,
@@ -148,16 +154,17 @@ pub struct Accounts {
 impl Accounts {
     /// A station, which has used `used` so far, opened a channel.
     pub fn open(&mut self, channel: ChannelId, station: Station, used: Usage) {
-        let account = match self.seats.get(&station).filter(|seat| seat.bound) {
-            Some(seat) => seat.account,
-            None => AccountId(channel),
-        };
-        if account.0 != channel {
-            self.later.insert(channel, account);
+        let bound = self.seats.get(&station).filter(|seat| seat.bound).map(|seat| seat.account);
+        let id = bound.and_then(|spot| self.id_at(spot)).unwrap_or(AccountId(channel));
+        if id.0 != channel {
+            self.later.insert(channel, id);
         }
-        self.all.entry(account).or_default().channels.insert(channel, Bought::default());
-        if self.seats.get(&station).is_none_or(|seat| !seat.bound) {
-            self.sit(station, account, used);
+        let spot = bound.unwrap_or_else(|| self.spot(id));
+        if let Some((_, account)) = self.all.at_mut(spot) {
+            account.channels.insert(channel, Bought::default());
+        }
+        if bound.is_none() {
+            self.sit(station, spot, used);
         }
     }
 
@@ -215,17 +222,17 @@ impl Accounts {
         used: Usage,
     ) -> Result<(), InvalidEvent> {
         let account = self.of_channel(channel).ok_or(InvalidEvent("no such account"))?;
-        let others = self.all.get(&account).map_or(0, |account| account.leases.members());
-        if others >= STATIONS_PER_ACCOUNT_MAX {
+        if self.members(account) >= STATIONS_PER_ACCOUNT_MAX {
             return Err(InvalidEvent("an account of too many stations"));
         }
-        self.sit(station, account, used);
+        let spot = self.spot(account);
+        self.sit(station, spot, used);
         Ok(())
     }
 
     /// A channel's account pays no more for a station.
     pub fn unbind(&mut self, channel: &ChannelId, station: Station) -> Result<(), InvalidEvent> {
-        let account = self.of_channel(channel);
+        let account = self.of_channel(channel).and_then(|id| self.all.spot(&id));
         let seat = self.seats.get_mut(&station);
         let seat = seat.filter(|seat| Some(seat.account) == account && seat.bound);
         let seat = seat.ok_or(InvalidEvent("a station that did not belong to the account"))?;
@@ -243,7 +250,7 @@ impl Accounts {
         used: Usage,
     ) -> Result<(), InvalidEvent> {
         let account = self.of_channel(channel);
-        let seat = self.seats.get(&station).filter(|seat| Some(seat.account) == account);
+        let seat = self.seat(station).filter(|seat| Some(seat.account) == account);
         let id = seat.ok_or(InvalidEvent("a station that left another's account"))?.account;
         self.read(station, used);
         self.seats.remove(&station);
@@ -296,8 +303,18 @@ impl Accounts {
     /// Takes in the accounts of another edge: none of them may be here, and nothing of theirs in force.
     pub(crate) fn absorb(&mut self, other: Self) {
         let seated: BTreeSet<_> = other.seats.keys().copied().collect();
-        self.all.extend(other.all);
-        self.seats.extend(other.seats);
+        let seats: Vec<_> = other
+            .seats
+            .into_iter()
+            .filter_map(|(station, seat)| Some((station, *other.all.at(seat.account)?.0, seat)))
+            .collect();
+        for (id, account) in other.all.into_entries() {
+            self.all.insert(id, account);
+        }
+        for (station, id, seat) in seats {
+            let account = self.spot(id);
+            self.seats.insert(station, Place { account, ..seat });
+        }
         self.later.extend(other.later);
         self.shared.extend(other.shared);
         self.active.extend(other.active);
@@ -332,20 +349,29 @@ impl Accounts {
         (channels, stations.collect())
     }
 
-    fn sit(&mut self, station: Station, account: AccountId, used: Usage) {
+    /// Where an account is, which is made if there is none.
+    fn spot(&mut self, id: AccountId) -> Spot {
+        self.all.spot(&id).unwrap_or_else(|| self.all.insert(id, Account::default()))
+    }
+
+    fn id_at(&self, spot: Spot) -> Option<AccountId> {
+        self.all.at(spot).map(|(id, _)| *id)
+    }
+
+    fn sit(&mut self, station: Station, account: Spot, used: Usage) {
         self.read(station, used);
         let base = (used != Usage::default()).then(|| Box::new(used));
         let seat = Place { account, base, bound: true };
         let before = self.seats.insert(station, seat).map(|seat| seat.account);
-        if let Some(before) = before.and_then(|id| self.all.get_mut(&id)) {
+        if let Some((_, before)) = before.and_then(|spot| self.all.at_mut(spot)) {
             before.gone = before.gone.saturating_add(before.leases.remove(station));
         }
         let now = self.usage(station);
-        let leases = &mut self.all.entry(account).or_default().leases;
+        let Some((id, Account { leases, .. })) = self.all.at_mut(account) else { return };
         leases.join(station, used.billed(), now.billed(), now.refused());
         if leases.several() {
-            self.shared.insert(account);
-            self.active.insert(account);
+            self.shared.insert(*id);
+            self.active.insert(*id);
         }
     }
 
@@ -357,11 +383,13 @@ impl Accounts {
         if news {
             self.usage.insert(station, newest);
         }
-        if news && let Some(account) = self.seats.get(&station).map(|seat| seat.account) {
-            if let Some(known) = self.all.get_mut(&account) {
-                known.leases.read(station, newest.billed(), newest.refused());
-            }
-            self.rouse(account);
+        if news
+            && let Some(seat) = self.seats.get(&station)
+            && let Some((id, account)) = self.all.at_mut(seat.account)
+        {
+            account.leases.read(station, newest.billed(), newest.refused());
+            let id = *id;
+            self.rouse(id);
         }
         news
     }
@@ -434,10 +462,7 @@ impl Accounts {
             return Err(Ahead { station, honoured, known });
         }
         for (station, ..) in kernel {
-            let Some(account) = self.seat(*station).and_then(|seat| self.all.get(&seat.account))
-            else {
-                continue;
-            };
+            let Some((_, account)) = self.account_of(*station) else { continue };
             let (honoured, known) = (account.leases.limits(), account.ever());
             let slack = if account.gone > Octets(0) { OVERSHOOT_MAX } else { Octets(0) };
             if honoured > known.saturating_add(slack) {
@@ -475,10 +500,15 @@ impl Accounts {
     }
 
     fn leases_of(&mut self, station: Station) -> Option<&mut Leases> {
-        let account = self.seats.get(&station)?.account;
+        let spot = self.seats.get(&station)?.account;
         // What is asked for is changed.
-        self.rouse(account);
-        self.all.get_mut(&account).map(|account| &mut account.leases)
+        self.rouse(self.id_at(spot)?);
+        self.all.at_mut(spot).map(|(_, account)| &mut account.leases)
+    }
+
+    /// The account that a station has a place at.
+    fn account_of(&self, station: Station) -> Option<(AccountId, &Account)> {
+        self.all.at(self.seats.get(&station)?.account).map(|(id, account)| (*id, account))
     }
 
     /// How large every account is.
@@ -529,18 +559,28 @@ impl Accounts {
     pub fn seat(&self, station: Station) -> Option<Seat> {
         let Place { account, base, bound } = self.seats.get(&station)?;
         let base = base.as_deref().copied().unwrap_or_default();
-        Some(Seat { account: *account, base, bound: *bound })
+        Some(Seat { account: self.id_at(*account)?, base, bound: *bound })
     }
 
-    /// Stations that accounts pay for, and which.
-    pub fn seated(&self) -> impl Iterator<Item = (Station, AccountId)> + '_ {
-        let bound = self.seats.iter().filter(|(_, seat)| seat.bound);
-        bound.map(|(station, seat)| (*station, seat.account))
+    /// The account that pays for a station, where it bought something, and whether any of that is left.
+    pub fn payer(&self, station: Station) -> Option<(AccountId, bool)> {
+        self.buyer(self.seats.get(&station)?)
+    }
+
+    /// Every station whose account bought something, with the account.
+    pub fn payers(&self) -> impl Iterator<Item = (Station, AccountId)> + '_ {
+        self.seats.iter().filter_map(|(station, seat)| Some((*station, self.buyer(seat)?.0)))
+    }
+
+    fn buyer(&self, seat: &Place) -> Option<(AccountId, bool)> {
+        let (id, account) = self.all.at(seat.account).filter(|_| seat.bound)?;
+        let bought = account.bought();
+        (bought > Octets(0)).then_some((*id, bought > account.used()))
     }
 
     /// Stations that have a place at an account, and which; also those that are not paid for any more.
     pub fn seats(&self) -> impl Iterator<Item = (Station, AccountId)> + '_ {
-        self.seats.iter().map(|(station, seat)| (*station, seat.account))
+        self.seats.iter().filter_map(|(station, seat)| Some((*station, self.id_at(seat.account)?)))
     }
 
     /// A station's lifetime counters.
@@ -565,8 +605,7 @@ impl Accounts {
 
     /// Octets used by an account.
     pub fn used(&self, id: AccountId) -> Octets {
-        let used = |account: &Account| account.gone.saturating_add(account.leases.used());
-        self.all.get(&id).map_or(Octets(0), used)
+        self.all.get(&id).map_or(Octets(0), Account::used)
     }
 
     /// Stations whose use counts for an account.
@@ -581,23 +620,22 @@ impl Accounts {
 
     /// What a station may use before its limit is looked at again.
     pub fn held(&self, station: Station) -> Octets {
-        let account = self.seats.get(&station).and_then(|seat| self.all.get(&seat.account));
-        account.map_or(Octets(0), |account| account.leases.held(station))
+        self.leases(station).map_or(Octets(0), |leases| leases.held(station))
     }
 
-    /// What the kernel is to honour for a station of an account, in octets of its life.
-    pub(crate) fn in_force(&self, id: AccountId, station: Station) -> Option<Octets> {
-        self.all.get(&id)?.leases.in_force(station)
+    /// The leases of the account that a station has a place at.
+    pub(crate) fn leases(&self, station: Station) -> Option<&Leases> {
+        self.account_of(station).map(|(_, account)| &account.leases)
     }
 
     /// Whether a station shares its account's credit with another.
     pub fn is_shared(&self, station: Station) -> bool {
-        self.seats.get(&station).is_some_and(|seat| self.shared.contains(&seat.account))
+        self.account_of(station).is_some_and(|(id, _)| self.shared.contains(&id))
     }
 
     /// See [`crate::dense`].
     pub(crate) fn pack(&mut self) {
-        pack(&mut self.all);
+        self.all.pack();
         pack(&mut self.seats);
         pack(&mut self.usage);
         pack(&mut self.later);

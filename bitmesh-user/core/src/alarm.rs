@@ -335,9 +335,7 @@ mod tests {
         let day = 24 * 3_600;
         assert_eq!(of(&book, lost(first - 288, day)), [(Kind::ChainLost, Level::Warning)]);
         assert_eq!(of(&book, lost(first - 287, day)), [(Kind::ChainLost, Level::Error)]);
-        assert!(
-            alarms(&Book::default(), lost(5, day))[0].message.contains("nothing is at stake")
-        );
+        assert!(alarms(&Book::default(), lost(5, day))[0].message.contains("nothing is at stake"));
     }
 
     #[test]

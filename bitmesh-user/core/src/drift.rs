@@ -73,11 +73,11 @@ impl Accounts {
     pub fn drift(&self, station: Station, kernel: Option<(Octets, Usage)>) -> Option<Drift> {
         let known = self.usage(station);
         let of = |kind, by, limit| Some(Drift { station, kind, by, limit, usage: known });
-        let Some(seat) = self.seat(station) else {
+        let Some(leases) = self.leases(station) else {
             let (limit, _) = kernel.filter(|(limit, usage)| *limit > usage.billed())?;
             return of(DriftKind::Stray, limit, Octets(0));
         };
-        let limit = self.in_force(seat.account, station)?;
+        let limit = leases.in_force(station)?;
         let Some((honoured, used)) = kernel else {
             let left = limit.saturating_sub(known.billed());
             return if left > Octets(0) { of(DriftKind::Missing, left, limit) } else { None };

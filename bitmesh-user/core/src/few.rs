@@ -96,6 +96,14 @@ impl<K: Ord + Copy, V> Few<K, V> {
         Some(value)
     }
 
+    /// The value, where there is one alone.
+    pub(crate) fn only(&self) -> Option<&V> {
+        match self {
+            Self::One((_, value)) => Some(value),
+            Self::Others(_) => None,
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.all().is_empty()
     }
@@ -143,6 +151,7 @@ mod tests {
                 prop_assert_eq!(few.get(&key), map.get(&key));
                 prop_assert!(few.iter().eq(map.iter()));
                 prop_assert_eq!(few.is_empty(), map.is_empty());
+                prop_assert_eq!(few.only(), map.values().next().filter(|_| map.len() == 1));
             }
         }
     }

@@ -101,6 +101,12 @@ impl Holding {
         held < target / 2 || (refused && held < target)
     }
 
+    /// Whether it holds all that there is, so that nothing is to be decided where no other station is.
+    fn has_all(&self, total: u64) -> bool {
+        let settled = self.takes_part() && self.reclaiming.is_none();
+        settled && self.limit >= self.used && self.spoken_for() == total
+    }
+
     fn takes_part(&self) -> bool {
         !self.leaving && !self.barred
     }
@@ -262,6 +268,9 @@ impl Leases {
     /// Decides what changes, of `total` octets that these stations may use in all, used ones
     /// included. Lowered limits first free what they held when they are [`Self::reclaimed`].
     pub fn share(&mut self, total: Octets) -> Vec<Change> {
+        if self.0.only().is_some_and(|holding| holding.has_all(total.0)) {
+            return Vec::new();
+        }
         let spoken_for = self.spoken_for().0;
         let targets = self.targets(total.0.saturating_sub(self.used().0));
         let mut changes = Vec::new();

@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod alarm;
+mod arena;
 pub mod buyer;
 pub mod channel;
 pub mod controller;

@@ -167,6 +167,16 @@ mod tests {
     }
 
     #[test]
+    fn those_of_a_start_come_beside_who_is_known_and_in_the_place_of_older_accounts() {
+        let payers = Payers::default();
+        payers.add(station(0), account(1));
+        payers.add(station(1), account(1));
+        payers.add_all([(station(1), account(2)), (station(2), account(3))].into_iter());
+        let who = [0, 1, 2, 3].map(|number| payers.account(station(number)));
+        assert_eq!(who, [Some(account(1)), Some(account(2)), Some(account(3)), None]);
+    }
+
+    #[test]
     fn a_sweep_looks_at_a_part_and_the_next_goes_on() {
         let (payers, many) = (Payers::default(), 3 * SWEEP_STATIONS - 1);
         for number in 0..many {

@@ -7,7 +7,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, RingBuf},
+    maps::{Map, MapData, PerCpuArray, RingBuf},
 };
 use bitmesh_common::{EVENT_KINDS, EVENTS_MAP, Event, EventKind, LOST_MAP, StationKey};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -38,10 +38,12 @@ pub struct Events {
 
 impl Events {
     pub(super) fn of(object: &mut Ebpf) -> Result<Self, DataplaneError> {
-        Ok(Self {
-            ring: RingBuf::try_from(object::take_map(object, EVENTS_MAP)?)?,
-            lost: PerCpuArray::try_from(object::take_map(object, LOST_MAP)?)?,
-        })
+        Self::new(object::take_map(object, EVENTS_MAP)?, object::take_map(object, LOST_MAP)?)
+    }
+
+    /// By the maps of the events, and of how many were lost.
+    pub(super) fn new(events: Map, lost: Map) -> Result<Self, DataplaneError> {
+        Ok(Self { ring: RingBuf::try_from(events)?, lost: PerCpuArray::try_from(lost)? })
     }
 
     /// The next event, `None` when there is none at the moment.

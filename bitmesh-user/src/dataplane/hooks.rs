@@ -65,6 +65,8 @@ pub enum HookKind {
 pub(super) struct Attacher<'a> {
     pub(super) programs: Programs<'a>,
     pub(super) pins: &'a Pins,
+    /// Attachments that were pinned before.
+    pub(super) pinned: Vec<LinkPin>,
     pub(super) namespace: u64,
     pub(super) tc_hook: TcHook,
 }
@@ -72,7 +74,7 @@ pub(super) struct Attacher<'a> {
 impl Attacher<'_> {
     /// Meters what `port` receives.
     pub(super) fn upload(&mut self, port: &Port, wish: UploadHook) -> Result<Hook, DataplaneError> {
-        let choice = choice::upload(port, wish, self.found(port, Side::Ingress)?)?;
+        let choice = choice::upload(port, wish, self.found(port, Side::Ingress))?;
         let or_tc = choice.or_tc;
         match self.upload_by(port, choice) {
             Err(DataplaneError::HookRefused { source, .. }) if or_tc => {
@@ -107,7 +109,7 @@ impl Attacher<'_> {
             TcHook::Clsact => Some(Holder::Clsact),
         };
         let best = if host::has_tcx() { Holder::Tcx } else { Holder::Clsact };
-        let found = self.found(port, side)?;
+        let found = self.found(port, side);
         let holder = wish.or(found).unwrap_or(best);
         if let Some(found) = found.filter(|found| *found != holder || *found == Holder::Xdp) {
             let interface = port.name.clone();
@@ -166,11 +168,11 @@ impl Attacher<'_> {
     }
 
     /// What holds our program on this side of the port since before.
-    pub(super) fn found(&self, port: &Port, side: Side) -> Result<Option<Holder>, DataplaneError> {
+    pub(super) fn found(&self, port: &Port, side: Side) -> Option<Holder> {
         let here = |pin: &LinkPin| {
             pin.side == side && pin.index == port.index && pin.namespace == self.namespace
         };
-        Ok(self.pins.links()?.into_iter().find(here).map(|pin| pin.holder))
+        self.pinned.iter().find(|pin| here(pin)).map(|pin| pin.holder)
     }
 }
 

@@ -36,7 +36,7 @@ use std::{
 
 use aya::maps::{Map, MapData, PerCpuArray};
 pub use bitmesh_common::{Budget, Cause, Counts, DEFAULT_TABLE_SLOTS, EventKind, Mac, StationKey};
-use bitmesh_common::{CAUSES, EDGE_MAP, EdgeConfig, STATIONS_MAP, STATS_MAP};
+use bitmesh_common::{CAUSES, EdgeConfig, STATIONS_MAP};
 use bitmesh_common::{FreeBudgets, ISOLATE};
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +63,6 @@ use self::{
     memory::Memory,
     object::Edge,
     pins::{LinkPin, Pins},
-    programs::Programs,
     table::Table,
 };
 
@@ -219,8 +218,9 @@ struct Loaded {
 
 impl Dataplane {
     /// Loads the programs and puts them on the ports, or takes over from an earlier controller of
-    /// the same instance: its table stays, its programs are replaced in place, and no frame passes
-    /// unmetered in between. Ports that are not in `options` any more are let go.
+    /// the same instance: its table stays, its programs too if they are of the same object, else they are
+    /// replaced in place, and no frame passes unmetered in between. Ports that are not in `options` any
+    /// more are let go.
     pub fn open(options: &Options) -> Result<Self, DataplaneError> {
         host::check()?;
         let ports =
@@ -421,8 +421,9 @@ fn load(
     pins: &Pins,
 ) -> Result<Loaded, DataplaneError> {
     let slots = options.table_slots;
-    let mut object = object::load(pins, &options.instance, slots)?;
-    let mut edge = Edge::new(object::take_map(&mut object, EDGE_MAP)?)?;
+    object::check(pins, &options.instance, slots)?;
+    let (mut programs, maps) = programs::find(pins, slots)?;
+    let mut edge = Edge::new(maps.edge)?;
     let mut config = *config;
     config.hash_seed = match edge.read()?.hash_seed {
         0 => new_seed()?,
@@ -431,17 +432,17 @@ fn load(
     config.slot_mask = slots.saturating_sub(1);
     edge.write(&config)?;
     // Held until the programs are loaded: they refer to maps by descriptor until then.
-    let stations = object::take_map(&mut object, STATIONS_MAP)?;
+    let stations = maps.stations;
     let mut table = open_table(&stations, slots, &config)?;
     table.unbind(|index| ports.iter().any(|port| port.index == index));
-    let stats = PerCpuArray::try_from(object::take_map(&mut object, STATS_MAP)?)?;
-    let events = Some(Events::of(&mut object)?);
+    let stats = PerCpuArray::try_from(maps.stats)?;
+    let events = Some(Events::new(maps.events, maps.lost)?);
 
     let namespace = host::namespace()?;
     let tc_hook = options.tc_hook;
-    programs::load(&mut object)?;
+    programs.load()?;
     let mut attacher =
-        Attacher { programs: Programs::Object(&mut object), pins, namespace, tc_hook };
+        Attacher { programs: programs.lend(), pins, pinned: pins.links()?, namespace, tc_hook };
     let mut hooks = Vec::new();
     for port in ports {
         let why = "downloads are metered where the port sends".to_owned();
@@ -454,7 +455,7 @@ fn load(
             take_off(pins, &pin, namespace)?;
         }
     }
-    programs::pin(&mut object, pins)?;
+    programs.pin(pins)?;
     drop(stations);
     Ok(Loaded { table, edge, stats, events, hooks })
 }

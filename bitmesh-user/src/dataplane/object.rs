@@ -1,12 +1,14 @@
 //! The eBPF object, its maps and the configuration in them.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, MapInfo},
 };
-use bitmesh_common::{EDGE_MAP, EdgeConfig, STATIONS_MAP, STATS_MAP, StationSlot};
+use bitmesh_common::{
+    EDGE_MAP, EVENTS_MAP, EdgeConfig, LOST_MAP, STATIONS_MAP, STATS_MAP, StationSlot,
+};
 
 use super::{DataplaneError, memory::EdgeValue, pins::Pins};
 
@@ -17,11 +19,65 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 const SLOTS_MIN: u32 = 16;
 const SLOTS_MAX: u32 = 1 << 24;
 
-/// Loads the object with a table of `slots`, or onto the one that is pinned.
-pub(super) fn load(pins: &Pins, instance: &str, slots: u32) -> Result<Ebpf, DataplaneError> {
+/// The maps that this side uses, too.
+pub(super) struct Maps {
+    pub(super) stations: Map,
+    pub(super) edge: Map,
+    pub(super) stats: Map,
+    pub(super) events: Map,
+    pub(super) lost: Map,
+}
+
+impl Maps {
+    /// Takes them out of the object.
+    pub(super) fn of(object: &mut Ebpf) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            stations: take_map(object, STATIONS_MAP)?,
+            edge: take_map(object, EDGE_MAP)?,
+            stats: take_map(object, STATS_MAP)?,
+            events: take_map(object, EVENTS_MAP)?,
+            lost: take_map(object, LOST_MAP)?,
+        })
+    }
+
+    /// Of programs that use the maps with these ids; `None` where they don't all use one station table,
+    /// the one that is pinned.
+    pub(super) fn used_by_all(uses: &[Vec<u32>], pins: &Pins) -> Option<Self> {
+        let pinned = |name| MapInfo::from_pin(pins.path(name)).ok().map(|info| info.id());
+        for name in [STATIONS_MAP, EDGE_MAP, STATS_MAP] {
+            let id = pinned(name)?;
+            if !uses.iter().all(|ids| ids.contains(&id)) {
+                return None;
+            }
+        }
+        let mut all = Vec::new();
+        for id in uses.iter().flatten().collect::<BTreeSet<_>>() {
+            all.push((*id, MapInfo::from_id(*id).ok()?));
+        }
+        let map = |name: &str| {
+            let mut named = all.iter().filter(|(_, info)| info.name_as_str() == Some(name));
+            let (id, _) = named.next()?;
+            if named.next().is_some() { None } else { MapData::from_id(*id).ok() }
+        };
+        Some(Self {
+            stations: Map::Array(map(STATIONS_MAP)?),
+            edge: Map::Array(map(EDGE_MAP)?),
+            stats: Map::PerCpuArray(map(STATS_MAP)?),
+            events: Map::RingBuf(map(EVENTS_MAP)?),
+            lost: Map::PerCpuArray(map(LOST_MAP)?),
+        })
+    }
+}
+
+/// Refuses a table of `slots` that can't be, or that is not the one which is pinned.
+pub(super) fn check(pins: &Pins, instance: &str, slots: u32) -> Result<(), DataplaneError> {
     check_slots(slots)?;
     check_pinned(pins, instance, STATIONS_MAP, size_of::<StationSlot>(), slots)?;
-    check_pinned(pins, instance, EDGE_MAP, size_of::<EdgeConfig>(), 1)?;
+    check_pinned(pins, instance, EDGE_MAP, size_of::<EdgeConfig>(), 1)
+}
+
+/// Loads the object with a table of `slots`, or onto the one that is pinned.
+pub(super) fn load(pins: &Pins, slots: u32) -> Result<Ebpf, DataplaneError> {
     let (stations, edge, stats) =
         (pins.path(STATIONS_MAP), pins.path(EDGE_MAP), pins.path(STATS_MAP));
     Ok(EbpfLoader::new()

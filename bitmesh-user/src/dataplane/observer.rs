@@ -112,6 +112,7 @@ fn attach(
     let mut attacher = Attacher {
         programs: Programs::Object(&mut object),
         pins,
+        pinned: pins.links()?,
         namespace,
         tc_hook: TcHook::Auto,
     };

@@ -1,16 +1,24 @@
 //! Where programs come from: the object that was just loaded, or their pins.
 
-use std::{collections::HashMap, fs, thread};
+use std::{collections::HashMap, fs, os::unix::fs::symlink, thread};
 
 use aya::{
     Ebpf,
     programs::{Program, ProgramError, SchedClassifier, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
+use bitcoin::hashes::{Hash as _, sha256};
+use bitmesh_core::bitcoin;
 
-use super::{DataplaneError, pins::Pins};
+use super::{
+    DataplaneError,
+    object::{self, Maps, OBJECT},
+    pins::Pins,
+};
 
 const UPLOAD_XDP: &str = "upload_xdp";
+/// Name of the link beside the pinned programs that tells which object they are of: its digest.
+const WHICH: &str = "object";
 /// The programs that go onto a provider's ports.
 const PINNED: [&str; 3] = [UPLOAD_XDP, "upload_tc", "download_tc"];
 
@@ -71,10 +79,74 @@ impl Pinned {
         let xdp = Xdp::from_pin(pins.path(&file(UPLOAD_XDP)), XdpAttachType::Interface)?;
         Ok(Self { xdp, tc })
     }
+
+    /// Those of an earlier controller with the maps that they use, if they are of this very object:
+    /// then the kernel need not verify it again.
+    pub(super) fn of_this_object(pins: &Pins) -> Option<(Self, Maps)> {
+        let which = fs::read_link(pins.path(WHICH)).ok()?;
+        if which.to_str() != Some(&digest()) {
+            return None;
+        }
+        let pinned = Self::open(pins).ok()?;
+        let mut infos = vec![pinned.xdp.info().ok()?];
+        for tc in pinned.tc.values() {
+            infos.push(tc.info().ok()?);
+        }
+        let uses = infos.iter().map(|info| info.map_ids().ok()?).collect::<Option<Vec<_>>>()?;
+        Some((pinned, Maps::used_by_all(&uses, pins)?))
+    }
+}
+
+fn digest() -> String {
+    sha256::Hash::hash(OBJECT).to_string()
+}
+
+/// Where the programs of a start come from.
+pub(super) enum Source {
+    /// This start.
+    Object(Box<Ebpf>),
+    /// An earlier one of the same object.
+    Pinned(Box<Pinned>),
+}
+
+/// Finds the programs for a table of `slots`, with the maps that they use: those that are pinned, if
+/// they are of this object, else the object's.
+pub(super) fn find(pins: &Pins, slots: u32) -> Result<(Source, Maps), DataplaneError> {
+    if let Some((pinned, maps)) = Pinned::of_this_object(pins) {
+        return Ok((Source::Pinned(Box::new(pinned)), maps));
+    }
+    let mut object = object::load(pins, slots)?;
+    let maps = Maps::of(&mut object)?;
+    Ok((Source::Object(Box::new(object)), maps))
+}
+
+impl Source {
+    /// Has the kernel verify those that it does not know.
+    pub(super) fn load(&mut self) -> Result<(), DataplaneError> {
+        match self {
+            Self::Object(object) => load(object),
+            Self::Pinned(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn lend(&mut self) -> Programs<'_> {
+        match self {
+            Self::Object(object) => Programs::Object(object),
+            Self::Pinned(pinned) => Programs::Pinned(pinned),
+        }
+    }
+
+    /// Pins those that are not.
+    pub(super) fn pin(&mut self, pins: &Pins) -> Result<(), DataplaneError> {
+        match self {
+            Self::Object(object) => pin(object, pins),
+            Self::Pinned(_) => Ok(()),
+        }
+    }
 }
 
 /// Has the kernel verify the programs, all at once: at a start, this takes longer than all else here.
-pub(super) fn load(object: &mut Ebpf) -> Result<(), DataplaneError> {
+fn load(object: &mut Ebpf) -> Result<(), DataplaneError> {
     let programs = object.programs_mut().filter(|(name, _)| PINNED.contains(name));
     thread::scope(|scope| {
         let loads: Vec<_> =
@@ -96,7 +168,9 @@ fn load_one(program: &mut Program) -> Result<(), DataplaneError> {
 
 /// Pins the programs, so that whoever puts them back needs no object. What an earlier controller
 /// pinned is replaced in one step.
-pub(super) fn pin(object: &mut Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
+fn pin(object: &mut Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
+    let which = pins.path(WHICH);
+    super::pins::remove(&which)?;
     for name in PINNED {
         let program = object.program_mut(name).ok_or(DataplaneError::ObjectLacks { name })?;
         let (new, path) = (pins.path(&format!("new_{}", file(name))), pins.path(&file(name)));
@@ -108,7 +182,7 @@ pub(super) fn pin(object: &mut Ebpf, pins: &Pins) -> Result<(), DataplaneError> 
         fs::rename(&new, &path)
             .map_err(DataplaneError::system(format!("replacing {}", path.display())))?;
     }
-    Ok(())
+    symlink(digest(), &which).map_err(DataplaneError::system(format!("making {}", which.display())))
 }
 
 fn file(program: &str) -> String {

@@ -204,8 +204,12 @@ impl Watch {
 
     /// Puts on an interface what is missing there.
     fn meter(&mut self, at: usize, changes: &mut Vec<Change>) -> Result<(), DataplaneError> {
-        let Some(known) = self.watched.get(at).cloned() else { return Ok(()) };
-        let done = self.attach(&known);
+        let Some(mut known) = self.watched.get(at).cloned() else { return Ok(()) };
+        let mut done = self.attach(&known);
+        // It may be another by now, or gone.
+        if done.is_err() && known.port.take().is_some() {
+            done = self.attach(&known);
+        }
         if let Some(watched) = self.watched.get_mut(at) {
             watched.port = None;
             match &done {
@@ -241,13 +245,14 @@ impl Watch {
         let mut attacher = Attacher {
             programs: Programs::Pinned(&mut self.programs),
             pins: &self.pins,
+            pinned: self.pins.links()?,
             namespace: self.namespace,
             tc_hook: TcHook::Auto,
         };
         let mut hooks = Vec::new();
         for side in [Side::Egress, Side::Ingress] {
             // A filter has no link that can be asked; replacing it would be noticed as a change.
-            if attacher.found(&port, side)? == Some(Holder::Clsact)
+            if attacher.found(&port, side) == Some(Holder::Clsact)
                 && ports::has_filter(port.index, side, hooks::CLSACT_PRIORITY)?
             {
                 continue;

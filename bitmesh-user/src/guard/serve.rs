@@ -27,8 +27,9 @@ use crate::dataplane::{Change, UploadHook, Watch};
 /// How often it is looked at the programs when nothing is told: links that were detached are told of by
 /// nobody.
 const PASS_INTERVAL: Duration = Duration::from_millis(100);
-/// How often the interfaces are asked for when nothing is told of them.
-const LINKS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the interfaces are asked for when nothing is told of them: it takes as long as fifty looks
+/// at the programs.
+const LINKS_INTERVAL: Duration = Duration::from_secs(5);
 /// Least time between two looks: a storm of changes does not become one of work.
 const PASS_PAUSE: Duration = Duration::from_millis(10);
 /// Least time between two looks at the rules, which take a process each.

@@ -1,5 +1,7 @@
 //! Reads everything back, and checks that nothing is missing, changed or too much.
 
+use std::mem;
+
 use bitcoin::{BlockHash, hashes::Hash as _};
 use bitmesh_common::StationKey;
 use bitmesh_core::{
@@ -42,20 +44,19 @@ where
     let mut pages: Pages<E> = Vec::new();
     read_channels(engine, &mut all, &mut pages).await?;
     read_journal(engine, &mut all, &mut pages).await?;
-    let mut events: Events<E> = Vec::new();
+    let mut decoded = Vec::with_capacity(pages.len());
     for page in pages {
-        let decoded = page.await.map_err(|error| error.to_string()).and_then(|page| page);
-        events.append(&mut decoded.map_err(|what| damaged(engine, what))?);
+        let page = page.await.map_err(|error| error.to_string()).and_then(|page| page);
+        decoded.push(page.map_err(|what| damaged(engine, what))?);
     }
-    events.sort_by_key(|(seq, _)| *seq);
-    for (_, entry) in &events {
+    let mut entries = in_order(decoded);
+    for entry in &entries {
         if let Entry::Channel { event, .. } = entry
             && let Some(index) = event.key_index()
         {
             all.key_taken(index);
         }
     }
-    let mut entries: Vec<_> = events.into_iter().map(|(_, entry)| entry).collect();
     for (height, hash) in engine.blocks().await? {
         all.blocks.insert(height, hash);
         let number = u32::try_from(height);
@@ -82,6 +83,20 @@ where
     }
     *known = all;
     Ok(entries)
+}
+
+/// The events of all pages in the order of all. Each is moved once: they are large.
+fn in_order<E>(mut pages: Vec<Events<E>>) -> Vec<Entry<E>> {
+    let mut order: Vec<_> = (0usize..)
+        .zip(&pages)
+        .flat_map(|(page, events)| (0usize..).zip(events).map(move |(at, of)| (of.0, page, at)))
+        .collect();
+    order.sort_unstable();
+    let taken = order.into_iter().filter_map(|(_, page, at)| {
+        let (_, entry) = pages.get_mut(page)?.get_mut(at)?;
+        Some(mem::replace(entry, Entry::BlockGone { height: 0 }))
+    });
+    taken.collect()
 }
 
 pub(super) fn damaged(engine: &dyn Engine, what: String) -> StoreError {

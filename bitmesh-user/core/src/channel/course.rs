@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bitcoin::{OutPoint, ScriptBuf, Transaction, WScriptHash};
+use bitcoin::{OutPoint, ScriptBuf, Transaction};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -55,11 +55,10 @@ pub(super) enum Gone {
 pub(super) struct Course {
     /// Shared with what is verified on other threads.
     pub(super) params: Arc<ChannelParams>,
-    /// What the funding script is of.
-    program: WScriptHash,
     pub(super) funding: Option<Funding>,
     pub(super) close_requested: bool,
-    pub(super) spent: Option<Spent>,
+    /// Of few channels: kept apart.
+    spent: Option<Box<Spent>>,
     pub(super) finished: bool,
 }
 
@@ -67,19 +66,17 @@ impl Course {
     /// Of terms from a journal.
     pub(super) fn new(params: Arc<ChannelParams>) -> Result<Self, InvalidEvent> {
         params.validate_again().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
-        Ok(Self {
-            program: params.witness_script().wscript_hash(),
-            params,
-            funding: None,
-            close_requested: false,
-            spent: None,
-            finished: false,
-        })
+        Ok(Self { params, funding: None, close_requested: false, spent: None, finished: false })
     }
 
     /// The script that the funding pays.
     pub(super) fn script(&self) -> ScriptBuf {
-        ScriptBuf::new_p2wsh(&self.program)
+        self.params.funding_script()
+    }
+
+    /// What spent the funding, in a block.
+    pub(super) fn spent(&self) -> Option<Spent> {
+        self.spent.as_deref().copied()
     }
 
     pub(super) fn fund(&mut self, funding: Funding) -> Result<(), InvalidEvent> {
@@ -104,7 +101,7 @@ impl Course {
         if self.funding.is_none() || self.spent.is_some() {
             return Err(InvalidEvent("a spend without funding, or a second one"));
         }
-        self.spent = Some(spent);
+        self.spent = Some(Box::new(spent));
         Ok(())
     }
 
@@ -119,7 +116,7 @@ impl Course {
     /// What goes when the block at `height` is no longer part of the chain.
     pub(super) fn gone_with(&self, height: u32) -> Option<Gone> {
         let funding = self.funding.is_some_and(|funding| funding.height == height);
-        let spend = self.spent.is_some_and(|spent| spent.height == height);
+        let spend = self.spent().is_some_and(|spent| spent.height == height);
         match (self.finished, funding, spend) {
             (true, ..) | (_, false, false) => None,
             (_, true, _) => Some(Gone::Funding),
@@ -134,7 +131,7 @@ impl Course {
 
     /// Whether the spend is too deep for any reorganisation that is survived.
     pub(super) fn settled(&self, tip: u32) -> bool {
-        self.spent.is_some_and(|spent| depth(spent.height, tip) >= FINAL_DEPTH_BLOCKS)
+        self.spent().is_some_and(|spent| depth(spent.height, tip) >= FINAL_DEPTH_BLOCKS)
     }
 
     /// Whether blocks alone can end it.
@@ -153,9 +150,9 @@ impl Course {
 
     pub(super) fn status(&self, tip: u32) -> ChannelStatus {
         if self.finished {
-            return ChannelStatus::Closed { kind: self.spent.map(|spent| spent.kind) };
+            return ChannelStatus::Closed { kind: self.spent().map(|spent| spent.kind) };
         }
-        if let Some(spent) = self.spent {
+        if let Some(spent) = self.spent() {
             return ChannelStatus::Settled { kind: spent.kind, depth: depth(spent.height, tip) };
         }
         let expiring = tip.saturating_add(CLAIM_MARGIN_BLOCKS) >= self.params.expiry_height;

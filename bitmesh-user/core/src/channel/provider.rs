@@ -311,7 +311,7 @@ impl ProviderChannel {
     /// A close that a reorganisation took out of its block is waited for anew: it costs the provider
     /// nothing.
     fn undo(&mut self, gone: Gone) -> Result<(), InvalidEvent> {
-        let spent = self.course.spent;
+        let spent = self.course.spent();
         if let Some(rare) = &mut self.rare {
             let close = rare.close.as_ref().map(|close| close.tx.compute_txid());
             let closed = spent.filter(|spent| Some(spent.txid) == close);
@@ -410,7 +410,7 @@ impl ProviderChannel {
     /// that nothing was paid to.
     pub fn lacks_payout_script(&self) -> bool {
         let course = &self.course;
-        let at_stake = course.funding.is_some() && course.spent.is_none() && !course.finished;
+        let at_stake = course.funding.is_some() && course.spent().is_none() && !course.finished;
         at_stake && self.rare().payout_script.is_none()
     }
 
@@ -424,7 +424,7 @@ impl ProviderChannel {
         signature: &Signature,
         tip: u32,
     ) -> Result<Option<Close>, CloseError> {
-        if self.course.spent.is_some() || self.course.finished {
+        if self.course.spent().is_some() || self.course.finished {
             return Err(CloseError::Settled);
         }
         let funding = self.course.outpoint().ok_or(CloseError::Unfunded)?;
@@ -450,7 +450,7 @@ impl ProviderChannel {
         let expiring = tip.saturating_add(CLAIM_MARGIN_BLOCKS) >= self.course.params.expiry_height;
         let patient =
             |since: u32| tip < since.saturating_add(super::CLOSE_WAIT_BLOCKS) && !expiring;
-        self.course.spent.is_none() && self.rare().close_since.is_some_and(patient)
+        self.course.spent().is_none() && self.rare().close_since.is_some_and(patient)
     }
 
     /// What it means that a block at `height` holds an output of the right script and value.
@@ -474,8 +474,8 @@ impl ProviderChannel {
 
     /// What it waits for, as it stands.
     pub fn waits(&self) -> Waits {
-        let Course { funding, spent, close_requested, finished, params, .. } = &self.course;
-        let unspent = spent.is_none() && !finished;
+        let Course { funding, close_requested, finished, params, .. } = &self.course;
+        let unspent = self.course.spent().is_none() && !finished;
         let signed = self.claim().is_some() || self.closed_by_both().is_some();
         let from = match close_requested {
             true => 0,
@@ -590,7 +590,7 @@ impl ProviderChannel {
 
     /// The confirmed spend.
     pub fn spent(&self) -> Option<Spent> {
-        self.course.spent
+        self.course.spent()
     }
 
     /// Whether nothing can happen any more.

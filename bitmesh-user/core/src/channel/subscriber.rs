@@ -427,7 +427,7 @@ impl SubscriberChannel {
             .as_ref()
             .is_some_and(|(_, height)| tip < height.saturating_add(CLAIM_BUMP_BLOCKS));
         let due = tip >= self.course.params.expiry_height
-            && self.course.spent.is_none()
+            && self.course.spent().is_none()
             && !self.course.finished;
         self.course.outpoint().filter(|_| due && !waiting)
     }
@@ -583,7 +583,7 @@ impl SubscriberChannel {
 
     /// The confirmed spend.
     pub fn spent(&self) -> Option<Spent> {
-        self.course.spent
+        self.course.spent()
     }
 
     /// Whether nothing can happen any more.

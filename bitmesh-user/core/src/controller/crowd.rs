@@ -14,7 +14,6 @@ use crate::{
     account::AccountId,
     channel::{ChannelId, ProviderChannel},
     station::Station,
-    units::Octets,
 };
 
 /// Channels that one station may have open without funding them.
@@ -78,22 +77,17 @@ impl Controller {
 
     /// The account that pays for a station, where it bought something, and whether any of that is left.
     pub fn payer(&self, station: Station) -> Option<(AccountId, bool)> {
-        let seat = self.accounts.seat(station).filter(|seat| seat.bound)?;
-        let (bought, used) = (self.accounts.bought(seat.account), self.accounts.used(seat.account));
-        (bought > Octets(0)).then_some((seat.account, bought > used))
+        self.accounts.payer(station)
     }
 
     /// Every station whose account bought something, with the account.
     pub fn payers(&self) -> impl Iterator<Item = (Station, AccountId)> + '_ {
-        let bought =
-            |(_, account): &(Station, AccountId)| self.accounts.bought(*account) > Octets(0);
-        self.accounts.seated().filter(bought)
+        self.accounts.payers()
     }
 
     /// Whether a station has an account that paid, or a channel with money in it.
     pub fn pays(&self, station: Station) -> bool {
-        let seat = self.accounts.seat(station).filter(|seat| seat.bound);
-        let bought = seat.is_some_and(|seat| self.accounts.bought(seat.account) > Octets(0));
-        bought || self.channels_of(station).any(|id| !self.unfunded.contains(&id))
+        self.payer(station).is_some()
+            || self.channels_of(station).any(|id| !self.unfunded.contains(&id))
     }
 }

@@ -18,7 +18,7 @@ use crate::dataplane::{Sight, StationKey};
 /// Looks, one each second, in which all of a table with few stations is seen.
 const LOOKS: u32 = 10;
 /// Stations that are compared in one look, or a few more: each costs microseconds.
-const STATIONS_AT_ONCE: usize = 2_048;
+const STATIONS_AT_ONCE: usize = 1_024;
 /// Slots that are read at once.
 const SLOTS_AT_ONCE: u32 = 1_024;
 /// Differences of one look that are logged; all are counted.

@@ -67,10 +67,12 @@ pub(super) fn reconcile(
     dataplane: &mut Dataplane,
     foundation: &Foundation,
 ) -> Result<()> {
-    let kernel: Vec<_> = dataplane
+    let mut kernel: Vec<_> = dataplane
         .stations()
         .map(|(key, limit, used)| (Station::from(key), Octets(limit), usage_of(&used)))
         .collect();
+    // In the order of the controller's own list.
+    kernel.sort_unstable_by_key(|(station, ..)| *station);
     if foundation.store.went_back().is_some() {
         for (station, _, used) in controller.adopt_beyond(&kernel) {
             dataplane.set_limit(station.key(), used.0)?;

@@ -27,7 +27,7 @@ use anyhow::{Context as _, Result};
 use bitcoin::Block;
 use bitmesh_core::{
     bitcoin,
-    channel::{Batch, FeeEstimates, ProviderChannel, ProviderEvent},
+    channel::{Batch, Entry, FeeEstimates, ProviderChannel, ProviderEvent},
     controller::{Action, Controller, Input, RequestId, StationsAsk},
     offer::{OFFER_VERSION, Offer, SignedOffer},
 };
@@ -238,7 +238,10 @@ impl<'a> Session<'a> {
             }
             None => None,
         };
-        for entry in &entries {
+        // With blocks first, it is known what is confirmed.
+        let is_block = |entry: &&Entry<ProviderEvent>| matches!(entry, Entry::Block { .. });
+        let others = entries.iter().filter(|entry| !is_block(entry));
+        for entry in entries.iter().filter(is_block).chain(others) {
             controller.replay(entry)?;
         }
         drop(entries);
