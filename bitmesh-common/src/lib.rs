@@ -6,6 +6,7 @@
 #![no_std]
 #![allow(clippy::inline_always, reason = "the verifier follows no call that it need not follow")]
 
+mod boot;
 mod cause;
 mod counted;
 mod edge;
@@ -17,6 +18,7 @@ mod probe;
 mod rate;
 mod slot;
 
+pub use boot::SinceBoot;
 pub use cause::{CAUSES, Cause};
 pub use edge::{
     Budget, EDGE_ADDRESS_LIMIT, EDGE_PORT_LIMIT, EdgeConfig, FreeBudgets, ISOLATE, Spending,

@@ -1,25 +1,33 @@
 //! P13 where a ledger is kept in order: the daemon is killed while its log is written back and while
-//! rows are folded, the command while a copy is made and put back. What is there after that is
-//! whole, and comes to the same. As root.
+//! rows are folded, the commands while a copy is made and put back, and while a ledger moves into a fleet. What
+//! is there after that is whole, and comes to the same. As root.
 
 use std::{
-    fs,
+    collections::BTreeMap,
+    fs::{self, Permissions},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use bitcoin::Amount;
+use bitmesh_core::channel::ChannelId;
 use bitmesh_tests::{
     daemon::{Daemon, eventually},
     faults::{Faults, Point},
-    ledgers,
+    ledgers::{self, Ledger},
     payers::Stand,
+    postgres::{PASSWORD, Server, USER, here},
+    sweep::own_name,
     till::Till,
     topology::Topology,
 };
-use bitmesh_user::{runloop::Audit, store::Restored};
+use bitmesh_user::{
+    runloop::Audit,
+    store::{self, Place, Restored},
+};
 use serde::de::DeserializeOwned;
 
 /// Time that a daemon has to come to where it is to be killed.
@@ -28,7 +36,7 @@ const HIT: Duration = Duration::from_secs(30);
 const BACK: Duration = Duration::from_secs(20);
 
 /// What `bitmesh store` prints for a daemon's directory.
-fn store<T: DeserializeOwned>(daemon: &Daemon<'_>, args: &[&str]) -> Result<T> {
+fn of_store<T: DeserializeOwned>(daemon: &Daemon<'_>, args: &[&str]) -> Result<T> {
     daemon.json(&[&["store"], args].concat())
 }
 
@@ -163,6 +171,180 @@ fn calls() -> impl Iterator<Item = u64> {
     (1..=8).chain((10..=30).step_by(5)).chain((40..).step_by(20))
 }
 
+/// Where the file of a lone box is met while its ledger moves.
+const MOVES: [Point; 7] = [
+    Point::LogWrite,
+    Point::LogSync,
+    Point::LogSynced,
+    Point::DatabaseWrite,
+    Point::DatabaseSync,
+    Point::CopySync,
+    Point::Name,
+];
+/// Kills between: at so many parts of the time that the command takes.
+const PARTS: u32 = 12;
+
+/// A box whose ledger moves into an empty database, again and again.
+struct Mover<'a> {
+    till: Till<'a>,
+    server: Server<'a>,
+    kept: Kept,
+    sums: Vec<(ChannelId, Amount)>,
+    /// The database of this turn.
+    name: String,
+}
+
+impl Mover<'_> {
+    /// The box as it was, and a database of which it knows nothing.
+    fn again(&mut self, turn: usize) -> Result<()> {
+        self.kept.put_back(self.directory())?;
+        self.till.faults.all_is_durable()?;
+        self.name = format!("turn_{turn}");
+        self.server.create(&self.name)
+    }
+
+    fn directory(&self) -> &Path {
+        self.till.world.provider.directory()
+    }
+
+    fn url(&self) -> String {
+        let socket = self.server.socket().display();
+        format!("postgres://{USER}:{PASSWORD}@localhost/{}?host={socket}", self.name)
+    }
+
+    /// No source is asked for anything.
+    fn arguments(&self) -> Vec<String> {
+        let args = ["store", "move", "--edge", "tower", "--peer", "127.0.0.1", "--json", "--store"];
+        args.map(str::to_owned).into_iter().chain([self.url()]).collect()
+    }
+
+    fn command(&self, more: &[&str]) -> Result<Command> {
+        let args = self.arguments();
+        let args: Vec<_> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        self.till.world.provider.cli_command(&args)
+    }
+
+    /// Runs it: what it is refused with, if it is.
+    fn run(&self, more: &[&str]) -> Result<Result<(), String>> {
+        let output = self.command(more)?.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(if output.status.success() { Ok(()) } else { Err(said) })
+    }
+
+    fn has_file(&self) -> Result<bool> {
+        Ok(fs::exists(self.directory().join("bitmesh.sqlite"))?)
+    }
+
+    fn fleet_has_it(&self) -> Result<bool> {
+        let made = "SELECT to_regclass('edges') IS NOT NULL";
+        let edges = "SELECT count(*) FROM edges";
+        let sql = |statement| self.server.sql(&self.name, statement);
+        Ok(sql(made)? == "t" && sql(edges)? == "1")
+    }
+
+    fn check_sums(&self, ledger: &Ledger) -> Result<()> {
+        for (channel, paid) in &self.sums {
+            ensure!(ledger.paid(channel)? == *paid, "{channel}: {paid} were acknowledged");
+        }
+        Ok(())
+    }
+
+    /// Whether it was killed or not: the box or the fleet has the ledger, and the same command ends well.
+    fn check(&self, turn: usize) -> Result<()> {
+        let (by_itself, moved) = (Ledger::of(self.directory()), self.fleet_has_it()?);
+        match &by_itself {
+            Ok(ledger) => {
+                ensure!(!moved, "both have it");
+                self.check_sums(ledger)?;
+            }
+            Err(error) => {
+                let told = format!("{error:#}");
+                ensure!(told.contains("store move") || moved, "{told}");
+            }
+        }
+        ensure!(moved || self.has_file()?, "nobody has it");
+        if turn % 3 == 1 && self.has_file()? {
+            match self.run(&["--abandon"])? {
+                Ok(()) => {
+                    ensure!(!self.fleet_has_it()?, "it was given up, and the fleet has it");
+                    self.check_sums(&Ledger::of(self.directory())?)?;
+                }
+                Err(told) => ensure!(moved && told.contains("finishes it"), "{told}"),
+            }
+        }
+        match self.run(&[])? {
+            Ok(()) => {}
+            Err(told) => ensure!(moved && !self.has_file()?, "{told}"),
+        }
+        ensure!(Ledger::of(self.directory()).is_err() && !self.has_file()?, "both have it");
+        let seed = self.server.sql(&self.name, "SELECT seed FROM fleet")?;
+        let (edge, hold) = ("tower".to_owned(), Duration::from_secs(3));
+        let fleet = store::Fleet { address: self.url().parse()?, edge, hold, seed };
+        let place = Place { directory: self.directory().to_owned(), fleet: Some(fleet) };
+        self.check_sums(&Ledger::at(&place)?)
+    }
+}
+
+#[test]
+fn p13_kills_of_a_move_leave_the_ledger_to_the_box_or_to_the_fleet_and_it_goes_on() -> Result<()> {
+    let topology = Topology::edge()?;
+    let stands = [Stand::new(&topology, 0)?, Stand::new(&topology, 1)?];
+    let mut till = Till::open(&topology, &stands)?;
+    for payer in &till.payers {
+        for _ in 0..3 {
+            payer.pay()??;
+        }
+    }
+    till.world.provider.stop()?;
+    let sums = till.payers.iter().map(|payer| (payer.channel(), payer.acknowledged())).collect();
+    let server = Server::start(&own_name("moves-"), here(), "")?;
+    let kept = Kept::of(till.world.provider.directory())?;
+    let mut mover = Mover { till, server, kept, sums, name: String::new() };
+    mover.again(0)?;
+    let began = Instant::now();
+    mover.run(&[])?.map_err(|told| anyhow::anyhow!("{told}"))?;
+    let takes = began.elapsed();
+    mover.check(0)?;
+    let mut turn = 0;
+    let (mut hits, mut ends) = (Vec::new(), BTreeMap::<_, u32>::new());
+    for point in MOVES {
+        for nth in calls() {
+            turn += 1;
+            mover.again(turn)?;
+            let args = mover.arguments();
+            let args: Vec<_> = args.iter().map(String::as_str).collect();
+            if !killed(&mover.till.world.provider, &mover.till.faults, &args, (point, nth))? {
+                break;
+            }
+            // Every second time the power goes, too.
+            if turn % 2 == 1 && mover.has_file()? {
+                mover.till.faults.cut_power()?;
+            }
+            *ends.entry((mover.has_file()?, mover.fleet_has_it()?)).or_default() += 1;
+            mover.check(turn).with_context(|| format!("{point:?} {nth}, turn {turn}"))?;
+            hits.push((point, nth));
+        }
+    }
+    for part in 1..PARTS {
+        turn += 1;
+        mover.again(turn)?;
+        let mut command = mover.command(&[])?;
+        let mut running = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        std::thread::sleep(takes * part / PARTS);
+        running.kill()?;
+        running.wait()?;
+        *ends.entry((mover.has_file()?, mover.fleet_has_it()?)).or_default() += 1;
+        mover.check(turn).with_context(|| format!("after {part} parts of {takes:?}"))?;
+    }
+    println!("{} kills at calls, {} between: {hits:?}", hits.len(), PARTS - 1);
+    println!("(the box has its file, the fleet has the ledger): {ends:?}");
+    ensure!(hits.len() >= MOVES.len(), "too few");
+    for end in [(true, false), (true, true), (false, true)] {
+        ensure!(ends.contains_key(&end), "it was never killed so that {end:?}");
+    }
+    Ok(())
+}
+
 /// Runs a command that is killed at a call, or comes to its end before it: whether it was killed.
 fn killed(daemon: &Daemon<'_>, faults: &Faults, args: &[&str], at: (Point, u64)) -> Result<bool> {
     let (point, nth) = at;
@@ -178,13 +360,15 @@ fn killed(daemon: &Daemon<'_>, faults: &Faults, args: &[&str], at: (Point, u64))
 }
 
 /// A directory's files, to be put back.
-struct Kept(Vec<(PathBuf, Vec<u8>)>);
+struct Kept(Vec<(PathBuf, Vec<u8>, Permissions)>);
 
 impl Kept {
     fn of(directory: &Path) -> Result<Self> {
         let files = fs::read_dir(directory)?.flatten();
         let files = files.filter(|file| file.file_type().is_ok_and(|kind| kind.is_file()));
-        let read = |file: fs::DirEntry| Ok((file.path(), fs::read(file.path())?));
+        let read = |file: fs::DirEntry| {
+            Ok((file.path(), fs::read(file.path())?, file.metadata()?.permissions()))
+        };
         Ok(Self(files.map(read).collect::<Result<_>>()?))
     }
 
@@ -194,7 +378,11 @@ impl Kept {
                 fs::remove_file(file.path())?;
             }
         }
-        self.0.iter().try_for_each(|(path, content)| Ok(fs::write(path, content)?))
+        for (path, content, permissions) in &self.0 {
+            fs::write(path, content)?;
+            fs::set_permissions(path, permissions.clone())?;
+        }
+        Ok(())
     }
 }
 
@@ -209,7 +397,7 @@ fn p13_kills_of_backup_and_restore_leave_a_whole_ledger_and_no_half_copy() -> Re
     let folder = tempfile::tempdir()?;
     let path = |name: &str| folder.path().join(name).display().to_string();
     let backup = path("backup");
-    let older: Audit = store(&till.world.provider, &["backup", &backup])?;
+    let older: Audit = of_store(&till.world.provider, &["backup", &backup])?;
     for _ in 0..5 {
         till.payer(0)?.pay()??;
     }
@@ -229,11 +417,11 @@ fn p13_kills_of_backup_and_restore_leave_a_whole_ledger_and_no_half_copy() -> Re
             hits.push(("backup", point, nth));
             ensure!(check(provider)?.paid == newest.paid);
             if fs::exists(&copy)? {
-                let whole: Audit = store(provider, &["check", "--file", &copy])?;
+                let whole: Audit = of_store(provider, &["check", "--file", &copy])?;
                 ensure!(whole.problems.is_empty() && whole.paid == newest.paid, "{whole:?}");
                 fs::remove_file(&copy)?;
             }
-            let again: Audit = store(provider, &["backup", &copy])?;
+            let again: Audit = of_store(provider, &["backup", &copy])?;
             ensure!(again.paid == newest.paid);
         }
         for nth in calls() {
@@ -244,7 +432,7 @@ fn p13_kills_of_backup_and_restore_leave_a_whole_ledger_and_no_half_copy() -> Re
             hits.push(("restore", point, nth));
             let found = check(provider).with_context(|| format!("{point:?} {nth}"))?;
             ensure!([older.paid, newest.paid].contains(&found.paid), "{point:?} {nth}: {found:?}");
-            let restored: Restored = store(provider, &restore[1..])?;
+            let restored: Restored = of_store(provider, &restore[1..])?;
             ensure!(restored.aside.is_some_and(|aside| aside.exists()));
             ensure!(check(provider)?.paid == older.paid);
             kept.put_back(provider.directory())?;

@@ -6,10 +6,10 @@ use aya_ebpf::{
 };
 use bitmesh_common::{
     CAUSES, DEFAULT_TABLE_SLOTS, EVENT_KINDS, EVENTS_OCTETS, EdgeConfig, Event, NEWCOMERS,
-    Observed, ObserverConfig, Spending, StationSlot,
+    Observed, ObserverConfig, SinceBoot, Spending, StationSlot,
 };
 
-use super::{free::SPENDINGS, terms::SinceBoot};
+use super::free::SPENDINGS;
 
 const MMAPABLE: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 

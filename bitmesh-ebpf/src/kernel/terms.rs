@@ -3,7 +3,7 @@
 use core::ptr::addr_of_mut;
 
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
-use bitmesh_common::{BOUND, Cause, EXPIRES, Pace, RATED, Rate, STRICT, StationSlot};
+use bitmesh_common::{BOUND, Cause, EXPIRES, Pace, RATED, Rate, STRICT, SinceBoot, StationSlot};
 
 use super::{
     clock, clock_fine, events,
@@ -14,16 +14,8 @@ use super::{
 /// Nothing stands against the frame.
 pub const HELD: u32 = u32::MAX;
 
-/// What `CLOCK_BOOTTIME` said at a tick of the kernel's timer, both in nanoseconds.
-#[repr(C)]
-pub struct SinceBoot {
-    tick: u64,
-    time: u64,
-}
-
 /// Nanoseconds of `CLOCK_BOOTTIME`, which goes on while the machine is suspended: 1 to 10 ms old. It
-/// takes 45 ns to ask for, and is asked for once a tick. CPUs that write at the same instant write
-/// nearly the same.
+/// takes 45 ns to ask for, and is asked for once a tick.
 #[inline(always)]
 fn since_boot() -> u64 {
     let Some(seen) = SINCE_BOOT.get_ptr_mut(0) else { return u64::MAX };
@@ -31,12 +23,15 @@ fn since_boot() -> u64 {
     // SAFETY: the pointer is to the value of the map; the fields are aligned words. The helper takes
     // nothing and changes nothing.
     unsafe {
-        let (at, time) = (&raw mut (*seen).tick, &raw mut (*seen).time);
-        if at.read_volatile() != tick {
-            time.write_volatile(bpf_ktime_get_boot_ns());
-            at.write_volatile(tick);
+        let (time, mark) = (&raw mut (*seen).time, &raw mut (*seen).mark);
+        let last = SinceBoot { time: time.read_volatile(), mark: mark.read_volatile() };
+        if let Some(time) = last.at(tick) {
+            return time;
         }
-        time.read_volatile()
+        let now = SinceBoot::new(tick, bpf_ktime_get_boot_ns());
+        time.write_volatile(now.time);
+        mark.write_volatile(now.mark);
+        now.time
     }
 }
 

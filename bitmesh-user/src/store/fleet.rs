@@ -221,15 +221,11 @@ impl Store {
         self.database()?.fence(number, edge.epoch, edge.beat).await
     }
 
-    /// Takes some accounts of an edge that has had this epoch since it was fenced, which arrive as others do:
-    /// how many. Less than `limit`, when it has no more, or has begun anew.
-    pub async fn seize(
-        &mut self,
-        edge: EdgeNumber,
-        epoch: i64,
-        limit: u32,
-    ) -> Result<u64, StoreError> {
-        self.database()?.seize(i64::from(edge.get()), epoch, i64::from(limit)).await
+    /// Takes some accounts of an edge that was fenced and has shown this epoch and beat since, which arrive as
+    /// others do: how many. Less than `limit`, when it has no more, or has begun anew.
+    pub async fn seize(&mut self, fenced: &EdgeRow, limit: u32) -> Result<u64, StoreError> {
+        let (number, seen) = (i64::from(fenced.number.get()), (fenced.epoch, fenced.beat));
+        self.database()?.seize(number, seen, i64::from(limit)).await
     }
 
     /// Every edge of the fleet.

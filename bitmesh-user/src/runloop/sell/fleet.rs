@@ -271,8 +271,7 @@ impl Session<'_> {
             }
         }
         let over = fleet.see(beat.edges);
-        self.fence(over).await?;
-        self.seize().await?;
+        self.take_over(over).await?;
         self.look_up(out).await?;
         let Some(fleet) = &mut self.fleet else { return Ok(()) };
         let now = since_boot();

@@ -29,26 +29,42 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest pause between two starts from the disk, which reads everything: the pause doubles while
 /// the disk takes a file and the store fails all the same.
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(16);
+/// Pause before a fleet's server is asked again while none takes writes: nothing is read before one does, so
+/// that it costs little, and payments are taken again that soon after a standby was promoted.
+const SERVER_INTERVAL: Duration = Duration::from_millis(250);
 /// What has to fit on the disk before a start is tried, in octets: a batch of payments, and what the
 /// database's log takes before it is written back.
 const PROBE_OCTETS: usize = 256 << 10;
 /// Name of the file that is tried, in the data directory.
 const PROBE_FILE: &str = "probe";
 
-/// How long to wait, from failure to failure.
+/// How long to wait, from failure to failure, and what was told of the last.
 #[derive(Default)]
-pub(super) struct Patience(Duration);
+pub(super) struct Patience {
+    pause: Duration,
+    told: String,
+}
 
 impl Patience {
     /// A session worked: the next failure is a new one.
     pub(super) fn reset(&mut self) {
-        self.0 = Duration::ZERO;
+        *self = Self::default();
     }
 
     fn next(&mut self) -> Duration {
-        self.0 = (self.0 * 2).clamp(PROBE_INTERVAL, RESTART_PAUSE_MAX);
-        self.0
+        self.pause = (self.pause * 2).clamp(PROBE_INTERVAL, RESTART_PAUSE_MAX);
+        self.pause
     }
+
+    fn is_news(&mut self, why: &str) -> bool {
+        std::mem::replace(&mut self.told, why.to_owned()) != why
+    }
+}
+
+/// Whether it is a server that is not there, and not the disk.
+fn is_of_server(failure: &anyhow::Error) -> bool {
+    let failure = failure.downcast_ref::<StoreError>();
+    matches!(failure, Some(StoreError::Unreachable { .. } | StoreError::ReadOnly { .. }))
 }
 
 /// Waits until the disk takes something again; `false` when the daemon is to stop.
@@ -61,24 +77,30 @@ pub(super) async fn outlast(
     (stop, hangup, notifier): (&mut Stop, &mut Signal, &mut Notifier),
 ) -> Result<bool> {
     let why = said(failure);
-    error!("{why}; nothing is acknowledged until it works again, credit stays good");
+    if patience.is_news(&why) {
+        error!("{why}; nothing is acknowledged until it works again, credit stays good");
+    }
     desk.front.failed(&why, now());
     desk.refuse_waiting();
     let mut addresses = interval(ADDRESSES_INTERVAL);
     addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let directory = config.common.data_dir.clone();
-    let mut probe = Box::pin(try_after(patience.next(), directory.clone()));
+    let of_server = is_of_server(failure);
+    let pause = if of_server { SERVER_INTERVAL } else { patience.next() };
+    let mut probe = Box::pin(try_after(pause, (!of_server).then(|| directory.clone())));
     loop {
         desk.front.doing(Doing::Waiting);
         tokio::select! {
             tried = &mut probe => match tried {
                 Ok(()) => {
-                    info!("the disk takes files: trying again from what is on it");
+                    if !of_server {
+                        info!("the disk takes files: trying again from what is on it");
+                    }
                     return Ok(true);
                 }
                 Err(error) => {
                     desk.front.failed(&format!("{error:#}"), now());
-                    probe = Box::pin(try_after(PROBE_INTERVAL, directory.clone()));
+                    probe = Box::pin(try_after(PROBE_INTERVAL, Some(directory.clone())));
                 }
             },
             change = guarding.change() => {
@@ -105,11 +127,14 @@ pub(super) async fn outlast(
     }
 }
 
-/// The same after a pause; whoever waits for it hears other things meanwhile, for a disk that hangs
-/// too.
-async fn try_after(pause: Duration, directory: PathBuf) -> Result<()> {
+/// The same after a pause, or the pause alone; whoever waits for it hears other things meanwhile, for a disk
+/// that hangs too.
+async fn try_after(pause: Duration, directory: Option<PathBuf>) -> Result<()> {
     sleep(pause).await;
-    try_disk(&directory).await
+    match directory {
+        Some(directory) => try_disk(&directory).await,
+        None => Ok(()),
+    }
 }
 
 /// What failed, once: an error of the store says what its sources say.
@@ -149,6 +174,20 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 16, 16, 16]);
         patience.reset();
         assert_eq!(patience.next(), PROBE_INTERVAL);
+    }
+
+    #[test]
+    fn a_server_that_is_away_is_asked_soon_and_told_of_once() {
+        let error = |error: StoreError| anyhow::Error::from(error).context("a commit");
+        let (place, why) = ("postgres://db1/fleet".to_owned(), "it only reads".to_owned());
+        assert!(is_of_server(&error(StoreError::ReadOnly { place: place.clone(), why })));
+        let why = "refused".to_owned();
+        assert!(is_of_server(&error(StoreError::Unreachable { place, why })));
+        assert!(!is_of_server(&error(StoreError::Fenced("elsewhere".into()))));
+        assert!(!is_of_server(&error(StoreError::Sql(sqlx::Error::WorkerCrashed))));
+        let mut patience = Patience::default();
+        let news: Vec<_> = ["a", "a", "b", "a"].iter().map(|why| patience.is_news(why)).collect();
+        assert_eq!(news, [true, false, true, true]);
     }
 
     #[test]

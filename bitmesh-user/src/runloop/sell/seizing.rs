@@ -7,7 +7,7 @@ use anyhow::Result;
 use bitmesh_core::fleet::EdgeNumber;
 use tracing::{info, warn};
 
-use super::Session;
+use super::{Session, fleet::Fleet};
 use crate::store::{EdgeRow, StoreError, is_passing};
 
 /// Accounts that one step takes at most.
@@ -17,8 +17,8 @@ const AT_ONCE_MIN: u32 = 16;
 
 /// Edges that were fenced, whose accounts come here step by step.
 pub(super) struct Seizing {
-    /// The epoch of each since it was fenced.
-    from: BTreeMap<EdgeNumber, i64>,
+    /// Each as it is since.
+    from: BTreeMap<EdgeNumber, EdgeRow>,
     at_once: u32,
 }
 
@@ -46,46 +46,57 @@ fn unless_passing<T>(done: Result<T, StoreError>) -> Result<Option<T>, StoreErro
     }
 }
 
+impl Fleet {
+    /// An edge was taken over: that is told once.
+    fn note_fenced(&mut self, row: &EdgeRow) {
+        if self.fenced.insert(row.number, (row.epoch, row.beat)).is_none() {
+            warn!(
+                "edge {} gave no sign of life for longer than {} ms: its accounts come here",
+                row.name, row.hold_ms
+            );
+        }
+    }
+}
+
 impl Session<'_> {
-    /// Edges that were silent for longer than they may grant are fenced.
-    pub(super) async fn fence(&mut self, over: Vec<EdgeRow>) -> Result<()> {
-        for row in over {
+    /// Fences edges that were silent for longer than they may grant, and takes some accounts of one of them.
+    /// After a failure nothing more is tried before the next sign of life: its time is needed for that.
+    pub(super) async fn take_over(&mut self, over: Vec<EdgeRow>) -> Result<()> {
+        for mut row in over {
             let fenced = unless_passing(self.foundation.store.fence(&row).await)?;
             let Some(fleet) = self.fleet.as_mut().filter(|_| fenced != Some(false)) else {
                 continue;
             };
+            row.epoch = row.epoch.saturating_add(1);
+            if fenced.is_some() {
+                fleet.note_fenced(&row);
+            }
             // It may have happened all the same: if not, the steps find that out.
-            let epoch = row.epoch.saturating_add(1);
-            fleet.seizing.from.insert(row.number, epoch);
-            if fenced.is_some() && fleet.fenced.insert(row.number, (epoch, row.beat)).is_none() {
-                warn!(
-                    "edge {} gave no sign of life for longer than {} ms: its accounts come here",
-                    row.name, row.hold_ms
-                );
+            fleet.seizing.from.insert(row.number, row);
+            if fenced.is_none() {
+                return Ok(());
             }
         }
-        Ok(())
+        self.seize().await
     }
 
-    /// Takes some accounts of one of them.
-    pub(super) async fn seize(&mut self) -> Result<()> {
-        let Some(seizing) = self.fleet.as_mut().map(|fleet| &mut fleet.seizing) else {
-            return Ok(());
-        };
-        let Some((edge, epoch)) = seizing.from.first_key_value() else { return Ok(()) };
-        let (edge, at_once) = (*edge, seizing.at_once);
-        let taken = self.foundation.store.seize(edge, *epoch, at_once).await;
-        let Some(taken) = unless_passing(taken)? else {
-            seizing.at_once = (at_once / 2).max(AT_ONCE_MIN);
-            return Ok(());
-        };
-        if taken > 0 {
-            info!("{taken} accounts of edge {edge} are on their way here");
+    async fn seize(&mut self) -> Result<()> {
+        let Some(fleet) = &mut self.fleet else { return Ok(()) };
+        let at_once = fleet.seizing.at_once;
+        let Some((number, edge)) = fleet.seizing.from.pop_first() else { return Ok(()) };
+        let taken = unless_passing(self.foundation.store.seize(&edge, at_once).await)?;
+        if taken.is_some_and(|taken| taken > 0) {
+            fleet.note_fenced(&edge);
+            info!("{} accounts of edge {} are on their way here", taken.unwrap_or(0), edge.name);
         }
-        if taken < u64::from(at_once) {
-            seizing.from.remove(&edge);
+        let seizing = &mut fleet.seizing;
+        seizing.at_once = match taken {
+            Some(_) => (at_once * 2).min(AT_ONCE_MAX),
+            None => (at_once / 2).max(AT_ONCE_MIN),
+        };
+        if taken.is_none_or(|taken| taken >= u64::from(at_once)) {
+            seizing.from.insert(number, edge);
         }
-        seizing.at_once = (at_once * 2).min(AT_ONCE_MAX);
         Ok(())
     }
 }

@@ -59,18 +59,18 @@ impl PostgresEngine {
         self.as_ourselves(fence).await
     }
 
-    /// Takes some accounts of an edge that was fenced and has this epoch since, those first that somebody
-    /// waits for: they come by [`Self::take`]. How many: less than `limit`, when there are no more of
-    /// them.
+    /// Takes some accounts of an edge that was fenced and has this epoch and beat since, those first that
+    /// somebody waits for: they come by [`Self::take`]. How many: less than `limit`, when there are no more
+    /// of them.
     pub(in crate::store) async fn seize(
         &mut self,
         edge: i64,
-        epoch: i64,
+        (epoch, beat): (i64, i64),
         limit: i64,
     ) -> Result<u64, StoreError> {
         let us = self.standing.edge;
         let seize = async move |to: &mut PgConnection| {
-            let query = sqlx::query(sql::SEIZABLE).bind(edge).bind(epoch);
+            let query = sqlx::query(sql::SEIZABLE).bind(edge).bind(epoch).bind(beat);
             let Some(row) = query.fetch_optional(&mut *to).await? else { return Ok(0) };
             let seq: i64 = row.try_get(0)?;
             let query = sqlx::query(super::super::schema::SELECT_BLOCKS).bind(edge);

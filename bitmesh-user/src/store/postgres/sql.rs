@@ -340,9 +340,10 @@ pub(super) const TAKE_USAGE: &str = "SELECT t.station, t.up_octets, t.up_frames,
 /// its kernel grants has no end.
 pub(super) const FENCE: &str = "UPDATE edges SET epoch = epoch + 1, seized = 1 \
     WHERE number = $1 AND epoch = $2 AND epoch > 1 AND beat = $3";
-/// An edge that was fenced and has not begun anew; it does not before this transaction ends.
-pub(super) const SEIZABLE: &str =
-    "SELECT seq FROM edges WHERE number = $1 AND epoch = $2 AND seized = 1 FOR UPDATE";
+/// An edge that was fenced and has not begun anew, which raises its beat, too; it does not before this transaction
+/// ends.
+pub(super) const SEIZABLE: &str = "SELECT seq FROM edges \
+    WHERE number = $1 AND epoch = $2 AND beat = $3 AND seized = 1 FOR UPDATE";
 /// Some of its accounts, those first that others want; and what it had written down of their stations: what its
 /// kernel has beyond that is told when it is back.
 pub(super) const SEIZE: &str = "WITH these AS ( \

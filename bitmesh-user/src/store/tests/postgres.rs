@@ -119,10 +119,16 @@ async fn fresh() -> Option<Database> {
 
 super::suite!(suite, super::fresh);
 
+/// An edge as it is once it was fenced.
+fn since(edge: &EdgeRow) -> EdgeRow {
+    EdgeRow { epoch: edge.epoch + 1, ..edge.clone() }
+}
+
 /// Fences an edge that was not heard of since, and takes all its accounts.
 async fn take_over(store: &mut Store, edge: &EdgeRow) -> Result<bool, StoreError> {
     let fenced = store.fence(edge).await?;
-    while fenced && store.seize(edge.number, edge.epoch + 1, 1).await? > 0 {}
+    let edge = since(edge);
+    while fenced && store.seize(&edge, 1).await? > 0 {}
     Ok(fenced)
 }
 

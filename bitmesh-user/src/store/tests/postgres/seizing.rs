@@ -34,16 +34,21 @@ async fn p11_accounts_are_taken_in_steps_and_who_comes_back_keeps_the_rest() {
     let first = Database::fresh();
     let second = first.edge("two");
     let (mut other, one) = fenced(&first, &second, 5).await;
-    let (number, epoch) = (one.number, one.epoch + 1);
+    let one = since(&one);
     // Those first that somebody waits for.
     let account = |number: u32| AccountId::from(id(number));
     other.want(&[account(4)]).await.unwrap();
-    assert_eq!(other.seize(number, epoch, 1).await.unwrap(), 2);
+    assert_eq!(other.seize(&one, 1).await.unwrap(), 2);
     let mut taken = other.renew().await.unwrap().arriving;
     taken.sort_unstable();
     assert!(taken.contains(&account(4)) && taken.len() == 2, "{taken:?}");
-    assert_eq!(other.seize(number, epoch - 1, 10).await.unwrap(), 0, "of another epoch");
-    assert_eq!(other.seize(EdgeNumber::new(9).unwrap(), epoch, 10).await.unwrap(), 0);
+    for wrong in [
+        EdgeRow { epoch: one.epoch - 1, ..one.clone() },
+        EdgeRow { beat: one.beat + 1, ..one.clone() },
+        EdgeRow { number: EdgeNumber::new(9).unwrap(), ..one.clone() },
+    ] {
+        assert_eq!(other.seize(&wrong, 10).await.unwrap(), 0);
+    }
 
     let (mut store, found) = loaded(&first).await;
     assert!(store.seized().unwrap());
@@ -51,7 +56,7 @@ async fn p11_accounts_are_taken_in_steps_and_who_comes_back_keeps_the_rest() {
     let opened = (1..=5).filter(|number| !is_taken(*number));
     let opened: Vec<_> = opened.map(|number| event(number, Event::Opened(number))).collect();
     assert_eq!(found.iter().filter(|entry| opened.contains(entry)).count(), 3, "{found:?}");
-    assert_eq!(other.seize(number, epoch, 10).await.unwrap(), 0, "it is back");
+    assert_eq!(other.seize(&one, 10).await.unwrap(), 0, "it is back");
     assert_eq!(store.untold().await.unwrap().len(), 2, "of what was taken");
     let kept = (1..=5).find(|number| !is_taken(*number)).unwrap();
     store.commit(&[event(kept, Event::Paid(1))], None).await.unwrap();
@@ -62,17 +67,35 @@ async fn a_step_that_waits_for_too_long_fails_may_be_done_again_and_leaves_no_lo
     let first = Database::fresh();
     let second = first.edge("two");
     let (mut other, one) = fenced(&first, &second, 3).await;
-    let (number, epoch) = (one.number, one.epoch + 1);
+    let one = since(&one);
     let locked = first.hold("SELECT 1 FROM accounts FOR UPDATE", Duration::from_secs(4)).await;
     let began = Instant::now();
-    let error = other.seize(number, epoch, 10).await.unwrap_err();
+    let error = other.seize(&one, 10).await.unwrap_err();
     assert!(is_passing(&error), "{error}");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     // Nothing of it waits at the server: a sign of life goes through at once.
     let began = Instant::now();
     other.renew().await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    assert!(other.seize(number, epoch, 10).await.is_err(), "they are locked yet");
+    assert!(other.seize(&one, 10).await.is_err(), "they are locked yet");
     locked.await.unwrap();
-    assert_eq!(other.seize(number, epoch, 10).await.unwrap(), 3);
+    assert_eq!(other.seize(&one, 10).await.unwrap(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p11_an_edge_that_is_back_again_is_not_the_one_that_was_to_be_fenced() {
+    let first = Database::fresh();
+    let second = first.edge("two");
+    let (mut other, one) = fenced(&first, &second, 3).await;
+    // Back, and gone before it was done with what was taken.
+    let (store, _) = loaded(&first).await;
+    drop(store);
+    let edges = other.edges().await.unwrap();
+    let seen = edges.into_iter().find(|edge| edge.number == one.number).unwrap();
+    // Back again before it is fenced a second time: who was about to do that must not take what it reads now.
+    let (mut store, _) = loaded(&first).await;
+    assert!(!other.fence(&seen).await.unwrap());
+    assert_eq!(other.seize(&since(&seen), 10).await.unwrap(), 0);
+    assert!(store.seized().unwrap());
+    store.commit(&[event(1, Event::Paid(1))], None).await.unwrap();
 }
