@@ -128,6 +128,15 @@ pub(super) struct Dialect {
     pub keyed: &'static str,
 }
 
+/// The table of folded journals.
+pub(super) fn channels(dialect: &Dialect) -> String {
+    let Dialect { integer, octets, table, .. } = dialect;
+    format!(
+        "CREATE TABLE channels (channel {octets} PRIMARY KEY NOT NULL, n {integer} NOT NULL, \
+         body TEXT NOT NULL, digest {octets} NOT NULL, seal {octets} NOT NULL){table}"
+    )
+}
+
 /// The tables of layout 2.
 pub(super) fn tables(dialect: &Dialect) -> Vec<String> {
     let Dialect { integer, octets, serial, table, keyed } = dialect;
@@ -142,10 +151,7 @@ pub(super) fn tables(dialect: &Dialect) -> Vec<String> {
             "CREATE TABLE journal (seq {serial}, channel {octets} NOT NULL, n {integer} NOT NULL, \
              body TEXT NOT NULL, digest {octets} NOT NULL){table}"
         ),
-        format!(
-            "CREATE TABLE channels (channel {octets} PRIMARY KEY NOT NULL, n {integer} NOT NULL, \
-             body TEXT NOT NULL, digest {octets} NOT NULL, seal {octets} NOT NULL){table}"
-        ),
+        channels(dialect),
         format!(
             "CREATE TABLE blocks (edge {integer} NOT NULL, height {integer} NOT NULL, \
              hash {octets} NOT NULL, PRIMARY KEY (edge, height)){keyed}"

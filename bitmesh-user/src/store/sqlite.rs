@@ -63,6 +63,15 @@ const SELECT_JOURNAL: &str =
     "SELECT seq, channel, n, body, digest FROM journal WHERE seq > $1 ORDER BY seq LIMIT $2";
 const DELETE_FOLDED: &str = "DELETE FROM journal WHERE seq <= $1";
 
+const NARROW: &str =
+    "SELECT 1 FROM sqlite_schema WHERE name = 'channels' AND sql LIKE '%WITHOUT ROWID%'";
+/// What is done before the table is made, and after.
+const WIDEN: [&str; 3] = [
+    "ALTER TABLE channels RENAME TO narrow_channels",
+    "INSERT INTO channels SELECT channel, n, body, digest, seal FROM narrow_channels",
+    "DROP TABLE narrow_channels",
+];
+
 /// Where the first layout's program notes its layout; a number that it does not know makes it say
 /// that a newer one has to be used.
 const FOR_LAYOUT_1: [&str; 2] = [
@@ -100,7 +109,7 @@ impl SqliteEngine {
         engine.quick_check().await?;
         match layout(&mut engine.connection).await? {
             None => engine.make().await?,
-            Some(schema::LAYOUT) => {}
+            Some(schema::LAYOUT) => engine.widen().await?,
             Some(1) => layout1::upgrade(&mut engine.connection, path, keep).await?,
             Some(found) => return Err(engine.newer(found)),
         }
@@ -113,6 +122,9 @@ impl SqliteEngine {
         sqlx::query("BEGIN").execute(&mut engine.connection).await?;
         engine.looking = true;
         match layout(&mut engine.connection).await? {
+            Some(found @ schema::LAYOUT) if engine.is_narrow().await? => {
+                Err(StoreError::OldLayout { place: engine.place, found })
+            }
             Some(schema::LAYOUT) => Ok(engine),
             None => Err(engine.damaged("it has no tables")),
             Some(found) if found < schema::LAYOUT => {
@@ -144,6 +156,27 @@ impl SqliteEngine {
         let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut self.connection).await?;
         let found: String = row.try_get(0)?;
         if found == "ok" { Ok(()) } else { Err(self.damaged(&found)) }
+    }
+
+    /// Whether folded journals are in a table as this layout had it at first, into whose pages their rows
+    /// do not fit.
+    async fn is_narrow(&mut self) -> Result<bool, StoreError> {
+        Ok(sqlx::query(NARROW).fetch_optional(&mut self.connection).await?.is_some())
+    }
+
+    async fn widen(&mut self) -> Result<(), StoreError> {
+        if !self.is_narrow().await? {
+            return Ok(());
+        }
+        let mut transaction = self.connection.begin().await?;
+        let [set_aside, copy, drop] = WIDEN;
+        sqlx::query(set_aside).execute(&mut *transaction).await?;
+        let make = schema::channels(&DIALECT);
+        sqlx::query(sqlx::AssertSqlSafe(make)).execute(&mut *transaction).await?;
+        for statement in [copy, drop] {
+            sqlx::query(statement).execute(&mut *transaction).await?;
+        }
+        Ok(transaction.commit().await?)
     }
 
     async fn make(&mut self) -> Result<(), StoreError> {

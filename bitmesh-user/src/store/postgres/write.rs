@@ -89,21 +89,32 @@ impl PostgresEngine {
         let limit = self.try_time();
         let connection = self.connected().await?;
         let work = async {
-            let events = Events::of(write, standing.edge, first);
-            let query = sqlx::query(sql::COMMIT)
-                .bind(standing.edge)
-                .bind(standing.epoch)
-                .bind(write.mark.committed)
-                .bind(counted);
+            let Standing { edge, epoch, .. } = standing;
+            let seqs = (first..).take(write.journal.len()).map(|at| (at << SEQ_SHIFT) | edge);
+            let seqs: Vec<_> = seqs.collect();
+            let appended = Columns::of(write, write.journal.iter());
+            let replaced = Columns::of(write, write.replaced.iter().map(|row| &row.event));
+            let fenced = |statement| {
+                let query = sqlx::query(statement).bind(edge).bind(epoch);
+                query.bind(write.mark.committed).bind(counted)
+            };
+            let append = appended.bind(fenced(sql::COMMIT), Some(&seqs));
             if is_plain(write) {
-                let row = within(limit, events.bind(query).fetch_one(connection)).await?;
-                return passed(&row, write, place);
+                let replace = || replaced.bind(fenced(sql::COMMIT_REPLACED), None);
+                let query = if write.replaced.is_empty() { append } else { replace() };
+                return passed(&within(limit, query.fetch_one(connection)).await?, place);
             }
             let mut transaction = within(STATEMENT_TIMEOUT, connection.begin()).await?;
             let to = &mut *transaction;
-            let row = within(limit, events.bind(query).fetch_one(&mut *to)).await?;
-            passed(&row, write, place)?;
-            put_rest(to, write, standing.edge, counted).await?;
+            let row = within(limit, append.fetch_one(&mut *to)).await?;
+            passed(&row, place.clone())?;
+            if !write.replaced.is_empty() {
+                let rows = run(to, replaced.bind(sqlx::query(sql::REPLACE), None)).await?;
+                if rows != write.replaced.len() as u64 {
+                    return Err(StoreError::Damaged { place, what: REPLACED_OTHERS.into() });
+                }
+            }
+            put_rest(to, write, edge, counted).await?;
             within(limit, transaction.commit()).await?;
             Ok(())
         };
@@ -115,9 +126,11 @@ impl PostgresEngine {
     }
 }
 
-/// Nothing but events of channels that are known: one statement does it.
+/// Nothing but events of channels that are known, all new or all in the places of others: one statement
+/// does it.
 fn is_plain(write: &Write) -> bool {
-    write.journal.iter().all(|event| event.n > 0)
+    (write.journal.is_empty() || write.replaced.is_empty())
+        && write.journal.iter().all(|event| event.n > 0)
         && write.blocks.is_empty()
         && write.usage.is_empty()
         && write.settings.is_empty()
@@ -127,24 +140,13 @@ fn is_plain(write: &Write) -> bool {
         && write.fleet.is_empty()
 }
 
-fn passed(row: &PgRow, write: &Write, place: String) -> Result<(), StoreError> {
-    if row.try_get::<i64, _>(0)? != 1 {
-        return Err(StoreError::Fenced(place));
-    }
-    let replaced = usize::try_from(row.try_get::<i64, _>(1)?);
-    if replaced != Ok(write.replaced.len()) {
-        return Err(StoreError::Damaged { place, what: REPLACED_OTHERS.into() });
-    }
-    Ok(())
+fn passed(row: &PgRow, place: String) -> Result<(), StoreError> {
+    if row.try_get::<i64, _>(0)? == 1 { Ok(()) } else { Err(StoreError::Fenced(place)) }
 }
 
-/// The columns of events, and the numbers of the rows to be appended.
-struct Events<'a> {
-    appended: Columns<'a>,
-    seqs: Vec<i64>,
-    replaced: Columns<'a>,
-}
+type Bound<'q> = Query<'q, Postgres, PgArguments>;
 
+/// The columns of events.
 struct Columns<'a> {
     channels: Vec<&'a [u8]>,
     numbers: Vec<i64>,
@@ -161,30 +163,15 @@ impl<'a> Columns<'a> {
             digests: events.map(|event| &event.digest[..]).collect(),
         }
     }
-}
 
-impl<'a> Events<'a> {
-    fn of(write: &'a Write, edge: i64, first: i64) -> Self {
-        let seqs = (first..).take(write.journal.len()).map(|at| (at << SEQ_SHIFT) | edge);
-        Self {
-            appended: Columns::of(write, write.journal.iter()),
-            seqs: seqs.collect(),
-            replaced: Columns::of(write, write.replaced.iter().map(|row| &row.event)),
-        }
-    }
-
-    fn bind(&'a self, query: Query<'a, Postgres, PgArguments>) -> Query<'a, Postgres, PgArguments> {
-        let Self { appended, seqs, replaced } = self;
-        query
-            .bind(&appended.channels[..])
-            .bind(&appended.numbers[..])
-            .bind(&seqs[..])
-            .bind(&appended.bodies[..])
-            .bind(&appended.digests[..])
-            .bind(&replaced.channels[..])
-            .bind(&replaced.numbers[..])
-            .bind(&replaced.bodies[..])
-            .bind(&replaced.digests[..])
+    /// With the numbers of their rows, where those are new.
+    fn bind(&'a self, query: Bound<'a>, seqs: Option<&'a [i64]>) -> Bound<'a> {
+        let query = query.bind(&self.channels[..]).bind(&self.numbers[..]);
+        let query = match seqs {
+            Some(seqs) => query.bind(seqs),
+            None => query,
+        };
+        query.bind(&self.bodies[..]).bind(&self.digests[..])
     }
 }
 

@@ -43,6 +43,8 @@ use crate::{plan::go_on, profile};
 /// Payments that are stored in one transaction at most, and of those that a thread verifies at once.
 const BATCH: usize = 1_024;
 const VERIFIED_AT_ONCE: usize = 32;
+/// Part of payments that may be overtaken by later ones of the same channel.
+const OVERTAKEN: usize = 100;
 /// Payments beforehand: more than a store leaves unfolded.
 const BEFOREHAND: usize = 40_000;
 /// Height of the chain.
@@ -216,8 +218,11 @@ impl Ledger {
         let started = Instant::now();
         let answered = self.take(signed)?;
         let took = started.elapsed().as_secs_f64();
-        ensure!(answered == count, "{answered} of {count} payments were acknowledged");
-        Ok(rate(count, took))
+        // Who has no answer sends nothing more: a thread that is held up for long comes with sums that others
+        // of the same channel were greater than.
+        let overtaken = count.saturating_sub(answered);
+        ensure!(overtaken <= count / OVERTAKEN, "{answered} of {count} payments were acknowledged");
+        Ok(rate(answered, took))
     }
 
     fn take(&mut self, signed: &[Signed]) -> Result<usize> {
