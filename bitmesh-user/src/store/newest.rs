@@ -10,8 +10,8 @@ use bitmesh_core::channel::Tally;
 
 use super::journal::Digest;
 
-/// Rows that are known at most.
-const ROWS_MAX: usize = 32_768;
+/// Rows that are known at most: some 16 MB, where so many channels are paid on.
+const ROWS_MAX: usize = 131_072;
 
 /// The last event of a channel's journal, a payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,10 @@ pub(super) enum Row {
 pub(super) struct NewestRows(HashMap<Digest, Newest>);
 
 impl NewestRows {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn get(&self, channel: &Digest) -> Option<&Newest> {
         self.0.get(channel)
     }

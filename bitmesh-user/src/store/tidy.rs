@@ -15,8 +15,9 @@ use super::{
     load::{damaged, decode, missing, unfold},
 };
 
-/// Rows of the journal that are never folded: the newest. To fold a payment costs more than to write it, and the
-/// longer it waits, the more of the same channel are folded with it.
+/// Rows of the journal that are never folded: the newest, beside as many as payments may be written over
+/// ([`super::newest`]). To fold a payment costs more than to write it, and the longer it waits, the more of
+/// the same channel are folded with it.
 pub(super) const ROWS_KEPT: u64 = 32_768;
 /// Rows that a step folds at least, if there are so many, and at most: payments wait meanwhile. The
 /// more there are, the more of the same channel are folded at once.
@@ -93,7 +94,8 @@ impl Store {
     {
         let start = Instant::now();
         loop {
-            let left = self.tidy_beyond::<E>(ROWS_KEPT, &may_forget).await?.left;
+            let kept = ROWS_KEPT.saturating_add(self.known.newest.len() as u64);
+            let left = self.tidy_beyond::<E>(kept, &may_forget).await?.left;
             if left == 0 {
                 return Ok(TIDY_INTERVAL_IDLE);
             }
