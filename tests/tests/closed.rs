@@ -11,9 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use aya::programs::ProgramInfo;
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    maps::{Array, Map, MapData, MapInfo},
+    programs::ProgramInfo,
+};
 use bitcoin::Amount;
+use bitmesh_common::NEWCOMERS_MAP;
 use bitmesh_core::offer::SignedOffer;
 use bitmesh_tests::{
     alone::Alone,
@@ -24,7 +28,9 @@ use bitmesh_tests::{
     regtest::{PASSWORD, USER},
     sabotage::{detach_link, interface_index, of_threads, pins_of, recreate_with_index, run},
     sweep::own_name,
-    topology::{EDGE_FREELOADER_V4, FREELOADER_LAN, INTERNET_V4, LAN, NODE_FOR_EDGE, Topology},
+    topology::{
+        EDGE_FREELOADER_V4, FREELOADER_LAN, INTERNET_V4, LAN, NODE_FOR_EDGE, Topology, UPLINK,
+    },
     traffic::{Direction, Server, Transfer, transfer},
     world::{Trade, World},
 };
@@ -301,6 +307,19 @@ fn d15_a_bridge_port_that_is_recreated_bridges_nothing() -> Result<()> {
     alone.detach(edge)
 }
 
+/// Places of strangers that the programs have told of.
+fn newcomers(world: &World<'_>) -> Result<usize> {
+    let program = ProgramInfo::from_pin(pins_of(world.instance()).join("program_upload_tc"))?;
+    for id in program.map_ids()?.context("ids of maps")? {
+        if MapInfo::from_id(id)?.name_as_str() == Some(NEWCOMERS_MAP) {
+            let map = Array::<_, u64>::try_from(Map::Array(MapData::from_id(id)?))?;
+            let told = map.iter().collect::<Result<Vec<_>, _>>()?;
+            return Ok(told.into_iter().filter(|whom| *whom != 0).count());
+        }
+    }
+    bail!("no map of newcomers")
+}
+
 #[test]
 fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Result<()> {
     let topology = Topology::edge()?;
@@ -341,10 +360,21 @@ fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Resul
     })?;
     programs.dedup();
     assert_eq!(programs.len(), 6, "each start puts its own programs on: {programs:?}");
+    // Who buys nothing is told of once, and again to each controller.
+    socket(&topology.freeloader, "0.0.0.0")?.send_to(b"?", (INTERNET_V4, 9))?;
+    eventually("a stranger that was told of", Duration::from_secs(5), || {
+        Ok((newcomers(&world)? > 0).then_some(()))
+    })?;
     world.provider.stop()?;
+    // It says nothing more.
+    ensure!(
+        run(&topology.freeloader, "ip", &["link", "set", UPLINK, "down"])?,
+        "a port that is shut"
+    );
     world.provider.start()?;
     let kept = ProgramInfo::from_pin(&program)?.id();
     assert_eq!(programs.last(), Some(&kept), "programs of the same object stay");
+    assert_eq!(newcomers(&world)?, 0);
     let usage = world.usage_at_rest()?;
     assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
     assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);

@@ -4,10 +4,10 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData, MapInfo},
+    maps::{Array, Map, MapData, MapError, MapInfo},
 };
 use bitmesh_common::{
-    EDGE_MAP, EVENTS_MAP, EdgeConfig, LOST_MAP, STATIONS_MAP, STATS_MAP, StationSlot,
+    EDGE_MAP, EVENTS_MAP, EdgeConfig, LOST_MAP, NEWCOMERS_MAP, STATIONS_MAP, STATS_MAP, StationSlot,
 };
 
 use super::{DataplaneError, memory::EdgeValue, pins::Pins};
@@ -59,6 +59,7 @@ impl Maps {
             let (id, _) = named.next()?;
             if named.next().is_some() { None } else { MapData::from_id(*id).ok() }
         };
+        forget_newcomers(map(NEWCOMERS_MAP)?).ok()?;
         Some(Self {
             stations: Map::Array(map(STATIONS_MAP)?),
             edge: Map::Array(map(EDGE_MAP)?),
@@ -67,6 +68,12 @@ impl Maps {
             lost: Map::PerCpuArray(map(LOST_MAP)?),
         })
     }
+}
+
+/// Stations that an earlier controller was told of are told of again.
+fn forget_newcomers(map: MapData) -> Result<(), MapError> {
+    let mut newcomers = Array::<_, u64>::try_from(Map::Array(map))?;
+    (0..newcomers.len()).try_for_each(|place| newcomers.set(place, 0, 0))
 }
 
 /// Refuses a table of `slots` that can't be, or that is not the one which is pinned.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs, os::unix::fs::symlink, thread};
 
 use aya::{
     Ebpf,
-    programs::{Program, ProgramError, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, ProgramInfo, SchedClassifier, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
 use bitcoin::hashes::{Hash as _, sha256};
@@ -17,7 +17,7 @@ use super::{
 };
 
 const UPLOAD_XDP: &str = "upload_xdp";
-/// Name of the link beside the pinned programs that tells which object they are of: its digest.
+/// Name of the link beside the pinned programs that tells which they are ([`which`]).
 const WHICH: &str = "object";
 /// The programs that go onto a provider's ports.
 const PINNED: [&str; 3] = [UPLOAD_XDP, "upload_tc", "download_tc"];
@@ -83,22 +83,29 @@ impl Pinned {
     /// Those of an earlier controller with the maps that they use, if they are of this very object:
     /// then the kernel need not verify it again.
     pub(super) fn of_this_object(pins: &Pins) -> Option<(Self, Maps)> {
-        let which = fs::read_link(pins.path(WHICH)).ok()?;
-        if which.to_str() != Some(&digest()) {
-            return None;
-        }
+        let said = fs::read_link(pins.path(WHICH)).ok()?;
         let pinned = Self::open(pins).ok()?;
-        let mut infos = vec![pinned.xdp.info().ok()?];
-        for tc in pinned.tc.values() {
-            infos.push(tc.info().ok()?);
+        let mut infos = Vec::new();
+        for name in PINNED {
+            infos.push(match pinned.tc.get(name) {
+                Some(tc) => tc.info().ok()?,
+                None => pinned.xdp.info().ok()?,
+            });
+        }
+        let ids: Vec<_> = infos.iter().map(ProgramInfo::id).collect();
+        if said.to_str() != Some(&which(&ids)) {
+            return None;
         }
         let uses = infos.iter().map(|info| info.map_ids().ok()?).collect::<Option<Vec<_>>>()?;
         Some((pinned, Maps::used_by_all(&uses, pins)?))
     }
 }
 
-fn digest() -> String {
-    sha256::Hash::hash(OBJECT).to_string()
+/// This object, and by the kernel's ids the programs of it that are pinned: others may have taken their
+/// places since.
+fn which(ids: &[u32]) -> String {
+    let names = [sha256::Hash::hash(OBJECT).to_string()].into_iter();
+    names.chain(ids.iter().map(u32::to_string)).collect::<Vec<_>>().join("-")
 }
 
 /// Where the programs of a start come from.
@@ -169,10 +176,12 @@ fn load_one(program: &mut Program) -> Result<(), DataplaneError> {
 /// Pins the programs, so that whoever puts them back needs no object. What an earlier controller
 /// pinned is replaced in one step.
 fn pin(object: &mut Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
-    let which = pins.path(WHICH);
-    super::pins::remove(&which)?;
+    let link = pins.path(WHICH);
+    super::pins::remove(&link)?;
+    let mut ids = Vec::new();
     for name in PINNED {
         let program = object.program_mut(name).ok_or(DataplaneError::ObjectLacks { name })?;
+        ids.push(program.info()?.id());
         let (new, path) = (pins.path(&format!("new_{}", file(name))), pins.path(&file(name)));
         super::pins::remove(&new)?;
         program.pin(&new).map_err(|source| DataplaneError::Pin {
@@ -182,7 +191,8 @@ fn pin(object: &mut Ebpf, pins: &Pins) -> Result<(), DataplaneError> {
         fs::rename(&new, &path)
             .map_err(DataplaneError::system(format!("replacing {}", path.display())))?;
     }
-    symlink(digest(), &which).map_err(DataplaneError::system(format!("making {}", which.display())))
+    symlink(which(&ids), &link)
+        .map_err(DataplaneError::system(format!("making {}", link.display())))
 }
 
 fn file(program: &str) -> String {

@@ -6,7 +6,7 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -29,9 +29,11 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest pause between two starts from the disk, which reads everything: the pause doubles while
 /// the disk takes a file and the store fails all the same.
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(16);
-/// Pause before a fleet's server is asked again while none takes writes: nothing is read before one does, so
-/// that it costs little, and payments are taken again that soon after a standby was promoted.
+/// Pause before a fleet's server is asked again while none takes writes, so that payments are taken again that
+/// soon after a standby was promoted.
 const SERVER_INTERVAL: Duration = Duration::from_millis(250);
+/// How long that goes on. A server that is there and too slow for all that an edge reads is not helped by more.
+const SERVER_HASTE: Duration = Duration::from_secs(20);
 /// What has to fit on the disk before a start is tried, in octets: a batch of payments, and what the
 /// database's log takes before it is written back.
 const PROBE_OCTETS: usize = 256 << 10;
@@ -43,6 +45,8 @@ const PROBE_FILE: &str = "probe";
 pub(super) struct Patience {
     pause: Duration,
     told: String,
+    /// Since when a server fails.
+    server: Option<Instant>,
 }
 
 impl Patience {
@@ -54,6 +58,12 @@ impl Patience {
     fn next(&mut self) -> Duration {
         self.pause = (self.pause * 2).clamp(PROBE_INTERVAL, RESTART_PAUSE_MAX);
         self.pause
+    }
+
+    fn next_of_server(&mut self, now: Instant) -> Duration {
+        let since = *self.server.get_or_insert(now);
+        let hasty = now.saturating_duration_since(since) < SERVER_HASTE;
+        if hasty { SERVER_INTERVAL } else { self.next() }
     }
 
     fn is_news(&mut self, why: &str) -> bool {
@@ -86,7 +96,7 @@ pub(super) async fn outlast(
     addresses.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let directory = config.common.data_dir.clone();
     let of_server = is_of_server(failure);
-    let pause = if of_server { SERVER_INTERVAL } else { patience.next() };
+    let pause = if of_server { patience.next_of_server(Instant::now()) } else { patience.next() };
     let mut probe = Box::pin(try_after(pause, (!of_server).then(|| directory.clone())));
     loop {
         desk.front.doing(Doing::Waiting);
@@ -174,6 +184,14 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 16, 16, 16]);
         patience.reset();
         assert_eq!(patience.next(), PROBE_INTERVAL);
+        patience.reset();
+        let start = Instant::now();
+        let asked = |patience: &mut Patience, seconds| {
+            patience.next_of_server(start + Duration::from_secs(seconds))
+        };
+        assert_eq!(asked(&mut patience, 0), SERVER_INTERVAL);
+        assert_eq!(asked(&mut patience, 19), SERVER_INTERVAL);
+        assert_eq!([20, 21, 22].map(|at| asked(&mut patience, at).as_secs()), [1, 2, 4]);
     }
 
     #[test]

@@ -152,7 +152,8 @@ pub(super) const COMMIT_REPLACED: &str = "WITH fence AS ( \
     WHERE journal.channel = r.channel AND journal.n = r.n RETURNING 1), \
     counts AS (SELECT (SELECT COUNT(*) FROM fence) AS edges, \
     (SELECT COUNT(*) FROM replaced) AS rows) \
-    SELECT edges / (CASE WHEN edges = 0 OR rows = CARDINALITY($5::BYTEA[]) THEN 1 ELSE 0 END) FROM counts";
+    SELECT CAST(edges / (CASE WHEN edges = 0 OR rows = CARDINALITY($5::BYTEA[]) THEN 1 ELSE 0 END) \
+    AS BIGINT) FROM counts";
 pub(super) const REPLACE: &str = "UPDATE journal SET body = r.body, digest = r.digest FROM \
     UNNEST($1::BYTEA[], $2::BIGINT[], $3::TEXT[], $4::BYTEA[]) AS r (channel, n, body, digest) \
     WHERE journal.channel = r.channel AND journal.n = r.n";
