@@ -17,7 +17,10 @@ use anyhow::{Context as _, Result, anyhow};
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::link::{LinkAttribute, LinkXdp},
+    packet_route::{
+        address::AddressHeaderFlags,
+        link::{LinkAttribute, LinkXdp},
+    },
 };
 use rustix::{
     mount::{UnmountFlags, mount_bind, unmount},
@@ -202,7 +205,12 @@ impl Namespace {
         let address: IpAddr = address.parse()?;
         self.netlink(async |handle| {
             let index = index_of(&handle, interface).await?;
-            Ok(handle.address().add(index, address, prefix).execute().await?)
+            let mut request = handle.address().add(index, address, prefix);
+            if address.is_ipv6() {
+                // Usable at once, and not when a worker of the kernel has come to it.
+                request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+            }
+            Ok(request.execute().await?)
         })
         .with_context(|| format!("address {address} on {interface}"))
     }
