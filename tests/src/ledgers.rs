@@ -7,6 +7,7 @@ use bitcoin::{Amount, Network};
 use bitmesh_core::{
     channel::{Book, ChannelId, Entry, ProviderEvent, SubscriberChannel, SubscriberEvent},
     controller::Controller,
+    fleet::FleetEntry,
     station::Station,
     units::{Msat, Octets},
     wire::PaymentRequest,
@@ -93,7 +94,9 @@ pub fn append(directory: &Path, channel: ChannelId, payments: &[PaymentRequest; 
         for paid in sums.map(Amount::from_sat) {
             let signature = if paid < last.paid { first.signature } else { last.signature };
             let event = ProviderEvent::Paid { paid, signature, earlier: 0 };
-            store.commit(&[Entry::Channel { channel, event }], None).await?;
+            // No payment, so that the next is not written over this one; in a file, nothing.
+            let apart = Entry::Fleet(FleetEntry::KeyIndex { next: 0 });
+            store.commit(&[Entry::Channel { channel, event }, apart], None).await?;
         }
         Ok(store.close().await?)
     })?;
