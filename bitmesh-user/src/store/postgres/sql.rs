@@ -132,28 +132,36 @@ pub(super) fn bounded(limit: Duration) -> AssertSqlSafe<String> {
     ))
 }
 
+/// What every commit begins with.
+macro_rules! fence {
+    () => {
+        "WITH fence AS ( \
+    UPDATE edges SET committed = $3, seq = $4 \
+    WHERE number = $1 AND epoch = $2 AND committed = $3 - 1 RETURNING number), "
+    };
+}
 /// Events in one statement, which is one transaction where it stands alone: one round
 /// trip. Nothing is written unless the edge is who it was, and its last commit the one before.
-pub(super) const COMMIT: &str = "WITH fence AS ( \
-    UPDATE edges SET committed = $3, seq = $4 \
-    WHERE number = $1 AND epoch = $2 AND committed = $3 - 1 RETURNING number), \
-    events AS (INSERT INTO journal (channel, n, seq, body, digest) \
+pub(super) const COMMIT: &str = concat!(
+    fence!(),
+    "events AS (INSERT INTO journal (channel, n, seq, body, digest) \
     SELECT e.channel, e.n, e.seq, e.body, e.digest FROM fence, \
     UNNEST($5::BYTEA[], $6::BIGINT[], $7::BIGINT[], $8::TEXT[], $9::BYTEA[]) \
     AS e (channel, n, seq, body, digest)) \
-    SELECT COUNT(*) FROM fence";
+    SELECT COUNT(*) FROM fence"
+);
 /// The same of events in the places of others. Where one of those is gone, it divides by zero: nothing is
 /// written. Not one statement with the other: CockroachDB does not both insert into a table and update it.
-pub(super) const COMMIT_REPLACED: &str = "WITH fence AS ( \
-    UPDATE edges SET committed = $3, seq = $4 \
-    WHERE number = $1 AND epoch = $2 AND committed = $3 - 1 RETURNING number), \
-    replaced AS (UPDATE journal SET body = r.body, digest = r.digest FROM fence, \
+pub(super) const COMMIT_REPLACED: &str = concat!(
+    fence!(),
+    "replaced AS (UPDATE journal SET body = r.body, digest = r.digest FROM fence, \
     UNNEST($5::BYTEA[], $6::BIGINT[], $7::TEXT[], $8::BYTEA[]) AS r (channel, n, body, digest) \
     WHERE journal.channel = r.channel AND journal.n = r.n RETURNING 1), \
     counts AS (SELECT (SELECT COUNT(*) FROM fence) AS edges, \
     (SELECT COUNT(*) FROM replaced) AS rows) \
     SELECT CAST(edges / (CASE WHEN edges = 0 OR rows = CARDINALITY($5::BYTEA[]) THEN 1 ELSE 0 END) \
-    AS BIGINT) FROM counts";
+    AS BIGINT) FROM counts"
+);
 pub(super) const REPLACE: &str = "UPDATE journal SET body = r.body, digest = r.digest FROM \
     UNNEST($1::BYTEA[], $2::BIGINT[], $3::TEXT[], $4::BYTEA[]) AS r (channel, n, body, digest) \
     WHERE journal.channel = r.channel AND journal.n = r.n";
