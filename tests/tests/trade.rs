@@ -3,6 +3,7 @@
 use std::{
     io::ErrorKind,
     net::{TcpStream, UdpSocket},
+    thread,
     time::Duration,
 };
 
@@ -65,6 +66,26 @@ fn what_is_billed_is_what_arrives_with_uploads_metered_by_xdp() -> Result<()> {
 #[test]
 fn what_is_billed_is_what_arrives_with_uploads_metered_by_tc() -> Result<()> {
     exact_to_the_octet(&["--upload-hook", "tc"])
+}
+
+#[test]
+fn who_asks_is_told_what_was_counted_until_now_however_long_all_rested() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    let _server = Server::start(&topology.internet)?;
+    counters::start_far_sides(&topology)?;
+    world.open_channel(COINS)?;
+    for _ in 0..3 {
+        // By then counters are read once a second.
+        thread::sleep(Duration::from_secs(3));
+        transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 1, 200)?;
+        // The connection ends.
+        thread::sleep(Duration::from_millis(100));
+        let usage = world.account()?.usage;
+        assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
+        assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
+    }
+    Ok(())
 }
 
 #[test]

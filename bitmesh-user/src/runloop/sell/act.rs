@@ -18,7 +18,7 @@ use super::{
     edge::{spent, usage_of},
 };
 use crate::{
-    api::{ApiError, Body, Origin},
+    api::{ApiError, Ask, Body, Origin},
     dataplane::{self, DataplaneError, StationKey, StationUsage},
 };
 
@@ -47,10 +47,7 @@ impl Session<'_> {
         if !stations.is_empty() {
             let company: BTreeSet<_> =
                 stations.iter().flat_map(|station| self.controller.company(*station)).collect();
-            let readings = company.into_iter().filter_map(|station| {
-                Some((station, usage_of(&self.dataplane.usage(station.key())?)))
-            });
-            let readings = readings.collect();
+            let readings = self.readings(company);
             self.controller.handle(Input::Reclaimed { stations, readings }, &mut out);
         }
         out
@@ -209,6 +206,27 @@ impl Session<'_> {
         if let Some(used) = self.dataplane.usage(key) {
             let reading = Input::Reading(Station::from(key), usage_of(&used));
             self.controller.handle(reading, out);
+        }
+    }
+
+    /// What the kernel counted of some stations, of those that are in its table.
+    fn readings(&self, stations: impl IntoIterator<Item = Station>) -> Vec<(Station, Usage)> {
+        let usage = |station: Station| Some(usage_of(&self.dataplane.usage(station.key())?));
+        stations.into_iter().filter_map(|station| Some((station, usage(station)?))).collect()
+    }
+
+    /// Reads the counters that a question is about: its answer is of now, however seldom they are read at
+    /// rest.
+    pub(super) fn read_for(&mut self, ask: &Ask, out: &mut Batch<ProviderEvent, Action>) {
+        match ask {
+            Ask::Account(station) => {
+                let readings = self.readings(self.controller.company(*station));
+                self.controller.handle(Input::Usage(readings), out);
+            }
+            Ask::Stations | Ask::Status => {
+                self.read_usage(out);
+            }
+            _ => {}
         }
     }
 

@@ -412,6 +412,7 @@ impl<'a> Session<'a> {
                 Input::Close { request, channel, close, own }
             }
             ask => {
+                self.read_for(&ask, out);
                 self.questions.push(Envelope { ask, reply: envelope.reply });
                 return;
             }
