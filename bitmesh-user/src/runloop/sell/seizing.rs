@@ -20,17 +20,29 @@ pub(super) struct Seizing {
     /// Each as it is since.
     from: BTreeMap<EdgeNumber, EdgeRow>,
     at_once: u32,
+    /// Where it failed last: others come first, since a row may be locked for long.
+    failed: Option<EdgeNumber>,
 }
 
 impl Default for Seizing {
     fn default() -> Self {
-        Self { from: BTreeMap::new(), at_once: AT_ONCE_MAX }
+        Self { from: BTreeMap::new(), at_once: AT_ONCE_MAX, failed: None }
     }
 }
 
 impl Seizing {
     pub(super) fn is_empty(&self) -> bool {
         self.from.is_empty()
+    }
+
+    /// Whether it is this edge's turn only after those behind it.
+    fn is_late(&self, number: EdgeNumber) -> bool {
+        Some(number) <= self.failed
+    }
+
+    fn next(&mut self) -> Option<(EdgeNumber, EdgeRow)> {
+        let number = self.from.keys().copied().min_by_key(|number| self.is_late(*number))?;
+        self.from.remove_entry(&number)
     }
 }
 
@@ -62,6 +74,17 @@ impl Session<'_> {
     /// Fences edges that were silent for longer than they may grant, and takes some accounts of one of them.
     /// After a failure nothing more is tried before the next sign of life: its time is needed for that.
     pub(super) async fn take_over(&mut self, over: Vec<EdgeRow>) -> Result<()> {
+        let Some(fleet) = &self.fleet else { return Ok(()) };
+        let is_late = |row: &EdgeRow| fleet.seizing.is_late(row.number);
+        let (late, due): (Vec<_>, Vec<_>) = over.into_iter().partition(is_late);
+        if self.fence(due).await? && self.seize().await? {
+            self.fence(late).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing failed.
+    async fn fence(&mut self, over: Vec<EdgeRow>) -> Result<bool> {
         for mut row in over {
             let fenced = unless_passing(self.foundation.store.fence(&row).await)?;
             let Some(fleet) = self.fleet.as_mut().filter(|_| fenced != Some(false)) else {
@@ -70,33 +93,63 @@ impl Session<'_> {
             row.epoch = row.epoch.saturating_add(1);
             if fenced.is_some() {
                 fleet.note_fenced(&row);
+            } else {
+                fleet.seizing.failed = Some(row.number);
             }
             // It may have happened all the same: if not, the steps find that out.
             fleet.seizing.from.insert(row.number, row);
             if fenced.is_none() {
-                return Ok(());
+                return Ok(false);
             }
         }
-        self.seize().await
+        Ok(true)
     }
 
-    async fn seize(&mut self) -> Result<()> {
-        let Some(fleet) = &mut self.fleet else { return Ok(()) };
+    /// Whether nothing failed.
+    async fn seize(&mut self) -> Result<bool> {
+        let Some(fleet) = &mut self.fleet else { return Ok(true) };
         let at_once = fleet.seizing.at_once;
-        let Some((number, edge)) = fleet.seizing.from.pop_first() else { return Ok(()) };
+        let Some((number, edge)) = fleet.seizing.next() else { return Ok(true) };
         let taken = unless_passing(self.foundation.store.seize(&edge, at_once).await)?;
         if taken.is_some_and(|taken| taken > 0) {
             fleet.note_fenced(&edge);
             info!("{} accounts of edge {} are on their way here", taken.unwrap_or(0), edge.name);
         }
         let seizing = &mut fleet.seizing;
-        seizing.at_once = match taken {
-            Some(_) => (at_once * 2).min(AT_ONCE_MAX),
-            None => (at_once / 2).max(AT_ONCE_MIN),
-        };
+        if taken.is_some() {
+            seizing.at_once = (at_once * 2).min(AT_ONCE_MAX);
+        } else {
+            seizing.at_once = (at_once / 2).max(AT_ONCE_MIN);
+            seizing.failed = Some(number);
+        }
         if taken.is_none_or(|taken| taken >= u64::from(at_once)) {
             seizing.from.insert(number, edge);
         }
-        Ok(())
+        Ok(taken.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_failure_others_come_first_and_then_it_again() {
+        let edges = [1u16, 4, 7].map(|number| EdgeNumber::try_from(number).unwrap());
+        let row =
+            |number| EdgeRow { number, name: number.to_string(), epoch: 1, beat: 1, hold_ms: 1 };
+        let mut seizing = Seizing::default();
+        let mut turns = Vec::new();
+        for _ in 0..5 {
+            seizing.from = edges.map(|number| (number, row(number))).into();
+            let (number, _) = seizing.next().unwrap();
+            turns.push(number);
+            seizing.failed = Some(number);
+        }
+        let [first, second, third] = edges;
+        assert_eq!(turns, [first, second, third, first, second]);
+        seizing.from.retain(|number, _| *number == first);
+        assert_eq!(seizing.next(), Some((first, row(first))), "there is nobody else");
+        assert!(seizing.is_empty() && seizing.next().is_none());
     }
 }
