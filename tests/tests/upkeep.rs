@@ -194,7 +194,23 @@ struct Mover<'a> {
     name: String,
 }
 
-impl Mover<'_> {
+impl<'a> Mover<'a> {
+    /// A box that was paid, and stopped.
+    fn new(topology: &'a Topology, stands: &'a [Stand]) -> Result<Self> {
+        let mut till = Till::open(topology, stands)?;
+        for payer in &till.payers {
+            for _ in 0..3 {
+                payer.pay()??;
+            }
+        }
+        till.world.provider.stop()?;
+        let payers = till.payers.iter();
+        let sums = payers.map(|payer| (payer.channel(), payer.acknowledged())).collect();
+        let server = Server::start(&own_name("moves-"), here(), "")?;
+        let kept = Kept::of(till.world.provider.directory())?;
+        Ok(Self { till, server, kept, sums, name: String::new() })
+    }
+
     /// The box as it was, and a database of which it knows nothing.
     fn again(&mut self, turn: usize) -> Result<()> {
         self.kept.put_back(self.directory())?;
@@ -289,17 +305,7 @@ impl Mover<'_> {
 fn p13_kills_of_a_move_leave_the_ledger_to_the_box_or_to_the_fleet_and_it_goes_on() -> Result<()> {
     let topology = Topology::edge()?;
     let stands = [Stand::new(&topology, 0)?, Stand::new(&topology, 1)?];
-    let mut till = Till::open(&topology, &stands)?;
-    for payer in &till.payers {
-        for _ in 0..3 {
-            payer.pay()??;
-        }
-    }
-    till.world.provider.stop()?;
-    let sums = till.payers.iter().map(|payer| (payer.channel(), payer.acknowledged())).collect();
-    let server = Server::start(&own_name("moves-"), here(), "")?;
-    let kept = Kept::of(till.world.provider.directory())?;
-    let mut mover = Mover { till, server, kept, sums, name: String::new() };
+    let mut mover = Mover::new(&topology, &stands)?;
     mover.again(0)?;
     let began = Instant::now();
     mover.run(&[])?.map_err(|told| anyhow::anyhow!("{told}"))?;
@@ -341,6 +347,52 @@ fn p13_kills_of_a_move_leave_the_ledger_to_the_box_or_to_the_fleet_and_it_goes_o
     ensure!(hits.len() >= MOVES.len(), "too few");
     for end in [(true, false), (true, true), (false, true)] {
         ensure!(ends.contains_key(&end), "it was never killed so that {end:?}");
+    }
+    Ok(())
+}
+
+/// How long a move is watched that can't go on.
+const STUCK: Duration = Duration::from_secs(2);
+
+#[test]
+fn p13_a_move_ends_once_the_standby_has_it_and_goes_on_after_a_kill_while_it_waits() -> Result<()> {
+    let topology = Topology::edge()?;
+    let stands = [Stand::new(&topology, 0)?, Stand::new(&topology, 1)?];
+    let mut mover = Mover::new(&topology, &stands)?;
+    let primary = mover.server.socket().display().to_string();
+    let mut standby = mover.server.standby(&own_name("moves-standby-"), here(), &primary, "")?;
+    for (turn, is_killed) in [false, true].into_iter().enumerate() {
+        mover.again(turn)?;
+        // The tables wait for it, too.
+        mover.run(&["--dry-run"])?.map_err(|told| anyhow::anyhow!("{told}"))?;
+        standby.stop()?;
+        let mut command = mover.command(&[])?;
+        let mut running = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        eventually("a commit that waits for the standby", HIT, || {
+            Ok((mover.server.sql(&mover.name, waiting)? == "1").then_some(()))
+        })?;
+        std::thread::sleep(STUCK);
+        ensure!(running.try_wait()?.is_none(), "it ended without the standby");
+        ensure!(mover.has_file()? && !mover.fleet_has_it()?, "it is the fleet's too early");
+        if is_killed {
+            running.kill()?;
+            running.wait()?;
+            let told = mover.run(&[])?.err().context("it ended without the standby")?;
+            ensure!(told.contains("standbys") && mover.has_file()?, "{told}");
+            let told = mover.run(&["--abandon"])?.err().context("it was given up")?;
+            ensure!(told.contains("standbys") && mover.has_file()?, "{told}");
+        }
+        standby.launch()?;
+        if is_killed {
+            eventually("the commit", BACK, || Ok(mover.fleet_has_it()?.then_some(())))?;
+        } else {
+            let ended = eventually("the move's end", BACK, || Ok(running.try_wait()?))?;
+            ensure!(ended.success() && !mover.has_file()?, "{ended}");
+        }
+        mover.check(turn)?;
+        let there = standby.sql(&mover.name, "SELECT count(*) FROM edges")?;
+        ensure!(there == "1", "the standby does not have it");
     }
     Ok(())
 }

@@ -135,7 +135,7 @@ pub async fn sell(ready: Ready) -> Result<()> {
                 config.clone_from(&session.config);
                 if let Err(error) = &ended {
                     // Before those who wait learn that nobody will answer.
-                    session.desk.front.failed(&outage::said(error), now());
+                    session.desk.front.failed(&telemetry::told(error), now());
                 }
                 match ended {
                     Ok(()) => return stop.bounds(Box::pin(session.finish())).await,

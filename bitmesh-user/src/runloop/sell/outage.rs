@@ -21,7 +21,11 @@ use super::{
     tending::read_settings, told::Told,
 };
 use crate::{
-    api::Doing, config::SellConfig, dataplane::Dataplane, store::StoreError, telemetry::Notifier,
+    api::Doing,
+    config::SellConfig,
+    dataplane::Dataplane,
+    store::StoreError,
+    telemetry::{self, Notifier},
 };
 
 /// Pause before the disk is looked at again.
@@ -86,7 +90,7 @@ pub(super) async fn outlast(
     (told, dataplane): (&mut Told, &mut Dataplane),
     (stop, hangup, notifier): (&mut Stop, &mut Signal, &mut Notifier),
 ) -> Result<bool> {
-    let why = said(failure);
+    let why = telemetry::told(failure);
     if patience.is_news(&why) {
         error!("{why}; nothing is acknowledged until it works again, credit stays good");
     }
@@ -147,12 +151,6 @@ async fn try_after(pause: Duration, directory: Option<PathBuf>) -> Result<()> {
     }
 }
 
-/// What failed, once: an error of the store says what its sources say.
-pub(super) fn said(failure: &anyhow::Error) -> String {
-    let store = failure.downcast_ref::<StoreError>();
-    store.map_or_else(|| format!("{failure:#}"), ToString::to_string)
-}
-
 /// Writes a file, syncs it and takes it away again.
 async fn try_disk(directory: &Path) -> Result<()> {
     let path = directory.join(PROBE_FILE);
@@ -206,15 +204,6 @@ mod tests {
         let mut patience = Patience::default();
         let news: Vec<_> = ["a", "a", "b", "a"].iter().map(|why| patience.is_news(why)).collect();
         assert_eq!(news, [true, false, true, true]);
-    }
-
-    #[test]
-    fn a_failure_of_the_store_is_told_once() {
-        let failed = sqlx::Error::Io(std::io::Error::other("the disk burns"));
-        let told = said(&anyhow::Error::from(StoreError::from(failed)).context("a commit"));
-        assert_eq!(told.matches("burns").count(), 1, "{told}");
-        let other = anyhow::anyhow!("no place").context("a probe");
-        assert_eq!(said(&other), "a probe: no place");
     }
 
     #[tokio::test]

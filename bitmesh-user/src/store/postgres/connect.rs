@@ -246,6 +246,15 @@ pub(super) fn is_race(error: &StoreError) -> bool {
     code(error).is_some_and(|code| matches!(code.as_str(), "23505" | "42P07" | "40001" | "40P01"))
 }
 
+/// Whether it waited for too long: for a lock, as a rule.
+pub(super) fn is_late(error: &StoreError) -> bool {
+    let StoreError::Sql(error) = error else { return false };
+    match error {
+        sqlx::Error::Io(error) => error.kind() == io::ErrorKind::TimedOut,
+        error => code(error).is_some_and(|code| matches!(code.as_str(), "57014" | "55P03")),
+    }
+}
+
 /// Says goodbye.
 pub(super) async fn close(connection: PgConnection) -> Result<(), StoreError> {
     Ok(within(STATEMENT_TIMEOUT, connection.close()).await?)

@@ -10,7 +10,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 
 use super::{
     Fleet, History, PostgresEngine, RACES_MAX, RETRY_PAUSE, SEQ_SHIFT, Server, Watch, belongs,
-    connect::{self, Connected, Known, STATEMENT_TIMEOUT, Standing, is_race, within},
+    connect::{self, Connected, Known, STATEMENT_TIMEOUT, Standing, is_late, is_race, within},
     history, identity, prepare, sql,
     write::{put_folded, put_usage, run},
 };
@@ -111,8 +111,18 @@ impl Entrance {
         match put {
             Ok(_) => Ok(false),
             Err(error) if is_race(&error) => Ok(self.lone().await?.is_some_and(|it| it == token)),
+            Err(error) if is_late(&error) => Err(self.unfinished()),
             Err(error) => Err(error),
         }
+    }
+
+    /// An earlier try has the row, and is not over.
+    fn unfinished(&self) -> StoreError {
+        StoreError::Unmovable(format!(
+            "a move into {} is under way already, which waits for the standbys that have to have it, as \
+             a rule: start them, then run the same command again",
+            self.place
+        ))
     }
 
     /// Begins the transaction, and enters the edge in it. The row of the lone edge comes first: who
@@ -127,6 +137,7 @@ impl Entrance {
         let to = &mut self.connection;
         within(STATEMENT_TIMEOUT, to.execute(sqlx::raw_sql(sql::BEGIN_MOVE))).await?;
         match run(to, sqlx::query(sql::INSERT_LONE).bind(token)).await {
+            Err(error) if is_late(&error) => return Err(self.unfinished()),
             Err(error) if is_race(&error) => {
                 return Err(StoreError::Unmovable(format!(
                     "another lone box's was moved to {} before, and their channels would have the same \
