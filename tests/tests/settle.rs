@@ -444,7 +444,8 @@ fn p16_the_operator_is_told_of_a_lost_chain_well_before_a_deadline() -> Result<(
     assert!(warning.message.contains(" 20000 sat "), "{}", warning.message);
     let (status, _) = hand.pay(funding, 20_001)?;
     assert_eq!(status, StatusCode::OK, "existing credit is honoured");
-    assert!(Hand::open(&topology, 102, 400).is_err(), "no new channels");
+    let refused = Hand::open(&topology, 102, 400).err().context("a new channel")?;
+    assert!(format!("{refused:#}").contains("chain-lost"), "{refused:#}");
 
     world.node.launch()?;
     follow(&world)?;
