@@ -4,16 +4,21 @@
 //! is not: TCP hands over segments unsplit, whatever the port's offloads are, so that the far end
 //! is where uploads are counted.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, apply_ruleset_raw, get_current_ruleset_raw};
 use serde_json::{Value, json};
 
 use crate::{
+    daemon::eventually,
     netns::Namespace,
     topology::{EDGE_OWN, Topology, UPLINK},
 };
 
 const TABLE: &str = "bitmesh_lab";
+/// Time in which what flows comes to its end.
+const REST: Duration = Duration::from_secs(30);
 
 /// L3 octets over one interface, those to and from some addresses left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,6 +89,20 @@ fn rule(chain: &str, expr: &[Value]) -> Value {
 
 fn matches(left: &Value, right: &str) -> Value {
     json!({"match": {"op": "==", "left": left, "right": right}})
+}
+
+/// What `seen` gives while nothing flows, and what these hosts had counted then.
+pub fn at_rest<T, const N: usize>(
+    hosts: [&Namespace; N],
+    mut seen: impl FnMut() -> Result<T>,
+) -> Result<(T, [Counted; N])> {
+    let counted = || hosts.iter().map(|host| read(host)).collect::<Result<Vec<_>>>();
+    eventually("a moment in which nothing flows", REST, || {
+        let before = counted()?;
+        let seen = seen()?;
+        let after = counted()?;
+        Ok(Some(seen).filter(|_| before == after).zip(after.try_into().ok()))
+    })
 }
 
 /// What was counted so far.

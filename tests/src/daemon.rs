@@ -216,13 +216,15 @@ pub fn eventually<T>(
 ) -> Result<T> {
     let deadline = Instant::now() + within;
     loop {
+        // A look that began in time counts, however long it takes.
+        let is_last = Instant::now() > deadline;
         let seen = attempt();
         match seen {
             Ok(Some(found)) => return Ok(found),
-            Err(error) if Instant::now() > deadline => {
+            Err(error) if is_last => {
                 return Err(error.context(format!("{what} within {within:?}")));
             }
-            Ok(None) if Instant::now() > deadline => bail!("not {what} within {within:?}"),
+            Ok(None) if is_last => bail!("not {what} within {within:?}"),
             _ => std::thread::sleep(Duration::from_millis(50)),
         }
     }

@@ -13,6 +13,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 /// A disk of a few MiB in the place of a directory, with what that held.
 pub struct SmallDisk {
     path: PathBuf,
+    fillers: Vec<PathBuf>,
 }
 
 impl SmallDisk {
@@ -24,7 +25,7 @@ impl SmallDisk {
             .map(|entry| Ok((entry.path(), fs::read(entry.path())?)))
             .collect::<Result<_>>()?;
         mount("tmpfs", path, "tmpfs", MountFlags::empty(), Some(c"size=4m,mode=0700"))?;
-        let disk = Self { path: path.to_owned() };
+        let disk = Self { path: path.to_owned(), fillers: Vec::new() };
         for (file, content) in kept {
             fs::write(&file, content)?;
             fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
@@ -32,16 +33,21 @@ impl SmallDisk {
         Ok(disk)
     }
 
-    /// Leaves no space on it.
-    pub fn fill(&self) -> Result<()> {
-        let mut file = fs::File::create(self.path.join("filler"))?;
+    /// Leaves no space on it, by a file of this name.
+    pub fn fill(&mut self, name: &str) -> Result<()> {
+        let path = self.path.join(name);
+        let mut file = fs::File::create(&path)?;
+        self.fillers.push(path);
         while file.write_all(&[0; 4_096]).is_ok() {}
         Ok(())
     }
 
     /// Gives the space back.
-    pub fn free(&self) -> Result<()> {
-        Ok(fs::remove_file(self.path.join("filler"))?)
+    pub fn free(&mut self) -> Result<()> {
+        for filler in self.fillers.drain(..) {
+            fs::remove_file(filler)?;
+        }
+        Ok(())
     }
 }
 

@@ -159,6 +159,12 @@ impl<'a> Systemd<'a> {
         Ok(self.sh(&format!("systemctl show --value --property={name} {unit}"))?.trim().to_owned())
     }
 
+    /// Waits until the journal has something, which comes there by other processes than its unit's.
+    pub fn wait_for(&self, text: &str) -> Result<()> {
+        eventually(text, WAIT, || Ok(self.journal().contains(text).then_some(())))
+            .with_context(|| self.journal())
+    }
+
     /// All that is in the journal.
     pub fn journal(&self) -> String {
         let output = self

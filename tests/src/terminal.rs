@@ -13,13 +13,13 @@ use rustix::{
     fs::{OFlags, fcntl_setfl},
     process::{ioctl_tiocsctty, setsid},
     pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
+    termios::{LocalModes, tcgetattr},
 };
+
+use crate::daemon::eventually;
 
 /// Time that a program has to say what is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Time that a person takes to begin to type.
-const REACTION: Duration = Duration::from_millis(200);
 
 /// A program that runs on a terminal of its own.
 pub struct Session {
@@ -69,12 +69,20 @@ impl Session {
         }
     }
 
-    /// Types a line, not before a person could: a prompt comes before the terminal stops to show
-    /// what is typed.
+    /// Types a line.
     pub fn say(&mut self, line: &str) -> Result<()> {
-        std::thread::sleep(REACTION);
         self.terminal.write_all(line.as_bytes())?;
         Ok(self.terminal.write_all(b"\n")?)
+    }
+
+    /// The same, not before the terminal stops to show what is typed: a prompt comes before that, and a
+    /// person needs a moment.
+    pub fn say_hidden(&mut self, line: &str) -> Result<()> {
+        eventually("a terminal that hides what is typed", PATIENCE, || {
+            let shows = tcgetattr(&self.terminal)?.local_modes.contains(LocalModes::ECHO);
+            Ok((!shows).then_some(()))
+        })?;
+        self.say(line)
     }
 
     /// Waits for its end; gives whether it succeeded, and all that it said.

@@ -1,16 +1,24 @@
 //! Real bytes by real TCP: iperf3 at both ends.
 
 use std::{
+    fs,
     process::{Child, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::netns::Namespace;
+use crate::{daemon::eventually, netns::Namespace};
 
 const PORT: u16 = 5_201;
+/// Time that a server has to be free for the next client.
+const FREE: Duration = Duration::from_secs(5);
+/// States of sockets, as the kernel shows them.
+const ESTABLISHED: &str = "01";
+const CLOSE_WAIT: &str = "08";
+const LISTEN: &str = "0A";
 
 /// Which way the bytes go, seen from the subscriber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +44,44 @@ impl Server {
         command.args(["--server", "--port", &port.to_string()]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let server = Self(command.spawn().context("iperf3; run `cargo xtask setup`")?);
-        std::thread::sleep(Duration::from_millis(200));
+        servers().push((server.0.id(), port));
+        is_free(server.0.id(), port);
         Ok(server)
     }
 }
 
+/// Processes of servers, and their ports.
+fn servers() -> MutexGuard<'static, Vec<(u32, u16)>> {
+    static SERVERS: Mutex<Vec<(u32, u16)>> = Mutex::new(Vec::new());
+    SERVERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until a server listens and has no client: between two it does not listen for a moment, and one that
+/// comes then is refused. A client that was ended where nothing passes leaves it busy: then that is seen.
+fn is_free(process: u32, port: u16) {
+    let _ = eventually("a server that is free", FREE, || {
+        let mut listens = false;
+        for table in ["tcp", "tcp6"] {
+            for line in fs::read_to_string(format!("/proc/{process}/net/{table}"))?.lines() {
+                let mut words = line.split_whitespace().skip(1);
+                let local = words.next().and_then(|local| local.rsplit_once(':'));
+                if local.and_then(|(_, port)| u16::from_str_radix(port, 16).ok()) != Some(port) {
+                    continue;
+                }
+                match words.nth(1) {
+                    Some(LISTEN) => listens = true,
+                    Some(ESTABLISHED | CLOSE_WAIT) => return Ok(None),
+                    _ => {}
+                }
+            }
+        }
+        Ok(listens.then_some(()))
+    });
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
+        servers().retain(|(process, _)| *process != self.0.id());
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -75,10 +114,14 @@ impl Transfer {
         mib: u64,
         mbit: u64,
     ) -> Result<Self> {
+        let at_port: Vec<_> = servers().iter().filter(|(_, it)| *it == port).copied().collect();
+        for (process, port) in at_port {
+            is_free(process, port);
+        }
         let mut command = namespace.command("iperf3")?;
         let port = port.to_string();
         command
-            .args(["--client", host, "--port", &port, "--json", "--connect-timeout", "3000"])
+            .args(["--client", host, "--port", &port, "--json", "--connect-timeout", "10000"])
             .args(["--bytes", &format!("{mib}M"), "--bitrate", &format!("{mbit}M")])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -1,6 +1,7 @@
 //! A provider, a subscriber and a node, ready to trade.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bitcoin::Amount;
 use bitmesh_core::{
     channel::ChannelStatus,
@@ -24,6 +25,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    counters,
     daemon::{Daemon, eventually},
     regtest::{Node, PASSWORD, USER},
     sweep::own_name,
@@ -112,7 +114,13 @@ impl<'a> World<'a> {
         })
         .with_context(|| self.logs())?;
         self.node.mine(1)?;
-        self.wait_for(Phase::Buying)
+        self.wait_for(Phase::Buying)?;
+        // It says so once the first payment is signed: the provider may still see the block.
+        eventually("a first payment", STEP, || {
+            let (ours, theirs) = self.channel()?;
+            Ok((theirs.commitments > 0 && ours.commitments == theirs.commitments).then_some(()))
+        })
+        .with_context(|| self.logs())
     }
 
     /// Waits until the subscriber is in a phase.
@@ -159,12 +167,39 @@ impl<'a> World<'a> {
     pub fn usage_at_rest(&self) -> Result<Usage> {
         let mut last = None;
         eventually("counters at rest", STEP, || {
+            std::thread::sleep(Duration::from_millis(400));
             let seen = Some(self.account()?.usage);
             let rests = seen == last;
             last = seen;
-            std::thread::sleep(Duration::from_millis(400));
             Ok(seen.filter(|_| rests))
         })
+    }
+
+    /// What the station used, which is what both far sides counted, to the octet, in any moment in which
+    /// nothing flows.
+    pub fn usage_as_counted(&self, topology: &Topology) -> Result<Usage> {
+        let hosts = [&topology.subscriber, &topology.internet];
+        let (account, [subscriber, internet]) = counters::at_rest(hosts, || self.account())?;
+        let usage = account.usage;
+        ensure!(
+            (usage.down.octets.0, usage.up.octets.0) == (subscriber.received, internet.received),
+            "{usage:?} is billed, the subscriber counted {subscriber:?}, the internet {internet:?}"
+        );
+        Ok(usage)
+    }
+
+    /// Waits until both sides name the same payments on every channel.
+    pub fn wait_for_same_books(&self) -> Result<()> {
+        eventually("both sides' books to be the same", STEP, || {
+            let books = [&self.subscriber, &self.provider].map(|daemon| {
+                let channels: Vec<ChannelReport> = daemon.json(&["channels"])?;
+                let book = channels.iter().map(|it| (it.channel, (it.paid, it.bought_octets)));
+                Ok::<BTreeMap<_, _>, anyhow::Error>(book.collect())
+            });
+            let [ours, theirs] = books;
+            Ok((ours? == theirs?).then_some(()))
+        })
+        .with_context(|| self.logs())
     }
 
     /// Waits until both sides have the channel in this state.

@@ -30,17 +30,19 @@ const IN_FLIGHT: u64 = MIB;
 /// Port of a second server.
 const SECOND: u16 = 5_202;
 
-/// Every station's row, once all that is in flight has arrived and been read.
-fn at_rest(world: &World<'_>) -> Result<Vec<AccountReport>> {
-    let mut last = Vec::new();
-    eventually("counters at rest", Duration::from_mins(1), || {
-        let rows: Vec<AccountReport> = world.provider.json(&["stations"])?;
-        let usage = |rows: &[AccountReport]| rows.iter().map(|r| r.usage).collect::<Vec<_>>();
-        let rests = usage(&rows) == usage(&last);
-        last.clone_from(&rows);
-        std::thread::sleep(Duration::from_millis(400));
-        Ok(rests.then_some(rows))
-    })
+/// Every station's row in a moment in which nothing flows, and what was counted then: octets that came to
+/// subscriber and freeloader, and to the internet.
+fn at_rest(topology: &Topology, world: &World<'_>) -> Result<(Vec<AccountReport>, u64, u64)> {
+    let hosts = [&topology.subscriber, &topology.freeloader, &topology.internet];
+    let (rows, [one, other, internet]) =
+        counters::at_rest(hosts, || world.provider.json(&["stations"]))?;
+    Ok((rows, one.received + other.received, internet.received))
+}
+
+/// Starts to count there.
+fn count(topology: &Topology) -> Result<()> {
+    let hosts = [&topology.subscriber, &topology.freeloader, &topology.internet];
+    hosts.iter().try_for_each(|host| counters::start(host, UPLINK, &EDGE_OWN))
 }
 
 /// What `bitmesh share` prints.
@@ -72,9 +74,7 @@ fn two_stations_share_one_credit_to_the_octet_and_neither_stalls() -> Result<()>
     let mut world = World::new(&topology, &trade)?;
     let _servers =
         (Server::start(&topology.internet)?, Server::start_at(&topology.internet, SECOND)?);
-    for namespace in [&topology.subscriber, &topology.freeloader, &topology.internet] {
-        counters::start(namespace, UPLINK, &EDGE_OWN)?;
-    }
+    count(&topology)?;
     world.open_channel(COINS)?;
     let code = code(&world)?;
     let bound = present(&topology.freeloader, &code)?;
@@ -104,7 +104,7 @@ fn two_stations_share_one_credit_to_the_octet_and_neither_stalls() -> Result<()>
     ensure!(!one.ended()? && !two.ended()?, "60 MiB were sent for 30 MiB paid");
     drop((one, two));
 
-    let rows = at_rest(&world)?;
+    let (rows, received, sent) = at_rest(&topology, &world)?;
     let [a, b] = rows.as_slice() else { anyhow::bail!("{rows:?}") };
     assert_eq!((a.account, a.bought_octets), (b.account, Octets(30 * MIB)));
     println!("{} and {} of {}", a.usage.billed(), b.usage.billed(), a.bought_octets);
@@ -113,10 +113,7 @@ fn two_stations_share_one_credit_to_the_octet_and_neither_stalls() -> Result<()>
     for row in [a, b] {
         assert!(row.usage.down.octets > Octets(4 * MIB), "one of the two stalled: {rows:?}");
     }
-    let received = counters::read(&topology.subscriber)?.received
-        + counters::read(&topology.freeloader)?.received;
     assert_eq!(sum(&rows, |row| row.usage.down.octets), received);
-    let sent = counters::read(&topology.internet)?.received;
     assert_eq!(sum(&rows, |row| row.usage.up.octets), sent);
     Ok(())
 }
@@ -126,9 +123,7 @@ fn a_shared_credit_survives_kill_9_and_ends_with_who_is_taken_off() -> Result<()
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let _server = Server::start(&topology.internet)?;
-    for namespace in [&topology.subscriber, &topology.freeloader, &topology.internet] {
-        counters::start(namespace, UPLINK, &EDGE_OWN)?;
-    }
+    count(&topology)?;
     world.open_channel(COINS)?;
     present(&topology.freeloader, &code(&world)?)?.map_err(|error| anyhow::anyhow!("{error:?}"))?;
     let download =
@@ -141,9 +136,7 @@ fn a_shared_credit_survives_kill_9_and_ends_with_who_is_taken_off() -> Result<()
         world.provider.start()?;
     }
     running.finish(Duration::from_mins(1)).with_context(|| world.logs())?;
-    let rows = at_rest(&world)?;
-    let received = counters::read(&topology.freeloader)?.received
-        + counters::read(&topology.subscriber)?.received;
+    let (rows, received, _) = at_rest(&topology, &world)?;
     assert_eq!(sum(&rows, |row| row.usage.down.octets), received);
     assert!(rows.iter().all(|row| row.used_octets() <= row.bought_octets), "{rows:?}");
 
@@ -153,9 +146,8 @@ fn a_shared_credit_survives_kill_9_and_ends_with_who_is_taken_off() -> Result<()
     let removed = world.subscriber.cli(&["share", "--remove", &mac])?;
     ensure!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
     let before = counters::read(&topology.freeloader)?.received;
-    let mut refused = download(1)?;
-    std::thread::sleep(Duration::from_secs(2));
-    let _ = refused.ended()?;
+    let refused = download(1)?.finish(Duration::from_mins(1));
+    ensure!(refused.is_err(), "{refused:?} octets were downloaded unpaid");
     assert_eq!(counters::read(&topology.freeloader)?.received, before, "unpaid octets arrived");
     Ok(())
 }
@@ -165,31 +157,26 @@ fn d2_a_new_mac_is_unpaid_until_the_account_key_rebinds_it_and_keeps_its_credit(
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let _server = Server::start(&topology.internet)?;
-    for namespace in [&topology.subscriber, &topology.internet] {
-        counters::start(namespace, UPLINK, &EDGE_OWN)?;
-    }
+    count(&topology)?;
     world.open_channel(COINS)?;
     transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 8, 100)?;
-    let before = at_rest(&world)?;
+    let exact = |world: &World<'_>| -> Result<_> {
+        let (rows, received, sent) = at_rest(&topology, world)?;
+        assert_eq!(sum(&rows, |row| row.usage.down.octets), received);
+        assert_eq!(sum(&rows, |row| row.usage.up.octets), sent);
+        Ok(rows)
+    };
+    let before = exact(&world)?;
     let [row] = before.as_slice() else { anyhow::bail!("{before:?}") };
     let (old, credit) = (row.station, row.credit_octets);
     assert!(credit > MTU, "there is credit that could be used wrongly: {row:?}");
-    let exact = |rows: &[AccountReport]| -> Result<()> {
-        let received = counters::read(&topology.subscriber)?.received;
-        assert_eq!(sum(rows, |row| row.usage.down.octets), received);
-        let sent = counters::read(&topology.internet)?.received;
-        assert_eq!(sum(rows, |row| row.usage.up.octets), sent);
-        Ok(())
-    };
-    exact(&before)?;
 
     // Without the key at hand, the new MAC is a stranger.
     world.subscriber.kill();
     topology.subscriber.set_mac(UPLINK, [0x02, 0xd2, 0, 0, 0, 1])?;
     let refused = transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 1, 100);
     assert!(refused.is_err(), "{refused:?} octets were downloaded without payment");
-    let rows = at_rest(&world)?;
-    exact(&rows)?;
+    let rows = exact(&world)?;
     assert_eq!(rows.iter().map(|row| row.credit_octets).collect::<Vec<_>>(), [credit]);
 
     // With it, the credit is there again.
@@ -203,7 +190,7 @@ fn d2_a_new_mac_is_unpaid_until_the_account_key_rebinds_it_and_keeps_its_credit(
     })
     .with_context(|| world.logs())?;
     transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 8, 100)?;
-    exact(&at_rest(&world)?)?;
+    exact(&world)?;
 
     // And a MAC that changes in the middle of a download is rebound by itself.
     let running = Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 24, 100)?;
@@ -214,20 +201,18 @@ fn d2_a_new_mac_is_unpaid_until_the_account_key_rebinds_it_and_keeps_its_credit(
     topology.subscriber.set_mac(UPLINK, [0x02, 0xd2, 0, 0, 0, 2])?;
     assert!(running.finish(Duration::from_mins(2)).with_context(|| world.logs())? >= 24 * MIB);
 
-    let rows = at_rest(&world)?;
+    let (rows, received, sent) = at_rest(&topology, &world)?;
     let bound: Vec<_> = rows.iter().filter(|row| row.bound).collect();
     let [now] = bound.as_slice() else { anyhow::bail!("{rows:?}\n{}", world.logs()) };
     assert_eq!(now.station.to_string(), "02:d2:00:00:00:02");
     assert_eq!(rows.len(), 3, "what every MAC used stays paid for: {rows:?}");
     assert!(now.used_octets() <= now.bought_octets, "{rows:?}");
     // What was on its way to the old MAC was sent, and nobody took it.
-    let received = counters::read(&topology.subscriber)?.received;
     let lost = sum(&rows, |row| row.usage.down.octets).checked_sub(received);
     assert!(lost.is_some_and(|lost| lost < IN_FLIGHT), "{lost:?}: {rows:?}");
-    let sent = counters::read(&topology.internet)?.received;
     assert_eq!(sum(&rows, |row| row.usage.up.octets), sent);
     world.wait_for(Phase::Buying)?;
-    let (ours, theirs) = world.channel()?;
-    assert_eq!((ours.paid, ours.dispute), (theirs.paid, None));
+    world.wait_for_same_books()?;
+    assert_eq!(world.channel()?.0.dispute, None);
     Ok(())
 }

@@ -121,9 +121,7 @@ fn d16_flaps_and_new_names_lose_no_count() -> Result<()> {
     topology.edge.delete(LAN)?;
     topology.edge.rename("other0", LAN)?;
     mib()?;
-    let usage = world.usage_at_rest()?;
-    assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
-    assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
+    let usage = world.usage_as_counted(&topology)?;
     assert!(usage.down.octets.0 > 8 * MIB);
     Ok(())
 }
@@ -383,9 +381,7 @@ fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Resul
     let kept = ProgramInfo::from_pin(&program)?.id();
     assert_eq!(programs.last(), Some(&kept), "programs of the same object stay");
     assert_eq!(newcomers(&world)?, 0);
-    let usage = world.usage_at_rest()?;
-    assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
-    assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
+    let usage = world.usage_as_counted(&topology)?;
     println!(
         "{} octets down, {} up, 5 replacements: difference 0",
         usage.down.octets, usage.up.octets

@@ -381,8 +381,6 @@ fn a_station_behind_a_port_of_a_bridge_pays_for_exactly_what_it_gets() -> Result
     transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 4, 200)?;
     transfer(&topology.subscriber, INTERNET_V4, Direction::Upload, 4, 200)?;
     world.wait_for(Phase::Buying)?;
-    let usage = world.usage_at_rest()?;
-    assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
-    assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
+    world.usage_as_counted(&topology)?;
     Ok(())
 }

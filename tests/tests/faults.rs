@@ -13,7 +13,7 @@ use bitmesh_tests::{
     daemon::eventually,
     pinned::Pinned,
     sabotage::pins_of,
-    topology::{EDGE_OWN, INTERNET_V4, Topology, UPLINK},
+    topology::{INTERNET_V4, Topology},
     traffic::{Direction, Server, Transfer, transfer},
     world::{Trade, World},
 };
@@ -25,16 +25,9 @@ const MIB: u64 = 1 << 20;
 /// Both sides name the same payment, and the provider's count is what arrived.
 fn ledgers_agree(topology: &Topology, world: &World<'_>) -> Result<()> {
     world.wait_for(Phase::Buying)?;
-    let usage = world.usage_at_rest()?;
-    eventually("ledgers that agree", Duration::from_secs(10), || {
-        let (ours, theirs) = world.channel()?;
-        let agree = (ours.paid, ours.bought_octets) == (theirs.paid, theirs.bought_octets);
-        Ok(agree.then_some(()))
-    })
-    .with_context(|| world.logs())?;
+    world.wait_for_same_books()?;
+    let usage = world.usage_as_counted(topology)?;
     let account = world.account()?;
-    assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
-    assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
     assert!(usage.billed() <= account.bought_octets, "{account:?}");
     Ok(())
 }
@@ -106,7 +99,7 @@ fn d14_without_a_controller_traffic_ends_exactly_at_the_credit() -> Result<()> {
     let topology = Topology::edge()?;
     let mut world = World::new(&topology, &Trade::default())?;
     let _server = Server::start(&topology.internet)?;
-    counters::start(&topology.subscriber, UPLINK, &EDGE_OWN)?;
+    counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
     let mut running =
         Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 200, 100)?;
@@ -135,8 +128,7 @@ fn d14_without_a_controller_traffic_ends_exactly_at_the_credit() -> Result<()> {
     assert!(account.usage.billed() <= account.bought_octets, "{account:?}");
     assert!(Octets(station.limit) <= account.bought_octets, "granted before paid: {account:?}");
     // What the ended client still exchanged is counted, too.
-    let usage = world.usage_at_rest()?;
-    assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
+    world.usage_as_counted(&topology)?;
     Ok(())
 }
 

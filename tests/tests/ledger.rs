@@ -69,7 +69,7 @@ fn p15_a_changed_ledger_is_refused_with_what_to_do_and_a_backup_goes_on() -> Res
     let backup = backup.to_str().context("a name")?;
 
     // A copy in the middle of a download, which goes on.
-    let running = Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 24, 60)?;
+    let running = Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 24, 20)?;
     eventually("payments", Duration::from_secs(20), || {
         Ok((world.channel()?.1.commitments > 2).then_some(()))
     })?;

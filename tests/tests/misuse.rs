@@ -55,7 +55,8 @@ fn what_is_wrong_with_a_box_is_said_with_what_to_do() -> Result<()> {
     let node = Node::start(&namespace)?;
     let url = node.url("127.0.0.1");
     let dead = "http://127.0.0.1:1";
-    let common = ["--node-user", USER, "--node-password", PASSWORD, "--instance", "bm-misuse"];
+    let instance = instance();
+    let common = ["--node-user", USER, "--node-password", PASSWORD, "--instance", &instance];
     let good = [&common[..], &["--network", "regtest", "--node", &url, "--lan", LAN]].concat();
     let with = |more: &[&'static str]| [&good[..], more].concat();
     let cases: &[(Vec<&str>, &[&str])] = &[
@@ -91,7 +92,7 @@ fn what_is_wrong_with_a_box_is_said_with_what_to_do() -> Result<()> {
     namespace.run(|| Ok(other.attach(LAN, XdpMode::Driver).map(drop)?))?;
     let said = sell_fails(&namespace, &with(&["--upload-hook", "xdp"]))?;
     assert!(said.contains("already carries XDP program") && said.contains("xdp off"), "{said}");
-    assert!(!dataplane::purge("bm-misuse")?, "a start that failed left something behind");
+    assert!(!dataplane::purge(&instance)?, "a start that failed left something behind");
     Ok(())
 }
 
@@ -104,7 +105,8 @@ fn a_wrong_login_a_taken_port_and_a_missing_right_are_told_apart() -> Result<()>
     namespace.address(LAN, EDGE_V4, 24)?;
     let node = Node::start(&namespace)?;
     let url = node.url("127.0.0.1");
-    let base = ["--network", "regtest", "--node", &url, "--lan", LAN, "--instance", "bm-misuse2"];
+    let instance = instance();
+    let base = ["--network", "regtest", "--node", &url, "--lan", LAN, "--instance", &instance];
     let wrong = [&base[..], &["--node-user", USER, "--node-password", "wrong"]].concat();
     let said = sell_fails(&namespace, &wrong)?;
     assert!(said.contains("refuses the login"), "{said}");
@@ -114,7 +116,7 @@ fn a_wrong_login_a_taken_port_and_a_missing_right_are_told_apart() -> Result<()>
     let said = sell_fails(&namespace, &[&base[..], &login].concat())?;
     assert!(said.contains("port 8434") && said.contains("--api-port"), "{said}");
     drop(listener);
-    let _ = dataplane::purge("bm-misuse2");
+    let _ = dataplane::purge(&instance);
 
     let data = tempfile::tempdir()?;
     std::os::unix::fs::chown(data.path(), Some(NOBODY), Some(NOBODY))?;

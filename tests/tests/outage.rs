@@ -134,7 +134,7 @@ fn p14_on_a_full_disk_nothing_is_acknowledged_all_are_told_and_the_watchdog_is_f
     counters::start_far_sides(&topology)?;
     world.open_channel(COINS)?;
     world.provider.stop()?;
-    let disk = SmallDisk::over(world.provider.directory())?;
+    let mut disk = SmallDisk::over(world.provider.directory())?;
     let notified = Notified::by(&mut world)?;
     world.provider.start()?;
     transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 4, 200)?;
@@ -146,13 +146,15 @@ fn p14_on_a_full_disk_nothing_is_acknowledged_all_are_told_and_the_watchdog_is_f
     let (longest, said) = thread::scope(|scope| -> Result<_> {
         let listening = scope.spawn(|| notified.listen(&over));
         let done = (|| -> Result<()> {
-            disk.fill()?;
+            disk.fill("filler")?;
             let running =
                 Transfer::start(&topology.subscriber, INTERNET_V4, Direction::Download, 24, 200)?;
             eventually("a store that fails", SEEN, || {
                 let state = world.provider_status()?.store.state;
                 Ok((state == StoreState::Failed).then_some(()))
             })?;
+            // What a log left that was taken back.
+            disk.fill("more")?;
             let (failed, before) = (Instant::now(), limits());
             thread::sleep(FIGURES);
             all_are_told(&topology, &world)?;
@@ -174,16 +176,10 @@ fn p14_on_a_full_disk_nothing_is_acknowledged_all_are_told_and_the_watchdog_is_f
     let (failed, sells) = (place("STATUS=the store can't write"), place("STATUS=selling"));
     ensure!(failed.is_some() && sells > failed, "{said:?}");
 
-    let usage = world.usage_at_rest()?;
+    let usage = world.usage_as_counted(&topology)?;
     let account = world.account()?;
-    assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
-    assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
     ensure!(usage.billed() <= account.bought_octets, "{account:?}");
-    eventually("books that agree", SEEN, || {
-        let (ours, theirs) = world.channel()?;
-        let agree = (ours.paid, ours.bought_octets) == (theirs.paid, theirs.bought_octets);
-        Ok(agree.then_some(()))
-    })?;
+    world.wait_for_same_books()?;
     let store = world.provider_status()?.store;
     ensure!(store.state == StoreState::Working && store.error.is_none(), "{store:?}");
     thread::sleep(FIGURES);

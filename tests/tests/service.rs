@@ -218,13 +218,13 @@ fn figures_are_the_ledgers_and_outlive_a_restart() -> Result<()> {
     ensure!(figure(&text, "bitmesh_paid_sat_total")? >= status.paid_sat);
     ensure!(figure(&text, "bitmesh_store_working")? == 1);
     // Who paid before the restart is no stranger after it, although nothing was granted since.
-    let _asks = topology.subscriber.run(|| {
-        let stream = std::net::TcpStream::connect((EDGE_V4, API_PORT))?;
-        std::thread::sleep(Duration::from_millis(300));
-        Ok(stream)
+    let _asks =
+        topology.subscriber.run(|| Ok(std::net::TcpStream::connect((EDGE_V4, API_PORT))?))?;
+    let text = eventually("a payer's connection", WAIT, || {
+        let ((_, text), _) = read()?;
+        let seated = figure(&text, "bitmesh_connections{kind=\"payer\"}")? >= 1;
+        Ok(seated.then_some(text))
     })?;
-    let ((_, text), _) = read()?;
-    ensure!(figure(&text, "bitmesh_connections{kind=\"payer\"}")? >= 1, "{text}");
     ensure!(figure(&text, "bitmesh_connections{kind=\"stranger\"}").is_err(), "{text}");
     Ok(())
 }

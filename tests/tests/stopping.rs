@@ -22,11 +22,11 @@ use bitmesh_user::http;
 use futures_util::future::try_join_all;
 use rustix::process::Signal;
 
-/// Stations that pay, addresses of each, and connections from each address: what these may have. The
-/// edge keeps eight addresses free, and needs some for others.
+/// Stations that pay, addresses of each, and connections from each address: a few less than these may have,
+/// since an end is noticed late. The edge keeps eight addresses free, and needs some for others.
 const STANDS: u8 = 6;
 const ADDRESSES: u8 = 2;
-const CONNECTIONS: u8 = 16;
+const CONNECTIONS: u8 = 14;
 /// Payments that have to be under way when the end comes.
 const IN_FLIGHT: u64 = 150;
 /// What a sync takes, so that they are.

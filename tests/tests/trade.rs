@@ -46,12 +46,8 @@ fn exact_to_the_octet(sell: &[&str]) -> Result<()> {
     ] {
         transfer(&topology.subscriber, host, direction, 8, 200)?;
     }
-    let usage = world.usage_at_rest()?;
-    let subscriber = counters::read(&topology.subscriber)?;
-    let internet = counters::read(&topology.internet)?;
+    let usage = world.usage_as_counted(&topology)?;
     assert!(usage.up.octets.0 > 16 << 20 && usage.down.octets.0 > 16 << 20, "{usage:?}");
-    assert_eq!(usage.down.octets.0, subscriber.received);
-    assert_eq!(usage.up.octets.0, internet.received);
     let own = world.subscriber_status()?.counted_octets;
     let sent_and_received = usage.billed().saturating_add(usage.up.refused_octets);
     assert_eq!(own, sent_and_received, "the subscriber's own count");
@@ -79,11 +75,7 @@ fn who_asks_is_told_what_was_counted_until_now_however_long_all_rested() -> Resu
         // By then counters are read once a second.
         thread::sleep(Duration::from_secs(3));
         transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 1, 200)?;
-        // The connection ends.
-        thread::sleep(Duration::from_millis(100));
-        let usage = world.account()?.usage;
-        assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
-        assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
+        world.usage_as_counted(&topology)?;
     }
     Ok(())
 }
@@ -113,9 +105,7 @@ fn a_spent_budget_cuts_off_to_the_octet_and_the_claim_pays_to_the_satoshi() -> R
     let added = world.subscriber.cli(&["budget", "--add", "3000"])?;
     ensure!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
     assert!(download.finish(Duration::from_mins(1))? >= 40 << 20);
-    let usage = world.usage_at_rest()?;
-    assert_eq!(usage.down.octets.0, counters::read(&topology.subscriber)?.received);
-    assert_eq!(usage.up.octets.0, counters::read(&topology.internet)?.received);
+    world.usage_as_counted(&topology)?;
 
     settles_to_the_satoshi(&mut world)
 }

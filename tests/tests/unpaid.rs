@@ -279,7 +279,7 @@ fn a_station_bound_to_a_port_that_is_gone_is_free_to_come_by_its_successor() -> 
     topology.internet.connect("spare", &topology.chain, "spare")?;
     topology.freeloader.connect(UPLINK, &topology.edge, FREELOADER_LAN)?;
     topology.freeloader.set_mac(UPLINK, mac)?;
-    assert_ne!(topology.edge.index(FREELOADER_LAN)?, 0);
+    assert_ne!(topology.edge.index(FREELOADER_LAN)?, old);
     let options = edge.options.clone();
     edge.dataplane = Some(topology.edge.run(|| Ok(Dataplane::open(&options)?))?);
     let now = topology.edge.index(FREELOADER_LAN)?;

@@ -176,17 +176,17 @@ fn on_a_terminal_words_are_shown_once_and_the_passphrase_is_asked_for() -> Resul
     with_desk("terminal", |desk, _, folder| {
         let mut session = Session::start(desk.bitmesh(&["wallet", "create"])?)?;
         session.expect("New passphrase: ")?;
-        session.say("short")?;
+        session.say_hidden("short")?;
         session.expect("8 characters or more")?;
         session.expect("New passphrase: ")?;
-        session.say(PASSPHRASE)?;
+        session.say_hidden(PASSPHRASE)?;
         session.expect("The same again: ")?;
-        session.say("another passphrase")?;
+        session.say_hidden("another passphrase")?;
         session.expect("two different ones")?;
         session.expect("New passphrase: ")?;
-        session.say(PASSPHRASE)?;
+        session.say_hidden(PASSPHRASE)?;
         session.expect("The same again: ")?;
-        session.say(PASSPHRASE)?;
+        session.say_hidden(PASSPHRASE)?;
         session.expect("Press Enter once they are on paper")?;
         session.say("")?;
         let (succeeded, said) = session.end()?;
@@ -197,10 +197,10 @@ fn on_a_terminal_words_are_shown_once_and_the_passphrase_is_asked_for() -> Resul
 
         let mut session = Session::start(desk.bitmesh(&["wallet", "words"])?)?;
         session.expect("Passphrase of the wallet: ")?;
-        session.say("a horse, a battery, a stable")?;
+        session.say_hidden("a horse, a battery, a stable")?;
         session.expect("try again")?;
         session.expect("Passphrase of the wallet: ")?;
-        session.say(PASSPHRASE)?;
+        session.say_hidden(PASSPHRASE)?;
         session.expect("Press Enter once they are on paper")?;
         session.say("")?;
         let (succeeded, again) = session.end()?;
@@ -216,14 +216,14 @@ fn on_a_terminal_words_are_shown_once_and_the_passphrase_is_asked_for() -> Resul
         let mut session = Session::start(desk.bitmesh(&["wallet", "balance"])?)?;
         for _ in 0..3 {
             session.expect("Passphrase of the wallet: ")?;
-            session.say("never right")?;
+            session.say_hidden("never right")?;
         }
         let (succeeded, said) = session.end()?;
         ensure!(!succeeded && said.contains("not opened by this passphrase"), "{said}");
 
         let mut session = Session::start(desk.bitmesh(&["wallet", "address"])?)?;
         session.expect("Passphrase of the wallet: ")?;
-        session.say(PASSPHRASE)?;
+        session.say_hidden(PASSPHRASE)?;
         let (succeeded, said) = session.end()?;
         ensure!(succeeded && said.contains('█') && said.contains("bitcoin:bcrt1q"), "{said}");
 

@@ -89,6 +89,7 @@ impl Session {
     }
 
     pub(super) fn status(&mut self) -> SubscriberStatus {
+        self.count();
         let inside = self.foundation.in_channels(&self.buyer.channels().collect::<Vec<_>>());
         let tip = self.buyer.book().tip();
         let payer = self.payer.as_ref();

@@ -14,7 +14,7 @@ use bitmesh_core::{
     wire::AccountReport,
 };
 use bitmesh_tests::{
-    counters::{self, Counted},
+    counters,
     daemon::eventually,
     netns::Namespace,
     topology::{EDGE_FREELOADER_V4, EDGE_OWN, INTERNET_V4, INTERNET_V6, Topology, UPLINK},
@@ -130,8 +130,9 @@ impl<'a> Scene<'a> {
             ensure!(Instant::now() < deadline, "the budget is not spent");
             std::thread::sleep(Duration::from_secs(1));
         }
-        let before = counters::read(&self.topology.subscriber)?;
+        // What passes from here on is in what was left.
         let account = world.account()?;
+        let before = counters::read(&self.topology.subscriber)?;
         std::thread::sleep(Duration::from_secs(2));
         let after = counters::read(&self.topology.subscriber)?;
         println!(
@@ -196,11 +197,6 @@ impl<'a> Scene<'a> {
             fee: Amount::from_sat(theirs.closing_fee_sat.context("the claim has no fee")?),
             provider: Amount::from_sat(wallet.confirmed_sat),
         })
-    }
-
-    /// Independent counts: at the subscriber, at the internet host.
-    pub fn counted(&self) -> Result<(Counted, Counted)> {
-        Ok((counters::read(&self.topology.subscriber)?, counters::read(&self.topology.internet)?))
     }
 
     fn transfer(&self, host: &str, direction: Direction, mib: u64) -> Result<Transfer> {

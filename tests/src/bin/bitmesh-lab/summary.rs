@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use bitcoin::Amount;
-use bitmesh_tests::world::World;
+use bitmesh_tests::{counters, world::World};
 use bitmesh_user::bench::{self, Scale, figure};
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
@@ -29,9 +29,9 @@ impl Summary {
         freeloader: &Freeloader,
         settlement: &Settlement,
     ) -> Result<Self> {
-        let usage = world.usage_at_rest()?;
-        let account = world.account()?;
-        let (subscriber, internet) = scene.counted()?;
+        let hosts = [&scene.topology.subscriber, &scene.topology.internet];
+        let (account, [subscriber, internet]) = counters::at_rest(hosts, || world.account())?;
+        let usage = account.usage;
         let own = world.subscriber_status()?.counted_octets;
         let (ours, theirs) = world.channel()?;
         let outputs = &settlement.claim.output;
