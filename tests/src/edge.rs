@@ -1,7 +1,9 @@
 //! A provider's dataplane alone, on the edge of a topology: no daemon, no chain, no payments.
 
 use std::{
+    io,
     net::UdpSocket,
+    os::fd::AsRawFd as _,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -104,6 +106,25 @@ pub fn station_on(namespace: &Namespace, vlan: u16) -> Result<StationKey> {
 /// Every event that waits.
 pub fn events(from: &mut dataplane::Events) -> Vec<StationEvent> {
     std::iter::from_fn(|| from.next()).collect()
+}
+
+/// Has a UDP socket's sends fail when a port on the way, within its own namespace, drops the datagram:
+/// the kernel hides that unless errors are asked for (ip(7), `IP_RECVERR`). What others answer fails a
+/// send, too, before anything is sent.
+pub fn tell_of_drops(socket: &UdpSocket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
+    // SAFETY: the option is an int of the length that is named.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_RECVERR,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A UDP socket in a namespace.

@@ -114,6 +114,13 @@ impl Fabric {
         self.internet.default_route("10.78.1.1")
     }
 
+    /// Whether the internet host answers the subscriber within a tenth of a second.
+    pub fn answers(&self) -> Result<bool> {
+        let mut ping = self.subscriber.command("ping")?;
+        let output = ping.args(["-n", "-c", "1", "-W", "0.1", INTERNET]).output()?;
+        Ok(output.status.success())
+    }
+
     /// Cuts an edge off from the database, or lets it reach it again.
     pub fn reach_database(&self, edge: usize, reach: bool) -> Result<()> {
         let edge = self.edges.get(edge).context("no such edge")?;

@@ -18,6 +18,8 @@ use crate::{
 pub const FLOOD_PORT: u16 = 9_000;
 /// Pause between two frames of a flood.
 pub const FLOOD_PAUSE: Duration = Duration::from_micros(200);
+/// In which what waits in a socket is read.
+const DRAIN: Duration = Duration::from_millis(100);
 
 /// Sends and listens in both directions between the internet and the station that never pays, for
 /// as long as this lives, and counts what gets through.
@@ -39,6 +41,11 @@ impl Heard {
     /// Frames up and down since the start.
     pub fn both(&self) -> (u64, u64) {
         (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
+    }
+
+    /// Waits until what had come through before is counted.
+    pub fn drain(&self) {
+        thread::sleep(DRAIN);
     }
 
     /// What gets through in this time.

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result};
@@ -29,8 +32,15 @@ pub type Lie = Box<dyn FnMut(&mut NetworkMessage) + Send>;
 /// A peer, until it is dropped. Made and used in one runtime.
 pub struct Liar {
     address: SocketAddr,
-    lie: Arc<Mutex<Option<Lie>>>,
+    said: Arc<Said>,
     task: AbortHandle,
+}
+
+/// What it changes, and how many messages it did change and pass on.
+#[derive(Default)]
+struct Said {
+    lie: Mutex<Option<Lie>>,
+    changed: AtomicU64,
 }
 
 impl Liar {
@@ -38,8 +48,8 @@ impl Liar {
     pub async fn before(node: String) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let lie = Arc::new(Mutex::new(None));
-        let shared = lie.clone();
+        let said = Arc::new(Said::default());
+        let shared = said.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (node, shared) = (node.clone(), shared.clone());
@@ -47,7 +57,7 @@ impl Liar {
                 tokio::spawn(async move { pass_on(client, &node, &shared).await });
             }
         });
-        Ok(Self { address, lie, task: task.abort_handle() })
+        Ok(Self { address, said, task: task.abort_handle() })
     }
 
     /// Where it is.
@@ -57,7 +67,14 @@ impl Liar {
 
     /// Has everything changed that the node says from now on.
     pub fn lie(&self, lie: Option<Lie>) {
-        *self.lie.lock().unwrap_or_else(PoisonError::into_inner) = lie;
+        let mut told = self.said.lie.lock().unwrap_or_else(PoisonError::into_inner);
+        *told = lie;
+        self.said.changed.store(0, Ordering::SeqCst);
+    }
+
+    /// How many messages were changed since then, and are on their way.
+    pub fn changed(&self) -> u64 {
+        self.said.changed.load(Ordering::SeqCst)
     }
 }
 
@@ -67,21 +84,17 @@ impl Drop for Liar {
     }
 }
 
-async fn pass_on(client: TcpStream, node: &str, lie: &Mutex<Option<Lie>>) -> Result<()> {
+async fn pass_on(client: TcpStream, node: &str, said: &Said) -> Result<()> {
     let (mut from_client, to_client) = client.into_split();
     let (from_node, mut to_node) = TcpStream::connect(node).await?.into_split();
     tokio::select! {
         copied = tokio::io::copy(&mut from_client, &mut to_node) => copied.map(drop)?,
-        told = tell(from_node, to_client, lie) => told?,
+        told = tell(from_node, to_client, said) => told?,
     }
     Ok(())
 }
 
-async fn tell(
-    mut node: OwnedReadHalf,
-    mut client: OwnedWriteHalf,
-    lie: &Mutex<Option<Lie>>,
-) -> Result<()> {
+async fn tell(mut node: OwnedReadHalf, mut client: OwnedWriteHalf, said: &Said) -> Result<()> {
     loop {
         let mut octets = vec![0; HEADER_OCTETS];
         node.read_exact(&mut octets).await?;
@@ -89,13 +102,17 @@ async fn tell(
         let mut payload = vec![0; length.try_into()?];
         node.read_exact(&mut payload).await?;
         octets.extend(payload);
-        if let Some(lie) = &mut *lie.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut changed = false;
+        if let Some(lie) = &mut *said.lie.lock().unwrap_or_else(PoisonError::into_inner)
             && let Ok(message) = deserialize::<RawNetworkMessage>(&octets)
         {
             let mut message = message.into_payload();
+            let truth = message.clone();
             lie(&mut message);
+            changed = message != truth;
             octets = serialize(&RawNetworkMessage::new(Network::Regtest.magic(), message));
         }
         client.write_all(&octets).await?;
+        said.changed.fetch_add(changed.into(), Ordering::SeqCst);
     }
 }

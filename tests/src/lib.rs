@@ -27,6 +27,7 @@ pub mod regtest;
 pub mod sabotage;
 pub mod sim;
 pub mod small_disk;
+pub mod stalls;
 pub mod sweep;
 pub mod systemd;
 pub mod terminal;

@@ -27,6 +27,7 @@ use bitmesh_tests::{
     netns::Namespace,
     regtest::{PASSWORD, USER},
     sabotage::{detach_link, interface_index, of_threads, pins_of, recreate_with_index, run},
+    stalls::Stalls,
     sweep::own_name,
     topology::{
         EDGE_FREELOADER_V4, FREELOADER_LAN, INTERNET_V4, LAN, NODE_FOR_EDGE, Topology, UPLINK,
@@ -42,10 +43,11 @@ const COINS: Amount = Amount::from_sat(200_000);
 const MIB: u64 = 1 << 20;
 /// Time in which a port has to be metered again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Waits until the guard told that it put something back, `more` times since `before`.
-fn put_back(world: &World<'_>, before: u64, more: u64) -> Result<()> {
-    eventually("put back", Duration::from_secs(5), || {
-        Ok((world.provider_status()?.guard.put_back >= before + more).then_some(()))
+
+/// Waits until the guard told that it put something back since it had done so `before` times.
+fn put_back(world: &World<'_>, before: u64, within: Duration) -> Result<()> {
+    eventually("put back", within, || {
+        Ok((world.provider_status()?.guard.put_back > before).then_some(()))
     })
     .with_context(|| world.logs())
 }
@@ -77,7 +79,7 @@ fn d16_a_port_that_is_recreated_is_metered_again_within_a_second() -> Result<()>
     let told = world.provider.cli(&["status"])?;
     println!("{}", String::from_utf8_lossy(&told.stdout));
     // What answers on the port has followed it.
-    let offer = eventually("the offer", Duration::from_secs(3), || {
+    let offer = eventually("the offer", Duration::from_secs(10), || {
         topology.freeloader.block_on(async || {
             let url = format!("http://{EDGE_FREELOADER_V4}:8434/v1/offer");
             let client = http::plain().timeout(Duration::from_secs(1)).build()?;
@@ -113,8 +115,9 @@ fn d16_flaps_and_new_names_lose_no_count() -> Result<()> {
     })
     .with_context(|| world.logs())?;
     // Another that takes the old name is a port, too.
+    let before = world.provider_status()?.guard.put_back;
     topology.edge.connect(LAN, &topology.freeloader, "more0")?;
-    put_back(&world, 0, 1)?;
+    put_back(&world, before, Duration::from_secs(5))?;
     topology.edge.delete(LAN)?;
     topology.edge.rename("other0", LAN)?;
     mib()?;
@@ -130,7 +133,7 @@ fn d15_a_port_that_is_recreated_while_no_controller_runs_forwards_nothing() -> R
     let guard = world.provider_status()?.guard.pid;
     let index = interface_index(&topology.edge, FREELOADER_LAN)?;
     world.provider.kill();
-    eventually("a guard that ends with its daemon", Duration::from_secs(2), || {
+    eventually("a guard that ends with its daemon", Duration::from_secs(10), || {
         let stat = fs::read_to_string(format!("/proc/{guard}/stat")).unwrap_or_default();
         Ok((stat.is_empty() || stat.contains(") Z ")).then_some(()))
     })?;
@@ -146,6 +149,7 @@ fn d15_a_port_that_is_recreated_while_no_controller_runs_forwards_nothing() -> R
         let (up, down) = heard.during(Duration::from_secs(1));
         assert!(up > 100 && down > 100, "{up} up, {down} down");
         world.provider.start()?;
+        heard.drain();
         let (up, down) = heard.during(Duration::from_millis(500));
         assert_eq!((up, down), (0, 0), "a controller that is back meters what is there");
         world.provider.stop()?;
@@ -209,14 +213,14 @@ fn d15_programs_and_rules_that_somebody_takes_away_are_back_within_a_second() ->
                 }
                 let since = Instant::now();
                 let leaked = heard.both();
-                put_back(&world, before, 1)?;
-                ensure!(since.elapsed() < AGAIN, "{hook}: after {:?}", since.elapsed());
+                put_back(&world, before, AGAIN).with_context(|| hook)?;
+                let told = since.elapsed();
+                heard.drain();
                 let now = heard.both();
                 let leaked = (now.0 - leaked.0, now.1 - leaked.1);
                 println!(
-                    "{hook} (unpinned: {unpin}): back and told after {:?}, {leaked:?} frames \
-                    passed meanwhile",
-                    since.elapsed()
+                    "{hook} (unpinned: {unpin}): back and told after {told:?}, {leaked:?} frames \
+                    passed meanwhile"
                 );
                 assert_eq!(heard.during(Duration::from_millis(300)), (0, 0), "{hook}");
             }
@@ -225,9 +229,7 @@ fn d15_programs_and_rules_that_somebody_takes_away_are_back_within_a_second() ->
     })?;
     let before = world.provider_status()?.guard.put_back;
     ensure!(run(&topology.edge, "nft", &["flush", "ruleset"])?);
-    let since = Instant::now();
-    put_back(&world, before, 1)?;
-    ensure!(since.elapsed() < AGAIN, "rules: after {:?}", since.elapsed());
+    put_back(&world, before, AGAIN).context("rules")?;
     let table = format!("bitmesh_{}", world.instance());
     ensure!(run(&topology.edge, "nft", &["list", "table", "inet", &table])?);
     Ok(())
@@ -240,15 +242,16 @@ fn d15_filters_of_clsact_that_somebody_deletes_are_back_within_a_second() -> Res
     let mut alone = Alone::over(&topology.edge, FREELOADER_LAN, &instance, TcHook::Clsact)?;
     let done = flooded(&topology, |heard| {
         assert_eq!(heard.during(Duration::from_millis(200)), (0, 0));
-        let since = Instant::now();
+        let (since, stalls) = (Instant::now(), Stalls::watch());
         ensure!(run(&topology.edge, "tc", &["qdisc", "del", "dev", FREELOADER_LAN, "clsact"])?);
         for _ in 0..2 {
             let line = alone.told.next().context("a change")??;
             assert!(line.contains("restored") && line.contains("clsact"), "{line}");
         }
-        let took = since.elapsed();
+        let (took, stalled) = (since.elapsed(), stalls.longest());
+        heard.drain();
         println!("clsact: back after {took:?}, {:?} frames passed meanwhile", heard.both());
-        ensure!(took < AGAIN, "{took:?}");
+        ensure!(took < AGAIN + stalled, "{took:?}, stalled for {stalled:?}");
         assert_eq!(heard.during(Duration::from_millis(500)), (0, 0));
         Ok(())
     });
@@ -283,13 +286,18 @@ fn d15_a_bridge_port_that_is_recreated_bridges_nothing() -> Result<()> {
         to.set_read_timeout(Some(Duration::from_millis(50)))?;
         let mut heard = 0;
         for _ in 0..20 {
-            from.send_to(&[0; 100], "10.80.0.2:9000")?;
+            // While nobody answers for the address it is told as unreachable.
+            let _ = from.send_to(&[0; 100], "10.80.0.2:9000");
             heard += u32::from(to.recv_from(&mut [0; 128]).is_ok());
         }
         println!("{what}: {heard} of 20 bridged");
         Ok::<_, anyhow::Error>(heard)
     };
-    assert!(heard_of("nothing metered")? > 0);
+    let is_bridged = |what: &str| {
+        // An address is asked for each second only.
+        eventually(what, Duration::from_secs(10), || Ok((heard_of(what)? > 0).then_some(())))
+    };
+    is_bridged("nothing metered")?;
     let instance = own_name("bridge");
     let mut alone = Alone::over(edge, "port1", &instance, TcHook::Auto)?;
     assert_eq!(heard_of("metered, unpaid")?, 0);
@@ -301,7 +309,7 @@ fn d15_a_bridge_port_that_is_recreated_bridges_nothing() -> Result<()> {
     assert_eq!(heard_of("recreated, no guard")?, 0);
     let table = format!("bitmesh_{instance}");
     ensure!(run(edge, "nft", &["delete", "table", "bridge", &table])?);
-    assert!(heard_of("without the belt")? > 0, "it is the belt that holds");
+    is_bridged("without the belt").context("it is the belt that holds")?;
     alone.detach(edge)
 }
 
@@ -352,7 +360,7 @@ fn d13_replacing_programs_under_load_loses_no_count_and_leaks_nothing() -> Resul
             stop.store(true, Ordering::Relaxed);
             replaced
         })?;
-        running.finish(Duration::from_mins(1)).with_context(|| world.logs())?;
+        running.finish(Duration::from_mins(3)).with_context(|| world.logs())?;
         assert_eq!(heard.both(), (0, 0), "something unpaid passed");
         Ok(())
     })?;

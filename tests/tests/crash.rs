@@ -43,12 +43,14 @@ const KILLS: usize = 90;
 /// at its first payments.
 const EVERY_SETTLED: usize = 3;
 /// Time that a kill, its check and the start after it may take on average: a test stops at its goal
-/// times this, with fewer kills, and fails when these are too few.
+/// times this, with fewer kills.
 const KILL_BUDGET: Duration = Duration::from_secs(2);
+/// How often a slow machine has to have killed at each step all the same.
+const LEAST: usize = 3;
 /// Kills of the subscriber, of three of the provider.
 const SUBSCRIBER_KILLS: usize = 2;
 /// Time that a payment takes to come to where the daemon is to be killed.
-const HIT: Duration = Duration::from_secs(10);
+const HIT: Duration = Duration::from_secs(30);
 /// Time until everything that was sent is counted on both sides.
 const COUNTED: Duration = Duration::from_secs(30);
 /// Time that a daemon has to answer payers again.
@@ -91,12 +93,25 @@ impl Goal {
         Ok(Self { kills: kills * SUBSCRIBER_KILLS / 3, budget: budget * 2 / 3 })
     }
 
-    /// Fails when a slow machine made too few.
-    fn check(&self, killed: &BTreeMap<String, usize>) -> Result<()> {
+    /// Tells how much of it was reached; fails when a slow machine made too few to tell anything.
+    fn check(&self, killed: &BTreeMap<String, usize>, took: Duration) -> Result<()> {
         let kills: usize = killed.values().sum();
-        ensure!(kills * 4 >= self.kills * 3, "{kills} kills in {:?} are too few", self.budget);
+        println!("{kills} kills of {} in {took:?}: {killed:?}", self.kills);
+        // The steps come in turn.
+        let least = (LEAST * STEPS.len()).min(self.kills);
+        ensure!(kills >= least, "{kills} kills in {:?} are too few, {least} at least", self.budget);
         Ok(())
     }
+}
+
+/// Whether the power is cut, too: a kill leaves what was written, a power cut does not.
+fn cuts_power(turn: usize) -> bool {
+    turn % 4 == 3
+}
+
+fn count(killed: &mut BTreeMap<String, usize>, point: Point, power: bool) {
+    let name = format!("{point:?}{}", if power { " + power" } else { "" });
+    *killed.entry(name).or_default() += 1;
 }
 
 /// Everything that is compared.
@@ -214,11 +229,18 @@ fn p13_kills_of_the_provider_at_every_step_lose_and_invent_nothing() -> Result<(
     .with_context(|| world.provider.log().lines().rev().take(20).collect::<Vec<_>>().join("\n"))?;
     drop(running);
 
-    println!("{killed:?} after {:?}", began.elapsed());
-    goal.check(&killed)?;
+    goal.check(&killed, began.elapsed())?;
     world.wait_for(Phase::Buying)?;
-    world.provider.stop()?;
+    // What is signed is on its way for a moment.
+    eventually("the same books at both ends", COUNTED, || {
+        let ours = world.own_channel()?;
+        let all: Vec<ChannelReport> = world.provider.json(&["channels"])?;
+        let theirs = all.iter().find(|report| report.channel == ours.channel);
+        Ok(theirs.filter(|theirs| theirs.paid == ours.paid).map(drop))
+    })
+    .with_context(|| world.logs())?;
     world.subscriber.stop()?;
+    world.provider.stop()?;
     let ledger = Ledger::of(world.provider.directory())?;
     let signed = ledgers::signed(world.subscriber.directory())?;
     for (channel, signed) in signed {
@@ -227,15 +249,17 @@ fn p13_kills_of_the_provider_at_every_step_lose_and_invent_nothing() -> Result<(
     for payer in &scene.payers {
         ensure!(ledger.paid(&payer.channel())? == payer.acknowledged());
     }
-    let stations = scene.kernel.stations();
-    let bought = |ledger: &Ledger| {
-        let all = stations.iter().map(|honoured| ledger.bought(Station::from(honoured.key)).0);
-        Octets(all.sum())
-    };
-    let passed = check_counts(&topology, &stands, bought(&ledger))?;
-    let used: u64 = stations.iter().map(|honoured| honoured.used).sum();
-    ensure!(used == passed, "{used} counted, {passed} passed");
-    println!("{passed} octets passed of {} bought", bought(&ledger));
+    // The far side may send once more what had no answer before: seconds later.
+    let (passed, bought) = eventually("counts that agree", COUNTED, || {
+        let stations = scene.kernel.stations();
+        let bought = stations.iter().map(|honoured| ledger.bought(Station::from(honoured.key)).0);
+        let bought = Octets(bought.sum());
+        let passed = check_counts(&topology, &stands, bought)?;
+        let used: u64 = stations.iter().map(|honoured| honoured.used).sum();
+        ensure!(used == passed, "{used} counted, {passed} passed");
+        Ok(Some((passed, bought)))
+    })?;
+    println!("{passed} octets passed of {bought} bought");
     Ok(())
 }
 
@@ -270,13 +294,11 @@ fn kill_in_turn(
         scene.faults.end();
         let died = Instant::now();
         scene.check_dead().with_context(context)?;
-        // A kill leaves what was written in the kernel; a power cut does not.
-        let power = turn % 4 == 3;
+        let power = cuts_power(turn);
         if power {
             scene.faults.cut_power()?;
         }
-        *killed.entry(format!("{point:?}{}", if power { " + power" } else { "" })).or_default() +=
-            1;
+        count(&mut killed, point, power);
         dead += died.elapsed();
     }
     let starts = Instant::now();
@@ -330,14 +352,15 @@ fn p13_kills_of_the_subscriber_at_every_step_never_leave_a_payment_that_it_does_
             ensure!(paid >= last, "{paid} is known, {last} was before");
             last = paid;
         }
-        if turn % 4 == 3 {
+        let power = cuts_power(turn);
+        if power {
             faults.cut_power()?;
         }
-        *killed.entry(format!("{point:?}")).or_default() += 1;
+        count(&mut killed, point, power);
     }
     drop(running);
-    println!("{killed:?} in {:?}, {last} paid", began.elapsed());
-    goal.check(&killed)?;
+    println!("{last} paid");
+    goal.check(&killed, began.elapsed())?;
     ensure!(last > Amount::from_sat(1_000), "{last} is too little to tell anything");
 
     world.subscriber.start()?;
@@ -349,6 +372,7 @@ fn p13_kills_of_the_subscriber_at_every_step_never_leave_a_payment_that_it_does_
         let [down, up] = passed.map(|counts| counts.map(|counts| counts.received));
         Ok((usage.down.octets.0 == down? && usage.up.octets.0 == up?).then_some(()))
     })?;
+    world.wait_for_same_books()?;
     world.subscriber.stop()?;
     world.provider.stop()?;
     let ledger = Ledger::of(world.provider.directory())?;

@@ -31,8 +31,8 @@ const BACK: Duration = Duration::from_secs(20);
 const SLOW: Duration = Duration::from_millis(2_500);
 /// Time that `status` takes at most, whatever the disk does.
 const TOLD: Duration = Duration::from_secs(2);
-/// What a power cut may make a provider forget: the usage of a second, some for the pause between two
-/// looks, and some for a busy machine.
+/// What a power cut may make a provider forget: the usage of a second, and some for a busy machine. To
+/// that comes the longest pause between two looks, in which it may have rested as well.
 const FORGOTTEN: Duration = Duration::from_millis(1_600);
 /// Power cuts, what lasts for the traffic before all of them, and what it uses before each at least, in
 /// octets.
@@ -211,8 +211,8 @@ fn p14_on_a_slow_disk_payments_wait_and_none_is_good_before_it_is_durable() -> R
         ensure!(began.elapsed() > Duration::from_millis(300), "acknowledged before its sync");
         till.check_credited_once()?;
     }
-    // Longer than a payer waits.
-    till.faults.delay(Point::LogSync, Duration::from_secs(8));
+    // Longer than a payer waits, and all that is looked at meanwhile takes.
+    till.faults.delay(Point::LogSync, Duration::from_secs(12));
     let before = till.honoured(0)?.limit;
     let payer = till.payer(0)?;
     std::thread::scope(|scope| -> Result<()> {
@@ -279,9 +279,10 @@ fn p14_a_power_cut_forgets_at_most_the_usage_since_the_last_checkpoint() -> Resu
         let accounts: Vec<AccountReport> = till.world.provider.json(&["stations"])?;
         let account = accounts.iter().find(|account| account.station == station);
         let known = account.context("the payer's account")?.usage.billed().0;
-        let bound = seen.iter().rev().find(|(at, _)| ended.duration_since(*at) >= FORGOTTEN);
+        let forgotten = FORGOTTEN + longest_pause(&seen);
+        let bound = seen.iter().rev().find(|(at, _)| ended.duration_since(*at) >= forgotten);
         let (_, bound) = bound.context("looks before the bound")?;
-        ensure!(known >= *bound, "cut {cut}: {known} is known, {bound} was used {FORGOTTEN:?} ago");
+        ensure!(known >= *bound, "cut {cut}: {known} is known, {bound} was used {forgotten:?} ago");
         ensure!(known <= used, "cut {cut}: {known} is known, {used} was used");
         lost.push(used - known);
         pay(&till, 1)?;
@@ -292,11 +293,17 @@ fn p14_a_power_cut_forgets_at_most_the_usage_since_the_last_checkpoint() -> Resu
     Ok(())
 }
 
+/// The longest time between two looks.
+fn longest_pause(seen: &[(Instant, u64)]) -> Duration {
+    let pairs = seen.iter().zip(seen.iter().skip(1));
+    pairs.map(|((a, _), (b, _))| b.duration_since(*a)).max().unwrap_or_default()
+}
+
 /// Looks at what the payer's station used for a while.
 fn watch_usage(till: &Till<'_>) -> Result<Vec<(Instant, u64)>> {
     let until = Instant::now() + FORGOTTEN * 2 + Duration::from_millis(fastrand::u64(0..1_000));
     let mut seen = Vec::new();
-    while Instant::now() < until {
+    while Instant::now() < until + longest_pause(&seen) {
         seen.push((Instant::now(), till.honoured(0)?.used));
         std::thread::sleep(Duration::from_millis(5));
     }

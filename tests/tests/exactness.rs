@@ -13,10 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use bitmesh_tests::{
     counters,
-    edge::{Edge, PLENTY, station, station_on, udp_socket},
+    daemon::eventually,
+    edge::{Edge, PLENTY, station, station_on, tell_of_drops, udp_socket},
     raw::{Raw, ethernet, udp},
     topology::{
         FREELOADER_LAN, INTERNET_V4, INTERNET_V6, LAN, Offload, SUBSCRIBER_V4, SUBSCRIBER_V6,
@@ -31,6 +32,8 @@ use bitmesh_user::dataplane::{
 const VLAN: u16 = 0x8100;
 const SERVICE_VLAN: u16 = 0x88a8;
 const IPV4: u16 = 0x0800;
+/// Time in which what was sent is counted.
+const COUNTED: Duration = Duration::from_secs(5);
 const BOTH: [UploadHook; 2] = [UploadHook::XdpNative, UploadHook::Tc];
 
 /// What the far sides counted must be what was billed: uploads where they arrive, downloads where
@@ -122,7 +125,8 @@ fn d4_fragments_are_counted_and_garbage_is_counted_or_dropped() -> Result<()> {
             let kind = if i % 2 == 0 { IPV4 } else { 0x86dd };
             raw.send(&ethernet(gateway, mac, &[], kind, &content))?;
         }
-        let told = seen(&edge)? - start;
+        let counted = || Ok(Some(seen(&edge)? - start).filter(|told| *told >= FRAMES));
+        let told = eventually("every frame to be counted", COUNTED, counted)?;
         assert!((FRAMES..=FRAMES + 200).contains(&told), "{told} of {FRAMES}, {hook:?}");
     }
     Ok(())
@@ -146,8 +150,15 @@ fn d5_jumbo_frames_count_in_full_length_in_several_buffers() -> Result<()> {
         edge.allow(payer, PLENTY)?;
         let before = counters::read(&topology.internet)?.received;
         let socket = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
+        tell_of_drops(&socket)?;
         for length in (1_000..=8_972).step_by(4) {
-            socket.send_to(&vec![0; length], (INTERNET_V4, 9))?;
+            // What does not fit into the port's ring is sent again.
+            while let Err(error) = socket.send_to(&vec![0; length], (INTERNET_V4, 9)) {
+                // The second is what the far side said to an earlier one: its port is closed.
+                let again = [libc::ENOBUFS, libc::ECONNREFUSED].map(Some);
+                ensure!(again.contains(&error.raw_os_error()), "{length} octets: {error}");
+                std::thread::yield_now();
+            }
         }
         let up = edge.usage(payer)?.up;
         let arrived = counters::read(&topology.internet)?.received - before;
@@ -167,6 +178,7 @@ fn d6_what_offloads_merge_and_split_is_billed_as_on_the_wire() -> Result<()> {
     let mut edge = Edge::open(&topology, |options| options.upload_hook = UploadHook::Tc)?;
     let payer = station(&topology.subscriber)?;
     edge.allow(payer, PLENTY)?;
+    let mut before = edge.usage(payer)?;
     for (host, direction) in [
         (INTERNET_V4, Direction::Download),
         (INTERNET_V4, Direction::Upload),
@@ -175,10 +187,15 @@ fn d6_what_offloads_merge_and_split_is_billed_as_on_the_wire() -> Result<()> {
     ] {
         transfer(&topology.subscriber, host, direction, 48, 2_000)?;
         agree(&topology, &edge)?;
+        let usage = edge.usage(payer)?;
+        let (after, before) = match direction {
+            Direction::Download => (usage.down, std::mem::replace(&mut before, usage).down),
+            Direction::Upload => (usage.up, std::mem::replace(&mut before, usage).up),
+        };
+        let mean = (after.octets - before.octets) / (after.frames - before.frames);
+        println!("{direction:?}, {host}: {mean} octets a frame");
+        assert!(mean > 2_000, "nothing was merged: {before:?}, {after:?}");
     }
-    let usage = edge.usage(payer)?;
-    let merged = |counts: bitmesh_user::dataplane::Counts| counts.octets / counts.frames > 2_000;
-    assert!(merged(usage.up) && merged(usage.down), "nothing was merged: {usage:?}");
     Ok(())
 }
 
@@ -209,8 +226,10 @@ fn a_transparent_bridge_bills_what_it_passes_and_passes_nothing_unpaid() -> Resu
         assert!(usage.up.octets > 8 << 20 && usage.down.octets > 8 << 20, "{usage:?}");
 
         let freeloader = udp_socket(&topology.freeloader, "10.78.0.6:0")?;
+        let dropped = edge.cause(Cause::Unknown)?;
         freeloader.send_to(&[0; 100], (INTERNET_V4, 9))?;
         assert!(unpaid.recv(&mut [0; 200]).is_err(), "unpaid octets passed, {hook:?}");
+        assert!(edge.cause(Cause::Unknown)? > dropped, "nothing came to the meter, {hook:?}");
     }
     Ok(())
 }
@@ -253,8 +272,9 @@ fn d10_a_rogue_router_advertisement_drops() -> Result<()> {
         packet.extend([134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
         let raw = Raw::open(&topology.subscriber, UPLINK)?;
         raw.send(&ethernet([0x33, 0x33, 0, 0, 0, 1], mac, &[], 0x86dd, &packet))?;
-        std::thread::sleep(Duration::from_millis(100));
-        assert_eq!(edge.cause(Cause::RogueRouter)?, 1, "{hook:?}");
+        let dropped = || Ok((edge.cause(Cause::RogueRouter)? == 1).then_some(()));
+        eventually("a drop with its cause", COUNTED, dropped)
+            .with_context(|| format!("{hook:?}"))?;
     }
     Ok(())
 }
@@ -273,6 +293,8 @@ fn d20_top_ups_that_race_the_meter_lose_and_invent_nothing() -> Result<()> {
         udp_socket(&topology.subscriber, "0.0.0.0:0")?,
         udp_socket(&topology.subscriber, "0.0.0.0:0")?,
     ];
+    // Of what the port drops the programs see nothing.
+    sockets.iter().try_for_each(tell_of_drops)?;
     let sent: u64 = std::thread::scope(|scope| {
         let senders = sockets.map(|socket| {
             let done = &done;
@@ -316,7 +338,7 @@ fn a_lease_ends_at_its_time_whatever_credit_is_left() -> Result<()> {
     let mut edge = Edge::open(&topology, |_| {})?;
     let payer = station(&topology.subscriber)?;
     edge.allow(payer, PLENTY)?;
-    let ends = since_boot() + Duration::from_secs(1);
+    let ends = since_boot() + Duration::from_secs(3);
     edge.dataplane()?.set_terms(payer, &Terms { ends: Some(ends), ..Terms::default() })?;
     let socket = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
     let passes = |edge: &Edge| -> Result<bool> {
@@ -337,6 +359,7 @@ fn a_lease_ends_at_its_time_whatever_credit_is_left() -> Result<()> {
 fn a_speed_that_was_sold_is_kept_within_two_percent_in_both_directions() -> Result<()> {
     const SPEED: u64 = 2_500_000;
     const SECONDS: u64 = 6;
+    const BURST: Duration = Duration::from_millis(50);
     let topology = Topology::edge()?;
     for (hook, ipv6) in [(UploadHook::XdpNative, false), (UploadHook::Tc, true)] {
         let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
@@ -349,10 +372,15 @@ fn a_speed_that_was_sold_is_kept_within_two_percent_in_both_directions() -> Resu
         let any = if ipv6 { "[::]:0" } else { "0.0.0.0:0" };
         let up = udp_socket(&topology.subscriber, any)?;
         let down = udp_socket(&topology.internet, any)?;
+        // How long nothing came beyond what may come at once later: that is lost for good.
         let offer = |seconds: u64| {
             // Twice as much as was sold, in both directions.
             let (start, mut sent) = (Instant::now(), 0u64);
+            let (mut turn, mut lost) = (start, Duration::ZERO);
             while start.elapsed() < Duration::from_secs(seconds) {
+                let now = Instant::now();
+                lost += now.duration_since(turn).saturating_sub(BURST);
+                turn = now;
                 let due =
                     2 * SPEED * u64::try_from(start.elapsed().as_micros()).unwrap() / 1_000_000;
                 while sent < due {
@@ -362,21 +390,25 @@ fn a_speed_that_was_sold_is_kept_within_two_percent_in_both_directions() -> Resu
                 }
                 std::thread::sleep(Duration::from_micros(500));
             }
+            lost + turn.elapsed().saturating_sub(BURST)
         };
         // What may come at once is not part of the speed.
         offer(1);
         let (before, start) = (edge.dataplane()?.usage(payer).unwrap(), Instant::now());
-        offer(SECONDS);
+        let lost = offer(SECONDS);
         let (after, elapsed) = (edge.dataplane()?.usage(payer).unwrap(), start.elapsed());
         for (direction, octets) in [
             ("up", after.up.octets - before.up.octets),
             ("down", after.down.octets - before.down.octets),
         ] {
-            let sold = u128::from(SPEED) * elapsed.as_millis() / 1_000;
-            let per_mille = u128::from(octets) * 1_000 / sold;
+            let per_mille = |time: Duration| {
+                u128::from(octets) * 1_000_000 / (u128::from(SPEED) * time.as_millis())
+            };
+            let (least, most) = (per_mille(elapsed.saturating_sub(lost)), per_mille(elapsed));
+            println!("{direction}, {hook:?}: {most} per mille, {least} without {lost:?}");
             assert!(
-                (980..=1_020).contains(&per_mille),
-                "{direction}, {hook:?}: {per_mille} per mille"
+                least >= 980 && most <= 1_020,
+                "{direction}, {hook:?}: {most} per mille, {least} without {lost:?}"
             );
         }
         assert!(edge.cause(Cause::TooFast)? > 1_000);
