@@ -251,7 +251,9 @@ impl<'a> Fleet<'a> {
             let Status::Subscriber(status) = self.subscriber.json(&["status"])? else {
                 anyhow::bail!("not a subscriber")
             };
-            Ok((status.phase == Phase::Buying).then_some(()))
+            // It says that it buys once its first payment is signed.
+            let has_bought = status.account.is_some_and(|it| it.bought_octets.0 > 0);
+            Ok((status.phase == Phase::Buying && has_bought).then_some(()))
         })
         .with_context(|| self.logs())
     }

@@ -149,12 +149,16 @@ impl<'a> World<'a> {
 
     /// The subscriber's channel, as each side tells it: subscriber's, provider's.
     pub fn channel(&self) -> Result<(ChannelReport, ChannelReport)> {
-        Ok((channel_of(&self.subscriber)?, channel_of(&self.provider)?))
+        let ours = self.own_channel()?;
+        let all: Vec<ChannelReport> = self.provider.json(&["channels"])?;
+        let theirs = all.into_iter().find(|it| it.channel == ours.channel);
+        Ok((ours, theirs.context("the provider knows no such channel")?))
     }
 
     /// The channel as the subscriber alone tells it.
     pub fn own_channel(&self) -> Result<ChannelReport> {
-        channel_of(&self.subscriber)
+        let channels: Vec<ChannelReport> = self.subscriber.json(&["channels"])?;
+        channels.into_iter().next_back().context("no channel")
     }
 
     /// What the provider says that its only paying station has.
@@ -239,11 +243,6 @@ impl Drop for World<'_> {
         self.subscriber.kill();
         let _ = dataplane::purge(&self.instance);
     }
-}
-
-fn channel_of(daemon: &Daemon<'_>) -> Result<ChannelReport> {
-    let channels: Vec<ChannelReport> = daemon.json(&["channels"])?;
-    channels.into_iter().next_back().context("no channel")
 }
 
 /// Flags that name the node, as who reaches it at `address` uses it.

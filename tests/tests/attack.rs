@@ -26,10 +26,7 @@ use bitcoin::{
     Amount,
     secp256k1::{PublicKey, Secp256k1, SecretKey},
 };
-use bitmesh_core::{
-    channel::PROTOCOL_VERSION,
-    wire::{ChannelReport, ErrorBody},
-};
+use bitmesh_core::{channel::PROTOCOL_VERSION, wire::ErrorBody};
 use bitmesh_tests::{
     daemon::bitmesh,
     netns::Namespace,
@@ -94,7 +91,7 @@ impl<'a> Trial<'a> {
         topology: &Topology,
         attack: impl FnOnce() -> Result<()> + Send,
     ) -> Result<()> {
-        let before = self.payments()?;
+        let before = self.world.channel()?.1.commitments;
         let memory = self.memory_kib()?;
         let (second, more) = (("1", self.slower("1")?), ("2.5", self.slower("2.5")?));
         let (over, stalls) = (AtomicBool::new(false), Stalls::watch());
@@ -115,7 +112,7 @@ impl<'a> Trial<'a> {
         );
         let grown = self.memory_kib()?.saturating_sub(memory);
         ensure!(grown < MEMORY_GROWTH_KIB, "memory grew by {grown} KiB");
-        let paid = self.payments()?;
+        let paid = self.world.channel()?.1.commitments;
         ensure!(paid > before, "no payment was taken meanwhile: {}", logs());
         // Of the daemon's bounds, that of a second, or the next where the machine stood still.
         let (bound, before) = if stalled < STALL { second } else { more };
@@ -126,14 +123,6 @@ impl<'a> Trial<'a> {
             paid - before
         );
         Ok(())
-    }
-
-    /// Payments that the provider took on the payer's channel: attackers have channels, too.
-    fn payments(&self) -> Result<u64> {
-        let own = self.world.own_channel()?.channel;
-        let all: Vec<ChannelReport> = self.world.provider.json(&["channels"])?;
-        let own = all.iter().find(|report| report.channel == own);
-        Ok(own.context("the payer's channel")?.commitments)
     }
 
     fn memory_kib(&self) -> Result<u64> {
