@@ -3,7 +3,6 @@
 use std::{
     io,
     net::UdpSocket,
-    os::fd::AsRawFd as _,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -15,6 +14,7 @@ use bitmesh_user::dataplane::{
 
 use crate::{
     netns::Namespace,
+    raw,
     sweep::own_name,
     topology::{EDGE_OWN, FREELOADER_LAN, LAN, Topology, UPLINK},
 };
@@ -112,19 +112,7 @@ pub fn events(from: &mut dataplane::Events) -> Vec<StationEvent> {
 /// the kernel hides that unless errors are asked for (ip(7), `IP_RECVERR`). What others answer fails a
 /// send, too, before anything is sent.
 pub fn tell_of_drops(socket: &UdpSocket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let length = libc::socklen_t::try_from(size_of_val(&on)).map_err(io::Error::other)?;
-    // SAFETY: the option is an int of the length that is named.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_RECVERR,
-            (&raw const on).cast(),
-            length,
-        )
-    };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    raw::set_option(socket, (libc::IPPROTO_IP, libc::IP_RECVERR), 1)
 }
 
 /// A UDP socket in a namespace.

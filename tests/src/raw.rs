@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
     time::Duration,
 };
 
@@ -86,19 +86,21 @@ fn open(index: u32) -> io::Result<Raw> {
     if bound != 0 {
         return Err(io::Error::last_os_error());
     }
-    let octets = BUFFER_OCTETS;
-    let length = libc::socklen_t::try_from(size_of_val(&octets)).map_err(io::Error::other)?;
+    set_option(&fd, (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE), BUFFER_OCTETS)?;
+    Ok(Raw(fd))
+}
+
+/// Sets an option of a socket, of a level, that is an int.
+pub(crate) fn set_option(
+    socket: &impl AsRawFd,
+    (level, name): (libc::c_int, libc::c_int),
+    value: libc::c_int,
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
+    let fd = socket.as_raw_fd();
     // SAFETY: the option is an int of the length that is named.
-    let set = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            (&raw const octets).cast(),
-            length,
-        )
-    };
-    if set == 0 { Ok(Raw(fd)) } else { Err(io::Error::last_os_error()) }
+    let set = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// An Ethernet frame.
