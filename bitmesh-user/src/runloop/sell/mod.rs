@@ -68,8 +68,9 @@ use crate::{
 const BATCH_REQUESTS: usize = MAILBOX_REQUESTS;
 /// How often the kernel's counters are read.
 const USAGE_INTERVAL: Duration = Duration::from_millis(100);
-/// The same while nothing changes; what runs low is told by the kernel meanwhile.
-const USAGE_INTERVAL_IDLE: Duration = Duration::from_secs(1);
+/// The same while nothing changes: longer than [`CHECKPOINT_INTERVAL`], with which they are read as well.
+/// What runs low is told by the kernel meanwhile.
+const USAGE_INTERVAL_IDLE: Duration = Duration::from_millis(1_500);
 /// How often usage is written down: what a power cut can make a provider forget.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often miners' fees are asked for between blocks.
