@@ -306,6 +306,11 @@ impl<'a> Session<'a> {
             self.controller.handle(Input::Checkpoint, &mut resumed);
         }
         stop.bounds(self.settle(resumed)).await?;
+        // All stations are seen to change the first time.
+        let mut out = Batch::default();
+        self.read_usage(&mut out);
+        stop.bounds(self.settle(out)).await?;
+        give_back_memory();
         self.foundation.store.goes_on(now()).await?;
         self.desk.front.works(now());
         let _ = self.keep_status();
