@@ -58,6 +58,7 @@ use crate::{
     chain::ChainEvent,
     config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Change, Dataplane},
+    footprint,
     guard::Guard,
     store::{StoreError, StoreRole},
     telemetry::{self, Notifier},
@@ -246,7 +247,7 @@ impl<'a> Session<'a> {
             controller.replay(entry)?;
         }
         drop(entries);
-        give_back_memory();
+        footprint::give_back_heap();
         if fleet.is_some() {
             seizure::settle(&mut foundation.store, dataplane, &controller).await?;
         }
@@ -310,7 +311,7 @@ impl<'a> Session<'a> {
         let mut out = Batch::default();
         self.read_usage(&mut out);
         stop.bounds(self.settle(out)).await?;
-        give_back_memory();
+        footprint::give_back();
         self.foundation.store.goes_on(now()).await?;
         self.desk.front.works(now());
         let _ = self.keep_status();
@@ -523,16 +524,5 @@ impl<'a> Session<'a> {
         let mut none = Batch::default();
         self.controller.handle(signed, &mut none);
         debug_assert!(none.entries().is_empty(), "an offer stores nothing");
-    }
-}
-
-/// Replaying a large ledger takes far more memory than what comes of it. The C library keeps what was
-/// freed between what was not, unless it is told.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a number and returns whether memory was given back; it may be called at any
-    // time, from any thread.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
