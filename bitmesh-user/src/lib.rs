@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod doctor;
+mod footprint;
 pub mod gateway;
 pub mod guard;
 pub mod http;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     arena::{Arena, Spot},
     channel::{ChannelId, InvalidEvent, STATIONS_PER_ACCOUNT_MAX},
-    dense::pack,
+    dense::Pack,
     few::Few,
     fleet::LateId,
     leasing::{Change, Leases},
@@ -632,12 +632,33 @@ impl Accounts {
     pub fn is_shared(&self, station: Station) -> bool {
         self.account_of(station).is_some_and(|(id, _)| self.shared.contains(&id))
     }
+}
 
-    /// See [`crate::dense`].
-    pub(crate) fn pack(&mut self) {
-        self.all.pack();
-        pack(&mut self.seats);
-        pack(&mut self.usage);
-        pack(&mut self.later);
+/// All that makes them up in trees.
+pub(crate) struct Apart {
+    all: <Arena<AccountId, Account> as Pack>::Apart,
+    seats: Vec<(Station, Place)>,
+    usage: Vec<(Station, Usage)>,
+    later: Vec<(ChannelId, AccountId)>,
+}
+
+impl Pack for Accounts {
+    type Apart = Apart;
+
+    fn take_apart(&mut self) -> Self::Apart {
+        Apart {
+            all: self.all.take_apart(),
+            seats: self.seats.take_apart(),
+            usage: self.usage.take_apart(),
+            later: self.later.take_apart(),
+        }
+    }
+
+    fn put_together(&mut self, apart: Self::Apart) {
+        let Apart { all, seats, usage, later } = apart;
+        self.all.put_together(all);
+        self.seats.put_together(seats);
+        self.usage.put_together(usage);
+        self.later.put_together(later);
     }
 }

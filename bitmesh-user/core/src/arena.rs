@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::dense::pack;
+use crate::dense::Pack;
 
 /// Where a value is for as long as it is there; nothing is there afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,10 +113,18 @@ impl<K: Ord + Copy, V> Arena<K, V> {
     pub(crate) fn into_entries(self) -> impl Iterator<Item = (K, V)> {
         self.slots.into_iter().filter_map(|room| room.held)
     }
+}
 
-    /// See [`pack`]. Spots stay as they are.
-    pub(crate) fn pack(&mut self) {
-        pack(&mut self.spots);
+/// Spots stay as they are.
+impl<K: Ord, V> Pack for Arena<K, V> {
+    type Apart = <BTreeMap<K, Spot> as Pack>::Apart;
+
+    fn take_apart(&mut self) -> Self::Apart {
+        self.spots.take_apart()
+    }
+
+    fn put_together(&mut self, apart: Self::Apart) {
+        self.spots.put_together(apart);
         self.slots.shrink_to_fit();
     }
 }
@@ -156,7 +164,9 @@ mod tests {
             values.sort_unstable();
             known.sort_unstable();
             prop_assert_eq!(values, known);
-            arena.pack();
+            let apart = arena.take_apart();
+            arena.put_together(apart);
+            prop_assert!(arena.keys().eq(map.keys()));
             prop_assert_eq!(arena.into_entries().collect::<BTreeMap<_, _>>(), map);
         }
     }

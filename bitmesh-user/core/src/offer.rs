@@ -273,6 +273,6 @@ pub(crate) mod tests {
         assert!(with(|o| o.terms.unconfirmed_max = Amount::from_sat(1_000_001)));
         assert!(with(|o| o.valid_until = o.issued_at - 1));
         assert!(with(|o| o.valid_until = o.issued_at + OFFER_LIFETIME_MAX_SECONDS + 1));
-        assert!(with(|o| o.schedule.tiers.clear()));
+        assert!(with(|o| o.schedule.tiers = Vec::new().into()));
     }
 }

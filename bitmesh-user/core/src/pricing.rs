@@ -1,6 +1,8 @@
 //! What a payment buys. A schedule is a function of volume; demand and time of day are folded into
 //! it when the provider quotes, so that a price never changes inside a quote.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use serde::{Deserialize, Serialize};
 
 use crate::units::{Msat, Octets};
@@ -14,12 +16,46 @@ pub const MSAT_PER_MIB_MAX: u64 = 100_000_000_000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
-    /// Ascending; the first starts at 0 octets, the last has no end.
-    pub tiers: Vec<Tier>,
+    /// Ascending; the first starts at 0 octets, the last has no end. Shared: all channels of an offer
+    /// have the same.
+    #[serde(with = "shared")]
+    pub tiers: Arc<Vec<Tier>>,
+}
+
+mod shared {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::{Arc, Tier};
+
+    pub(super) fn serialize<S: Serializer>(
+        tiers: &Arc<Vec<Tier>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        tiers.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<Vec<Tier>>, D::Error> {
+        Vec::deserialize(deserializer).map(Arc::new)
+    }
+}
+
+/// Different schedules, each of which is shared by all that are equal.
+#[derive(Debug, Default)]
+pub struct Schedules(BTreeSet<Arc<Vec<Tier>>>);
+
+impl Schedules {
+    /// The one that is equal to `schedule`.
+    pub fn share(&mut self, schedule: &Schedule) -> Schedule {
+        let tiers = self.0.get(&schedule.tiers).unwrap_or(&schedule.tiers).clone();
+        self.0.insert(tiers.clone());
+        Schedule { tiers }
+    }
 }
 
 /// A price that holds from a volume on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tier {
     /// Octets bought before this price applies.
@@ -45,7 +81,7 @@ pub enum ScheduleError {
 impl Schedule {
     /// One price whatever the volume.
     pub fn flat(msat_per_mib: u64) -> Self {
-        Self { tiers: vec![Tier { from_octets: Octets(0), msat_per_mib }] }
+        Self { tiers: vec![Tier { from_octets: Octets(0), msat_per_mib }].into() }
     }
 
     /// Checks a schedule that came from outside.
@@ -116,7 +152,8 @@ mod tests {
             tiers: vec![
                 Tier { from_octets: Octets(0), msat_per_mib: 2_000 },
                 Tier { from_octets: Octets(10 << 20), msat_per_mib: 1_000 },
-            ],
+            ]
+            .into(),
         }
     }
 
@@ -131,7 +168,7 @@ mod tests {
     #[test]
     fn schedules_from_outside_are_checked() {
         let tier = |from, msat_per_mib| Tier { from_octets: Octets(from), msat_per_mib };
-        let check = |tiers| Schedule { tiers }.validate();
+        let check = |tiers: Vec<Tier>| Schedule { tiers: tiers.into() }.validate();
         assert_eq!(check(vec![]), Err(ScheduleError::TierCount));
         assert_eq!(check(vec![tier(0, 1); TIERS_MAX + 1]), Err(ScheduleError::TierCount));
         assert_eq!(check(vec![tier(1, 1)]), Err(ScheduleError::Order));
@@ -139,6 +176,23 @@ mod tests {
         assert_eq!(check(vec![tier(0, 0)]), Err(ScheduleError::Price));
         assert_eq!(check(vec![tier(0, MSAT_PER_MIB_MAX + 1)]), Err(ScheduleError::Price));
         assert_eq!(tiered().validate(), Ok(()));
+    }
+
+    #[test]
+    fn equal_schedules_share_one_and_others_do_not() {
+        let mut schedules = Schedules::default();
+        let [first, second, other] =
+            [tiered(), tiered(), Schedule::flat(1)].map(|schedule| schedules.share(&schedule));
+        assert!(Arc::ptr_eq(&first.tiers, &second.tiers));
+        assert_eq!((&second, &other), (&tiered(), &Schedule::flat(1)));
+    }
+
+    #[test]
+    fn schedules_in_json_are_lists() {
+        let text = r#"{"tiers":[{"from_octets":0,"msat_per_mib":7}]}"#;
+        let schedule = Schedule::flat(7);
+        assert_eq!(serde_json::to_string(&schedule).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Schedule>(text).unwrap(), schedule);
     }
 
     #[test]
@@ -158,8 +212,8 @@ mod tests {
                     from = if i == 0 { 0 } else { from + step };
                     Tier { from_octets: Octets(from), msat_per_mib }
                 })
-                .collect();
-            Schedule { tiers }
+                .collect::<Vec<_>>();
+            Schedule { tiers: tiers.into() }
         })
     }
 

@@ -63,7 +63,7 @@ fn sat(sat: u64) -> Amount {
 
 fn tiered() -> Schedule {
     let tier = |from, msat_per_mib| Tier { from_octets: Octets(from), msat_per_mib };
-    Schedule { tiers: vec![tier(0, 700), tier(1 << 30, 500), tier(10 << 30, 333)] }
+    Schedule { tiers: vec![tier(0, 700), tier(1 << 30, 500), tier(10 << 30, 333)].into() }
 }
 
 fn signed_offer() -> SignedOffer {

@@ -22,7 +22,10 @@ use tokio::{
 use tracing::debug;
 
 use super::{COOKIE, GuardArgs, SELLING, Said, bell::Bell, privileges};
-use crate::dataplane::{Change, UploadHook, Watch};
+use crate::{
+    dataplane::{Change, UploadHook, Watch},
+    footprint,
+};
 
 /// How often it is looked at the programs when nothing is told: links that were detached are told of by
 /// nobody.
@@ -69,6 +72,7 @@ async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<
     let changes = watch.pass(true, true);
     say(&answers, &Said::Ready)?;
     tell(&answers, changes)?;
+    footprint::give_back();
     let mut request = [0];
     let mut on_trial = args.is_new;
     let (mut rules_changed, mut rules_next) = (false, Instant::now());

@@ -1,18 +1,17 @@
 //! The channels of one end, followed through the chain together; the same for both roles.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map},
+    mem,
+    sync::Arc,
+};
 
 use bitcoin::{BlockHash, OutPoint, ScriptBuf, Transaction};
 
 use super::{
     ChannelId, ChannelParams, Compact, Funding, InvalidEvent, Wait, Waits, waiting::Waiting,
 };
-use crate::{
-    dense::{pack, pack_set},
-    fleet::FleetEntry,
-    ledger::Usage,
-    station::Station,
-};
+use crate::{dense::Pack, fleet::FleetEntry, ledger::Usage, pricing::Schedules, station::Station};
 
 /// Blocks that are remembered so that a reorganisation is seen after a restart, too.
 pub const TIPS_KEPT: u32 = 100;
@@ -42,6 +41,9 @@ pub trait Machine: Sized {
     fn finish(&self, tip: u32) -> Option<Self::Event>;
     /// What it waits for, as it stands.
     fn waits(&self) -> Waits;
+    /// Makes its terms anew, and shares prices with others that have the same. What it had before is
+    /// to be kept until all have: the next would be put where it was.
+    fn pack(&mut self, schedules: &mut Schedules) -> Arc<ChannelParams>;
 }
 
 macro_rules! machine {
@@ -77,6 +79,12 @@ macro_rules! machine {
             }
             fn waits(&self) -> $crate::channel::Waits {
                 self.waits()
+            }
+            fn pack(
+                &mut self,
+                schedules: &mut $crate::pricing::Schedules,
+            ) -> std::sync::Arc<ChannelParams> {
+                self.course.pack(schedules)
             }
         }
     };
@@ -392,15 +400,42 @@ impl<M: Machine> Book<M> {
         assert_eq!(self.waiting, waiting);
     }
 
-    /// Takes as little memory as what is known can take, for the price of making it anew.
-    pub(crate) fn pack(&mut self) {
-        pack(&mut self.channels);
-        pack_set(&mut self.funded);
-        self.waiting.pack();
-    }
-
     /// Every channel, by id.
     pub fn iter(&self) -> impl Iterator<Item = (&ChannelId, &M)> {
         self.channels.iter().map(|(id, channel)| (id, channel.as_ref()))
+    }
+}
+
+/// All that makes it up in trees.
+pub(crate) struct Apart<M> {
+    channels: Vec<(ChannelId, M)>,
+    funded: Vec<(Nickname, ChannelId)>,
+    waiting: Vec<(Wait, ChannelId)>,
+}
+
+impl<M: Machine> Pack for Book<M> {
+    type Apart = Apart<M>;
+
+    fn take_apart(&mut self) -> Self::Apart {
+        let channels = mem::take(&mut self.channels).into_iter();
+        Apart {
+            channels: channels.map(|(id, channel)| (id, *channel)).collect(),
+            funded: self.funded.take_apart(),
+            waiting: self.waiting.take_apart(),
+        }
+    }
+
+    fn put_together(&mut self, apart: Self::Apart) {
+        let Apart { channels, funded, waiting } = apart;
+        let (mut schedules, mut before) =
+            (Schedules::default(), Vec::with_capacity(channels.len()));
+        let channels = channels.into_iter().map(|(id, mut channel)| {
+            before.push(channel.pack(&mut schedules));
+            (id, Box::new(channel))
+        });
+        self.channels = channels.collect();
+        drop(before);
+        self.funded.put_together(funded);
+        self.waiting.put_together(waiting);
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     CLAIM_MARGIN_BLOCKS, ChannelParams, FINAL_DEPTH_BLOCKS, Funding, InvalidEvent, SpendKind, Spent,
 };
+use crate::pricing::Schedules;
 
 /// What a person wants to know of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +68,14 @@ impl Course {
     pub(super) fn new(params: Arc<ChannelParams>) -> Result<Self, InvalidEvent> {
         params.validate_again().map_err(|_| InvalidEvent("a channel with impossible terms"))?;
         Ok(Self { params, funding: None, close_requested: false, spent: None, finished: false })
+    }
+
+    /// Makes the terms anew, and gives those that they were: what was read lies where it was read. What
+    /// was verified against them is verified again.
+    pub(super) fn pack(&mut self, schedules: &mut Schedules) -> Arc<ChannelParams> {
+        let schedule = schedules.share(&self.params.schedule);
+        let params = ChannelParams { schedule, ..ChannelParams::clone(&self.params) };
+        std::mem::replace(&mut self.params, Arc::new(params))
     }
 
     /// The script that the funding pays.

@@ -406,7 +406,7 @@ mod tests {
             Err(ParamsError::RemainderScript)
         );
         assert_eq!(
-            with(|p| p.schedule.tiers.clear()),
+            with(|p| p.schedule.tiers = Vec::new().into()),
             Err(ParamsError::Schedule(ScheduleError::TierCount))
         );
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::ChannelId;
+use crate::dense::Pack;
 
 /// Something that a block may bring, or that is looked at with each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,9 +50,16 @@ impl Waiting {
     pub(super) fn absorb(&mut self, other: Self) {
         self.0.extend(other.0);
     }
+}
 
-    /// See [`crate::dense::pack`].
-    pub(super) fn pack(&mut self) {
-        crate::dense::pack_set(&mut self.0);
+impl Pack for Waiting {
+    type Apart = Vec<(Wait, ChannelId)>;
+
+    fn take_apart(&mut self) -> Self::Apart {
+        self.0.take_apart()
+    }
+
+    fn put_together(&mut self, apart: Self::Apart) {
+        self.0.put_together(apart);
     }
 }

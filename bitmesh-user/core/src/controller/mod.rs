@@ -47,7 +47,7 @@ use crate::{
         Batch, Book, ChannelId, Entry, FeeEstimates, InvalidEvent, ProviderChannel, ProviderEvent,
         Wait,
     },
-    dense::pack_set,
+    dense::Pack as _,
     ledger::Usage,
     offer::{OfferId, SignedOffer},
     station::Station,
@@ -142,9 +142,7 @@ impl Controller {
     /// watching where it was: claims are replaced as if it had never stopped.
     pub fn resume(&mut self) -> Out {
         let mut out = Out::default();
-        self.book.pack();
-        self.accounts.pack();
-        pack_set(&mut self.by_station);
+        self.pack();
         let accounts: Vec<_> = self.accounts.ids().collect();
         for account in accounts {
             self.share(account, &mut out);
@@ -158,6 +156,15 @@ impl Controller {
         // A ledger is read before the chain: while it was, no funding had a confirmation.
         self.forget_sure();
         out
+    }
+
+    /// Takes as little memory as what is known can take, for the price of making it anew.
+    fn pack(&mut self) {
+        let (book, accounts) = (self.book.take_apart(), self.accounts.take_apart());
+        let by_station = self.by_station.take_apart();
+        self.book.put_together(book);
+        self.accounts.put_together(accounts);
+        self.by_station.put_together(by_station);
     }
 
     /// Takes one input; adds to the batch what has to be stored and done.

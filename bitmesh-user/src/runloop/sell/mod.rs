@@ -58,6 +58,7 @@ use crate::{
     chain::ChainEvent,
     config::{NodeLogin, SellConfig, SourceConfig},
     dataplane::{self, Change, Dataplane},
+    footprint,
     guard::Guard,
     store::{StoreError, StoreRole},
     telemetry::{self, Notifier},
@@ -68,8 +69,9 @@ use crate::{
 const BATCH_REQUESTS: usize = MAILBOX_REQUESTS;
 /// How often the kernel's counters are read.
 const USAGE_INTERVAL: Duration = Duration::from_millis(100);
-/// The same while nothing changes; what runs low is told by the kernel meanwhile.
-const USAGE_INTERVAL_IDLE: Duration = Duration::from_secs(1);
+/// The same while nothing changes: longer than [`CHECKPOINT_INTERVAL`], with which they are read as well.
+/// What runs low is told by the kernel meanwhile.
+const USAGE_INTERVAL_IDLE: Duration = Duration::from_millis(1_500);
 /// How often usage is written down: what a power cut can make a provider forget.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often miners' fees are asked for between blocks.
@@ -245,7 +247,7 @@ impl<'a> Session<'a> {
             controller.replay(entry)?;
         }
         drop(entries);
-        give_back_memory();
+        footprint::give_back_heap();
         if fleet.is_some() {
             seizure::settle(&mut foundation.store, dataplane, &controller).await?;
         }
@@ -305,6 +307,11 @@ impl<'a> Session<'a> {
             self.controller.handle(Input::Checkpoint, &mut resumed);
         }
         stop.bounds(self.settle(resumed)).await?;
+        // All stations are seen to change the first time.
+        let mut out = Batch::default();
+        self.read_usage(&mut out);
+        stop.bounds(self.settle(out)).await?;
+        footprint::give_back();
         self.foundation.store.goes_on(now()).await?;
         self.desk.front.works(now());
         let _ = self.keep_status();
@@ -517,16 +524,5 @@ impl<'a> Session<'a> {
         let mut none = Batch::default();
         self.controller.handle(signed, &mut none);
         debug_assert!(none.entries().is_empty(), "an offer stores nothing");
-    }
-}
-
-/// Replaying a large ledger takes far more memory than what comes of it. The C library keeps what was
-/// freed between what was not, unless it is told.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a number and returns whether memory was given back; it may be called at any
-    // time, from any thread.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
