@@ -1,12 +1,13 @@
 //! Memory that a start takes and that nothing needs afterwards.
 
-use std::{ptr, slice};
+use std::{ptr, slice, sync::Once};
 
-/// Gives it back: what was freed between what was not, and the parts of the program that were only
-/// needed so far.
+/// Gives it back: what was freed between what was not, and the first time the parts of the program that were
+/// only needed so far. Not after a fault of the disk, from which they would be read again.
 pub(crate) fn give_back() {
+    static FIRST: Once = Once::new();
     give_back_heap();
-    give_back_program();
+    FIRST.call_once(give_back_program);
 }
 
 /// Replaying a large ledger takes far more memory than what comes of it. The C library keeps what was
@@ -39,16 +40,20 @@ unsafe extern "C" fn give_back_segments(
     // it says.
     let (base, headers) = unsafe {
         let object = &*object;
+        if object.dlpi_phdr.is_null() {
+            return 0;
+        }
         let count = usize::from(object.dlpi_phnum);
         (object.dlpi_addr, slice::from_raw_parts(object.dlpi_phdr, count))
     };
+    // SAFETY: it takes a number and gives one.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok();
     let loaded = headers.iter().filter(|header| header.p_type == libc::PT_LOAD);
     for header in loaded.filter(|header| header.p_flags & libc::PF_W == 0) {
-        let Some((from, octets)) = pages(base.wrapping_add(header.p_vaddr), header.p_memsz) else {
-            continue;
-        };
-        // SAFETY: these pages are a file's, nothing else is in them, and nothing was ever written to
-        // them: what is read there later is the same.
+        let segment = (base.wrapping_add(header.p_vaddr), header.p_memsz);
+        let Some((from, octets)) = page.and_then(|page| pages(segment, page)) else { continue };
+        // SAFETY: these pages are a file's or the kernel's, nothing else is in them, and the program
+        // never writes to them: what is read there later is the same.
         unsafe {
             libc::madvise(ptr::without_provenance_mut(from), octets, libc::MADV_DONTNEED);
         }
@@ -56,13 +61,12 @@ unsafe extern "C" fn give_back_segments(
     0
 }
 
-/// The first address and the octets of the pages that hold `octets` from an address on.
-fn pages(address: u64, octets: u64) -> Option<(usize, usize)> {
-    // SAFETY: it takes a number and gives one.
-    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
-    let from = address.checked_sub(address.checked_rem(page)?)?;
-    let end = address.checked_add(octets)?.checked_next_multiple_of(page)?;
-    Some((usize::try_from(from).ok()?, usize::try_from(end - from).ok()?))
+/// The first address and the octets of the pages of which all belongs to so many octets from an address on.
+fn pages((address, octets): (u64, u64), page: u64) -> Option<(usize, usize)> {
+    let from = address.checked_next_multiple_of(page)?;
+    let end = address.checked_add(octets)?;
+    let octets = (end - end.checked_rem(page)?).checked_sub(from)?;
+    Some((usize::try_from(from).ok()?, usize::try_from(octets).ok()?))
 }
 
 #[cfg(test)]
@@ -71,10 +75,11 @@ mod tests {
 
     #[test]
     fn pages_are_whole() {
-        let page = 4_096;
-        assert_eq!(pages(page, 1), Some((4_096, 4_096)));
-        assert_eq!(pages(page - 1, 2), Some((0, 8_192)));
-        assert_eq!(pages(page, 0), Some((4_096, 0)));
+        assert_eq!(pages((4_096, 4_096), 4_096), Some((4_096, 4_096)));
+        assert_eq!(pages((4_095, 8_194), 4_096), Some((4_096, 8_192)));
+        assert_eq!(pages((4_096, 4_095), 4_096), Some((4_096, 0)));
+        assert_eq!(pages((4_097, 4_096), 4_096), Some((8_192, 0)));
+        assert_eq!(pages((4_097, 1), 4_096), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! is not: TCP hands over segments unsplit, whatever the port's offloads are, so that the far end
 //! is where uploads are counted.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use nftables::helper::{DEFAULT_ARGS, DEFAULT_NFT, apply_ruleset_raw, get_current_ruleset_raw};
@@ -19,6 +19,8 @@ use crate::{
 const TABLE: &str = "bitmesh_lab";
 /// Time in which what flows comes to its end.
 const REST: Duration = Duration::from_secs(30);
+/// In which a frame comes from one host to the next.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// L3 octets over one interface, those to and from some addresses left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,6 +101,11 @@ pub fn at_rest<T, const N: usize>(
     let counted = || hosts.iter().map(|host| read(host)).collect::<Result<Vec<_>>>();
     eventually("a moment in which nothing flows", REST, || {
         let before = counted()?;
+        // What is counted at the edge is on its way for a moment.
+        thread::sleep(MOMENT);
+        if counted()? != before {
+            return Ok(None);
+        }
         let seen = seen()?;
         let after = counted()?;
         Ok(Some(seen).filter(|_| before == after).zip(after.try_into().ok()))

@@ -4,7 +4,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -18,8 +18,9 @@ use crate::{
 pub const FLOOD_PORT: u16 = 9_000;
 /// Pause between two frames of a flood.
 pub const FLOOD_PAUSE: Duration = Duration::from_micros(200);
-/// In which what waits in a socket is read.
+/// In which some of what waits in a socket is read, and all of it.
 const DRAIN: Duration = Duration::from_millis(100);
+const DRAINED: Duration = Duration::from_secs(5);
 
 /// Sends and listens in both directions between the internet and the station that never pays, for
 /// as long as this lives, and counts what gets through.
@@ -43,9 +44,18 @@ impl Heard {
         (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
     }
 
-    /// Waits until what had come through before is counted.
+    /// Waits until what had come through before is counted, and for five seconds at most.
     pub fn drain(&self) {
-        thread::sleep(DRAIN);
+        let until = Instant::now() + DRAINED;
+        let mut before = self.both();
+        loop {
+            thread::sleep(DRAIN);
+            let now = self.both();
+            if now == before || Instant::now() > until {
+                return;
+            }
+            before = now;
+        }
     }
 
     /// What gets through in this time.

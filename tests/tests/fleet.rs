@@ -27,17 +27,21 @@ const BACK: Duration = Duration::from_secs(20);
 const ROAMED: Duration = Duration::from_secs(2);
 /// In which a step of a takeover is to succeed or to fail.
 const STEP: Duration = Duration::from_secs(30);
+/// How long it is watched that an edge that was taken over grants nothing.
+const WATCHED: Duration = Duration::from_secs(1);
 /// Port of a server whose client is ended in the middle of a download.
 const BUSY_PORT: u16 = 5_202;
 
 /// Has a session hold the rows that a query locks while `work` is done.
 fn holding<T>(database: &Server<'_>, rows: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     std::thread::scope(|scope| {
-        let held = format!("BEGIN; {rows}; SELECT pg_sleep(300)");
+        let held = format!("BEGIN; {rows}; SELECT pg_sleep(90)");
         let session = scope.spawn(move || database.sql("fleet", &held));
-        let sessions = "FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        let sessions =
+            "FROM pg_stat_activity WHERE query LIKE '%pg_sleep(90)%' AND pid <> pg_backend_pid()";
         let done = eventually("rows that are held", STEP, || {
-            let sleep = database.sql("fleet", &format!("SELECT count(*) {sessions}"))?;
+            let sleeping = format!("SELECT count(*) {sessions} AND wait_event = 'PgSleep'");
+            let sleep = database.sql("fleet", &sleeping)?;
             Ok((sleep == "1").then_some(()))
         })
         .and_then(|()| work());
@@ -140,21 +144,21 @@ fn p11_an_edge_that_is_cut_off_ends_to_grant_before_another_takes_over() -> Resu
     let sent = || Ok::<_, anyhow::Error>(counters::read(&fabric.internet)?.received);
     let before = sent()?;
     let seen = AtomicBool::new(false);
-    let (taken, last, newest) = std::thread::scope(|scope| {
+    let (taken, (last, ended_by, newest)) = std::thread::scope(|scope| {
         // Looked at more often than a command can be asked.
         let watching = scope.spawn(|| {
-            let (mut looked, mut last, mut newest) = (cut, cut, before);
+            let (mut looked, mut last, mut ended_by, mut newest) = (cut, cut, cut, before);
             loop {
-                // The last look begins after the takeover was seen.
+                // The last look begins long after the takeover was seen.
                 let is_last = seen.load(Ordering::Relaxed);
                 let looks = Instant::now();
                 let now = sent()?;
                 if now > newest {
                     // It may have passed at any time since the look before.
-                    (last, newest) = (looked, now);
+                    (last, ended_by, newest) = (looked, Instant::now(), now);
                 }
                 if is_last {
-                    return Ok::<_, anyhow::Error>((last, newest));
+                    return Ok::<_, anyhow::Error>((last, ended_by, newest));
                 }
                 looked = looks;
                 std::thread::sleep(Duration::from_millis(10));
@@ -163,10 +167,10 @@ fn p11_an_edge_that_is_cut_off_ends_to_grant_before_another_takes_over() -> Resu
         let taken = eventually("a takeover", Duration::from_secs(20), || {
             Ok((fleet.status(1)?.accounts_came > 0).then(Instant::now))
         });
+        std::thread::sleep(WATCHED);
         seen.store(true, Ordering::Relaxed);
         let watched = watching.join().map_err(|_| anyhow::anyhow!("the watcher panicked"))?;
-        let (last, newest) = watched?;
-        Ok::<_, anyhow::Error>((taken.with_context(|| fleet.logs())?, last, newest))
+        Ok::<_, anyhow::Error>((taken.with_context(|| fleet.logs())?, watched?))
     })?;
     println!(
         "cut off, the edge ended after {} ms and {} octets; the other took over after {} ms",
@@ -175,7 +179,7 @@ fn p11_an_edge_that_is_cut_off_ends_to_grant_before_another_takes_over() -> Resu
         taken.duration_since(cut).as_millis()
     );
     ensure!(last < taken, "both granted\n{}", fleet.logs());
-    ensure!(last.duration_since(cut) > Duration::from_secs(1), "its lease was not over yet");
+    ensure!(ended_by.duration_since(cut) > Duration::from_secs(1), "its lease was not over yet");
     assert_eq!(sent()?, newest, "it ended for good");
 
     fabric.roam()?;

@@ -159,7 +159,7 @@ fn p13_kills_while_rows_are_folded_change_nothing_of_what_they_come_to() -> Resu
     till.world.provider.start()?;
     let payer = till.payer(0)?;
     eventually("a payment", BACK, || Ok(payer.pay_to(last + Amount::ONE_SAT)?.ok()))?;
-    eventually("all that can be folded", BACK, || {
+    eventually("all that can be folded", FOLDING, || {
         let rows = check(&till.world.provider)?.facts.journal_rows;
         Ok((rows <= KEPT + 1).then_some(()))
     })?;
@@ -369,7 +369,8 @@ fn p13_a_move_ends_once_the_standby_has_it_and_goes_on_after_a_kill_while_it_wai
         standby.stop()?;
         let mut command = mover.command(&[])?;
         let mut running = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let waiting = "SELECT count(*) FROM pg_stat_activity \
+            WHERE datname = current_database() AND wait_event = 'SyncRep'";
         eventually("a commit that waits for the standby", HIT, || {
             Ok((mover.server.sql(&mover.name, waiting)? == "1").then_some(()))
         })?;
@@ -392,8 +393,11 @@ fn p13_a_move_ends_once_the_standby_has_it_and_goes_on_after_a_kill_while_it_wai
             ensure!(ended.success() && !mover.has_file()?, "{ended}");
         }
         mover.check(turn)?;
-        let there = standby.sql(&mover.name, "SELECT count(*) FROM edges")?;
-        ensure!(there == "1", "the standby does not have it");
+        // It is on the standby's disk, and shown there soon.
+        eventually("the standby's copy", BACK, || {
+            let there = standby.sql(&mover.name, "SELECT count(*) FROM edges")?;
+            Ok((there == "1").then_some(()))
+        })?;
     }
     Ok(())
 }

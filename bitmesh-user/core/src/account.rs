@@ -634,7 +634,7 @@ impl Accounts {
     }
 }
 
-/// All that makes them up in trees.
+/// The large trees of it.
 pub(crate) struct Apart {
     all: <Arena<AccountId, Account> as Pack>::Apart,
     seats: Vec<(Station, Place)>,

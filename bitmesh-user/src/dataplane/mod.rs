@@ -353,6 +353,11 @@ impl Dataplane {
         self.loaded.table.changed()
     }
 
+    /// Those that changed since then, which [`Self::changed`] will return, too.
+    pub fn moved(&mut self) -> Vec<(StationKey, StationUsage)> {
+        self.loaded.table.moved()
+    }
+
     /// Compares some slots of the table, from one on, with what was put there; what somebody else put
     /// there is taken off again.
     pub fn look(&mut self, from: u32, slots: u32) -> Sight {

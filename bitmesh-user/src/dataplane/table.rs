@@ -300,6 +300,13 @@ impl Table {
         changed
     }
 
+    /// Those that changed since then, which [`Self::changed`] will return, too.
+    pub(super) fn moved(&mut self) -> Vec<(StationKey, StationUsage)> {
+        self.tidy_up();
+        let moved = self.seen.iter().filter(|seen| self.sum(seen.slot) != seen.sum);
+        moved.map(|seen| (seen.key, self.usage_at(seen.slot))).collect()
+    }
+
     fn sum(&self, slot: u32) -> u64 {
         [UP, DOWN].into_iter().fold(0u64, |sum, first| {
             let octets = self.load(slot, first).wrapping_add(self.load(slot, first + 2));

@@ -406,7 +406,7 @@ impl<M: Machine> Book<M> {
     }
 }
 
-/// All that makes it up in trees.
+/// The large trees of it.
 pub(crate) struct Apart<M> {
     channels: Vec<(ChannelId, M)>,
     funded: Vec<(Nickname, ChannelId)>,

@@ -134,7 +134,10 @@ proptest! {
                 Event::Wait => now += QUARANTINE,
             }
             prop_assert_eq!(table.len(), model.len());
-            for (key, usage) in table.changed() {
+            let moved = table.moved();
+            let changed = table.changed();
+            prop_assert_eq!(&moved, &changed);
+            for (key, usage) in changed {
                 prop_assert_ne!(seen.insert(key, usage), Some(usage), "nothing changed");
             }
             seen.retain(|key, _| model.contains_key(key));

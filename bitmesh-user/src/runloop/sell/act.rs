@@ -47,7 +47,10 @@ impl Session<'_> {
         if !stations.is_empty() {
             let company: BTreeSet<_> =
                 stations.iter().flat_map(|station| self.controller.company(*station)).collect();
-            let readings = self.readings(company);
+            let readings = company.into_iter().filter_map(|station| {
+                Some((station, usage_of(&self.dataplane.usage(station.key())?)))
+            });
+            let readings = readings.collect();
             self.controller.handle(Input::Reclaimed { stations, readings }, &mut out);
         }
         out
@@ -209,22 +212,20 @@ impl Session<'_> {
         }
     }
 
-    /// What the kernel counted of some stations, of those that are in its table.
-    fn readings(&self, stations: impl IntoIterator<Item = Station>) -> Vec<(Station, Usage)> {
-        let usage = |station: Station| Some(usage_of(&self.dataplane.usage(station.key())?));
-        stations.into_iter().filter_map(|station| Some((station, usage(station)?))).collect()
-    }
-
-    /// Reads the counters that a question is about: its answer is of now, however seldom they are read at
-    /// rest.
+    /// Reads the counters that a question is about, out of turn: its answer is of now, however seldom they
+    /// are read at rest.
     pub(super) fn read_for(&mut self, ask: &Ask, out: &mut Batch<ProviderEvent, Action>) {
         match ask {
             Ask::Account(station) => {
-                let readings = self.readings(self.controller.company(*station));
-                self.controller.handle(Input::Usage(readings), out);
+                for station in self.controller.company(*station) {
+                    self.read_one(station.key(), out);
+                }
             }
             Ask::Stations | Ask::Status => {
-                self.read_usage(out);
+                for (key, used) in self.dataplane.moved() {
+                    let reading = Input::Reading(Station::from(key), usage_of(&used));
+                    self.controller.handle(reading, out);
+                }
             }
             _ => {}
         }

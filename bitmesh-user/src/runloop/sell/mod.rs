@@ -74,6 +74,7 @@ const USAGE_INTERVAL: Duration = Duration::from_millis(100);
 const USAGE_INTERVAL_IDLE: Duration = Duration::from_millis(1_500);
 /// How often usage is written down: what a power cut can make a provider forget.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+const _: () = assert!(CHECKPOINT_INTERVAL.as_millis() < USAGE_INTERVAL_IDLE.as_millis());
 /// How often miners' fees are asked for between blocks.
 const FEES_INTERVAL: Duration = Duration::from_mins(1);
 /// How often it is looked for what the operator should know.

@@ -35,13 +35,14 @@ impl Seizing {
         self.from.is_empty()
     }
 
-    /// Whether it is this edge's turn only after those behind it.
-    fn is_late(&self, number: EdgeNumber) -> bool {
-        Some(number) <= self.failed
+    /// Whether it was tried before to fence this edge.
+    fn has_tried(&self, number: EdgeNumber) -> bool {
+        self.from.contains_key(&number) || self.failed == Some(number)
     }
 
+    /// Those behind the one that failed come first, then it and those before.
     fn next(&mut self) -> Option<(EdgeNumber, EdgeRow)> {
-        let number = self.from.keys().copied().min_by_key(|number| self.is_late(*number))?;
+        let number = self.from.keys().copied().min_by_key(|number| Some(*number) <= self.failed)?;
         self.from.remove_entry(&number)
     }
 }
@@ -72,13 +73,14 @@ impl Fleet {
 
 impl Session<'_> {
     /// Fences edges that were silent for longer than they may grant, and takes some accounts of one of them.
-    /// After a failure nothing more is tried before the next sign of life: its time is needed for that.
+    /// After a failure nothing more is tried before the next sign of life: its time is needed for that. What
+    /// failed before comes last, so that it keeps nothing else waiting.
     pub(super) async fn take_over(&mut self, over: Vec<EdgeRow>) -> Result<()> {
         let Some(fleet) = &self.fleet else { return Ok(()) };
-        let is_late = |row: &EdgeRow| fleet.seizing.is_late(row.number);
-        let (late, due): (Vec<_>, Vec<_>) = over.into_iter().partition(is_late);
-        if self.fence(due).await? && self.seize().await? {
-            self.fence(late).await?;
+        let tried = |row: &EdgeRow| fleet.seizing.has_tried(row.number);
+        let (again, new): (Vec<_>, Vec<_>) = over.into_iter().partition(tried);
+        if self.fence(new).await? && self.seize().await? {
+            self.fence(again).await?;
         }
         Ok(())
     }
@@ -148,7 +150,12 @@ mod tests {
         }
         let [first, second, third] = edges;
         assert_eq!(turns, [first, second, third, first, second]);
+        assert!(seizing.has_tried(second) && seizing.has_tried(third));
         seizing.from.retain(|number, _| *number == first);
+        assert!(
+            !seizing.has_tried(third),
+            "one that goes silent anew is fenced before others again"
+        );
         assert_eq!(seizing.next(), Some((first, row(first))), "there is nobody else");
         assert!(seizing.is_empty() && seizing.next().is_none());
     }

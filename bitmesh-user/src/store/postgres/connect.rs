@@ -247,7 +247,7 @@ pub(super) fn is_race(error: &StoreError) -> bool {
 }
 
 /// Whether it waited for too long: for a lock, as a rule.
-pub(super) fn is_late(error: &StoreError) -> bool {
+pub(super) fn timed_out(error: &StoreError) -> bool {
     let StoreError::Sql(error) = error else { return false };
     match error {
         sqlx::Error::Io(error) => error.kind() == io::ErrorKind::TimedOut,

@@ -10,7 +10,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 
 use super::{
     Fleet, History, PostgresEngine, RACES_MAX, RETRY_PAUSE, SEQ_SHIFT, Server, Watch, belongs,
-    connect::{self, Connected, Known, STATEMENT_TIMEOUT, Standing, is_late, is_race, within},
+    connect::{self, Connected, Known, STATEMENT_TIMEOUT, Standing, is_race, timed_out, within},
     history, identity, prepare, sql,
     write::{put_folded, put_usage, run},
 };
@@ -107,20 +107,23 @@ impl Entrance {
     pub(in crate::store) async fn has_happened(&mut self, token: &str) -> Result<bool, StoreError> {
         let mut transaction = within(STATEMENT_TIMEOUT, self.connection.begin()).await?;
         let put = run(&mut transaction, sqlx::query(sql::INSERT_LONE).bind(token)).await;
-        within(STATEMENT_TIMEOUT, transaction.rollback()).await?;
+        // What it waited for in vain may be the answer to this, too.
+        let ended = within(STATEMENT_TIMEOUT, transaction.rollback()).await;
         match put {
-            Ok(_) => Ok(false),
-            Err(error) if is_race(&error) => Ok(self.lone().await?.is_some_and(|it| it == token)),
-            Err(error) if is_late(&error) => Err(self.unfinished()),
-            Err(error) => Err(error),
+            Err(error) if timed_out(&error) => Err(self.unfinished()),
+            Err(error) if !is_race(&error) => Err(error),
+            put => {
+                ended?;
+                Ok(put.is_err() && self.lone().await?.is_some_and(|it| it == token))
+            }
         }
     }
 
     /// An earlier try has the row, and is not over.
     fn unfinished(&self) -> StoreError {
         StoreError::Unmovable(format!(
-            "a move into {} is under way already, which waits for the standbys that have to have it, as \
-             a rule: start them, then run the same command again",
+            "a move into {} may be under way already, which waits for the standbys that have to have it, \
+             as a rule: start them, then run the same command again",
             self.place
         ))
     }
@@ -137,7 +140,7 @@ impl Entrance {
         let to = &mut self.connection;
         within(STATEMENT_TIMEOUT, to.execute(sqlx::raw_sql(sql::BEGIN_MOVE))).await?;
         match run(to, sqlx::query(sql::INSERT_LONE).bind(token)).await {
-            Err(error) if is_late(&error) => return Err(self.unfinished()),
+            Err(error) if timed_out(&error) => return Err(self.unfinished()),
             Err(error) if is_race(&error) => {
                 return Err(StoreError::Unmovable(format!(
                     "another lone box's was moved to {} before, and their channels would have the same \
