@@ -1,6 +1,7 @@
 //! The `bitmesh` program as users run it.
 
 use std::{
+    collections::BTreeMap,
     env,
     ffi::OsString,
     fs,
@@ -10,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use bitmesh_core::{channel::ChannelId, wire::ChannelReport};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 
@@ -185,6 +187,12 @@ impl<'a> Daemon<'a> {
             bail!("{}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
         }
         serde_json::from_slice(&output.stdout).with_context(|| args.join(" "))
+    }
+
+    /// Its channels.
+    pub fn channels(&self) -> Result<BTreeMap<ChannelId, ChannelReport>> {
+        let channels: Vec<ChannelReport> = self.json(&["channels"])?;
+        Ok(channels.into_iter().map(|report| (report.channel, report)).collect())
     }
 
     /// Its data.

@@ -45,7 +45,7 @@ impl Server {
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let server = Self(command.spawn().context("iperf3; run `cargo xtask setup`")?);
         servers().push((server.0.id(), port));
-        is_free(server.0.id(), port);
+        wait_until_free(server.0.id(), port);
         Ok(server)
     }
 }
@@ -58,7 +58,7 @@ fn servers() -> MutexGuard<'static, Vec<(u32, u16)>> {
 
 /// Waits until a server listens and has no client: between two it does not listen for a moment, and one that
 /// comes then is refused. A client that was ended where nothing passes leaves it busy: then that is seen.
-fn is_free(process: u32, port: u16) {
+fn wait_until_free(process: u32, port: u16) {
     let _ = eventually("a server that is free", FREE, || {
         let mut listens = false;
         for table in ["tcp", "tcp6"] {
@@ -116,7 +116,7 @@ impl Transfer {
     ) -> Result<Self> {
         let at_port: Vec<_> = servers().iter().filter(|(_, it)| *it == port).copied().collect();
         for (process, port) in at_port {
-            is_free(process, port);
+            wait_until_free(process, port);
         }
         let mut command = namespace.command("iperf3")?;
         let port = port.to_string();

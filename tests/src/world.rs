@@ -1,7 +1,6 @@
 //! A provider, a subscriber and a node, ready to trade.
 
 use std::{
-    collections::BTreeMap,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -150,15 +149,13 @@ impl<'a> World<'a> {
     /// The subscriber's channel, as each side tells it: subscriber's, provider's.
     pub fn channel(&self) -> Result<(ChannelReport, ChannelReport)> {
         let ours = self.own_channel()?;
-        let all: Vec<ChannelReport> = self.provider.json(&["channels"])?;
-        let theirs = all.into_iter().find(|it| it.channel == ours.channel);
+        let theirs = self.provider.channels()?.remove(&ours.channel);
         Ok((ours, theirs.context("the provider knows no such channel")?))
     }
 
     /// The channel as the subscriber alone tells it.
     pub fn own_channel(&self) -> Result<ChannelReport> {
-        let channels: Vec<ChannelReport> = self.subscriber.json(&["channels"])?;
-        channels.into_iter().next_back().context("no channel")
+        self.subscriber.channels()?.into_values().next_back().context("no channel")
     }
 
     /// What the provider says that its only paying station has.
@@ -195,13 +192,9 @@ impl<'a> World<'a> {
     /// Waits until both sides name the same payments on every channel.
     pub fn wait_for_same_books(&self) -> Result<()> {
         eventually("both sides' books to be the same", STEP, || {
-            let books = [&self.subscriber, &self.provider].map(|daemon| {
-                let channels: Vec<ChannelReport> = daemon.json(&["channels"])?;
-                let book = channels.iter().map(|it| (it.channel, (it.paid, it.bought_octets)));
-                Ok::<BTreeMap<_, _>, anyhow::Error>(book.collect())
-            });
-            let [ours, theirs] = books;
-            Ok((ours? == theirs?).then_some(()))
+            let (ours, theirs) = (self.subscriber.channels()?, self.provider.channels()?);
+            let payments = |it: &ChannelReport| (it.channel, it.paid, it.bought_octets);
+            Ok(ours.values().map(payments).eq(theirs.values().map(payments)).then_some(()))
         })
         .with_context(|| self.logs())
     }

@@ -237,8 +237,7 @@ fn p19_when_the_subscriber_vanishes_the_provider_settles_the_best_state() -> Res
     })?;
     world.subscriber.kill();
     let provider = |world: &World<'_>| -> Result<ChannelReport> {
-        let channels: Vec<ChannelReport> = world.provider.json(&["channels"])?;
-        channels.into_iter().next().context("a channel")
+        world.provider.channels()?.into_values().next().context("a channel")
     };
     let margin = provider(&world)?.params.expiry_height - CLAIM_MARGIN_BLOCKS;
     world.node.mine(margin - world.node.height()?)?;

@@ -11,11 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bitcoin::Amount;
-use bitmesh_core::{
-    station::Station,
-    units::Octets,
-    wire::{AccountReport, ChannelReport},
-};
+use bitmesh_core::{station::Station, units::Octets, wire::AccountReport};
 use bitmesh_tests::{
     counters,
     daemon::eventually,
@@ -342,9 +338,9 @@ fn p13_kills_of_the_subscriber_at_every_step_never_leave_a_payment_that_it_does_
         ended.with_context(context).with_context(|| world.logs())?;
         faults.end();
         faults.power_cut(scratch.path())?;
-        let channels: Vec<ChannelReport> = world.provider.json(&["channels"])?;
+        let channels = world.provider.channels()?;
         for (channel, signed) in ledgers::signed(scratch.path())? {
-            let theirs = channels.iter().find(|report| report.channel == channel);
+            let theirs = channels.get(&channel);
             let paid = theirs.context("a channel that both know").with_context(context)?.paid;
             ensure!(paid <= signed, "{channel}: {paid} was sent, {signed} is durable");
             ensure!(paid >= last, "{paid} is known, {last} was before");
@@ -363,13 +359,7 @@ fn p13_kills_of_the_subscriber_at_every_step_never_leave_a_payment_that_it_does_
 
     world.subscriber.start()?;
     world.wait_for(Phase::Buying)?;
-    // The far side may send once more what had no answer before: seconds later.
-    eventually("counts that agree", COUNTED, || {
-        let usage = world.usage_at_rest()?;
-        let passed = [&topology.subscriber, &topology.internet].map(counters::read);
-        let [down, up] = passed.map(|counts| counts.map(|counts| counts.received));
-        Ok((usage.down.octets.0 == down? && usage.up.octets.0 == up?).then_some(()))
-    })?;
+    world.usage_as_counted(&topology)?;
     world.wait_for_same_books()?;
     world.subscriber.stop()?;
     world.provider.stop()?;

@@ -14,10 +14,10 @@ use bitcoin::Amount;
 use bitmesh_core::{
     channel::ChannelId,
     station::Station,
-    wire::{ChannelReport, PaymentReply, PaymentRequest},
+    wire::{PaymentReply, PaymentRequest},
 };
 use bitmesh_tests::{
-    daemon::{Daemon, eventually},
+    daemon::eventually,
     fleet::{Fabric, Fleet, INTERNET},
     ledgers::{Ledger, signed},
     payers::{Payer, Stand},
@@ -183,9 +183,11 @@ fn p13_a_primary_that_dies_under_load_loses_nothing_that_two_edges_acknowledged(
 
     // What is signed is on its way for a moment.
     eventually("the same books at both ends", BACK, || {
-        let [a, b, own] = [&fleet.edges[0], &fleet.edges[1], &fleet.subscriber].map(paid);
-        let theirs = a?.into_iter().chain(b?).collect::<BTreeMap<_, _>>();
-        Ok(own?.iter().all(|(channel, paid)| theirs.get(channel) == Some(paid)).then_some(()))
+        let mut theirs = fleet.edges[0].channels()?;
+        theirs.extend(fleet.edges[1].channels()?);
+        let ours = fleet.subscriber.channels()?;
+        let paid = |channel| theirs.get(channel).map(|report| report.paid);
+        Ok(ours.iter().all(|(channel, own)| paid(channel) == Some(own.paid)).then_some(()))
     })
     .with_context(|| fleet.logs())?;
     fleet.subscriber.stop()?;
@@ -201,12 +203,6 @@ fn p13_a_primary_that_dies_under_load_loses_nothing_that_two_edges_acknowledged(
         ensure!(ledger.paid(&channel)? == signed, "{channel}: the books differ");
     }
     Ok(())
-}
-
-/// What a daemon says that was paid, by channel.
-fn paid(daemon: &Daemon<'_>) -> Result<BTreeMap<ChannelId, Amount>> {
-    let channels: Vec<ChannelReport> = daemon.json(&["channels"])?;
-    Ok(channels.into_iter().map(|report| (report.channel, report.paid)).collect())
 }
 
 /// The one ledger that has a channel.

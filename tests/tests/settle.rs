@@ -119,9 +119,7 @@ impl<'a> Hand<'a> {
     }
 
     fn now(&self, world: &World<'_>) -> Result<ChannelReport> {
-        let channels: Vec<ChannelReport> = world.provider.json(&["channels"])?;
-        let own = |report: &ChannelReport| report.channel == self.channel.channel;
-        channels.into_iter().find(own).context("no channel")
+        world.provider.channels()?.remove(&self.channel.channel).context("no channel")
     }
 
     /// Height from which no payment is taken.
