@@ -41,14 +41,14 @@ pub fn start(namespace: &Namespace, interface: &str, without: &[&str]) -> Result
     for (name, direction, far) in [("received", "iifname", "saddr"), ("sent", "oifname", "daddr")] {
         commands
             .push(json!({"add": {"counter": {"family": "inet", "table": TABLE, "name": name}}}));
-        let on_interface = matches(&json!({"meta": {"key": direction}}), interface);
+        let on_interface = matches(&json!({"meta": {"key": direction}}), &json!(interface));
         for field in ["saddr", "daddr"] {
-            commands.push(rule(name, &link_local(field)));
+            commands.push(left_out(name, "ip6", field, &link_local()));
         }
+        commands.push(left_out(name, "ip", "daddr", &local_control()));
         for address in without {
             let protocol = if address.contains(':') { "ip6" } else { "ip" };
-            let field = json!({"payload": {"protocol": protocol, "field": far}});
-            commands.push(rule(name, &[matches(&field, address), json!({"return": null})]));
+            commands.push(left_out(name, protocol, far, &json!(address)));
         }
         commands.push(rule(name, &[on_interface, json!({"counter": name})]));
     }
@@ -68,14 +68,23 @@ pub fn start_far_sides(topology: &Topology) -> Result<()> {
 
 /// Neighbour discovery goes no further than the edge: link-local, multicast and, while an address
 /// is being checked for duplicates, without a source.
-fn link_local(field: &str) -> Vec<Value> {
-    let field = json!({"payload": {"protocol": "ip6", "field": field}});
-    let local = json!({"set": [
+fn link_local() -> Value {
+    json!({"set": [
         "::",
         {"prefix": {"addr": "fe80::", "len": 10}},
         {"prefix": {"addr": "ff00::", "len": 8}},
-    ]});
-    vec![json!({"match": {"op": "==", "left": field, "right": local}}), json!({"return": null})]
+    ]})
+}
+
+/// Nor does what hosts and bridges tell of the IPv4 groups that they listen to (RFC 5771,
+/// section 4).
+fn local_control() -> Value {
+    json!({"prefix": {"addr": "224.0.0.0", "len": 24}})
+}
+
+fn left_out(chain: &str, protocol: &str, field: &str, addresses: &Value) -> Value {
+    let field = json!({"payload": {"protocol": protocol, "field": field}});
+    rule(chain, &[matches(&field, addresses), json!({"return": null})])
 }
 
 fn chain(name: &str, hook: &str, priority: i32) -> Value {
@@ -89,7 +98,7 @@ fn rule(chain: &str, expr: &[Value]) -> Value {
     json!({"add": {"rule": {"family": "inet", "table": TABLE, "chain": chain, "expr": expr}}})
 }
 
-fn matches(left: &Value, right: &str) -> Value {
+fn matches(left: &Value, right: &Value) -> Value {
     json!({"match": {"op": "==", "left": left, "right": right}})
 }
 

@@ -38,16 +38,24 @@ const COUNTED: Duration = Duration::from_secs(5);
 const SENT: Duration = Duration::from_secs(30);
 const BOTH: [UploadHook; 2] = [UploadHook::XdpNative, UploadHook::Tc];
 
-/// What the far sides counted must be what was billed: uploads where they arrive, downloads where
-/// they arrive.
-fn agree(topology: &Topology, edge: &Edge) -> Result<()> {
-    let usage = edge.usage(station(&topology.subscriber)?)?;
-    let arrived = counters::read(&topology.internet)?.received;
-    assert_eq!(usage.up.octets, arrived, "uploads");
-    let arrived = counters::read(&topology.subscriber)?.received;
-    assert_eq!(usage.down.octets, arrived, "downloads");
-    assert!(usage.up.octets > 0 && usage.down.octets > 0);
-    Ok(())
+/// Octets that came to the internet host and to the subscriber so far.
+fn arrived(topology: &Topology) -> Result<[u64; 2]> {
+    Ok([
+        counters::read(&topology.internet)?.received,
+        counters::read(&topology.subscriber)?.received,
+    ])
+}
+
+/// What was billed, which must be what the far sides counted since: uploads where they arrive,
+/// downloads where they arrive. A connection's last frames may come long after it was closed.
+fn billed(topology: &Topology, edge: &Edge, since: [u64; 2]) -> Result<StationUsage> {
+    let payer = station(&topology.subscriber)?;
+    let hosts = [&topology.internet, &topology.subscriber];
+    let (usage, counted) = counters::at_rest(hosts, || edge.usage(payer))?;
+    let [up, down] = [0, 1].map(|i: usize| counted[i].received - since[i]);
+    let hook = edge.options.upload_hook;
+    assert_eq!((usage.up.octets, usage.down.octets), (up, down), "billed and arrived, {hook:?}");
+    Ok(usage)
 }
 
 #[test]
@@ -93,15 +101,13 @@ fn d4_fragments_are_counted_and_garbage_is_counted_or_dropped() -> Result<()> {
         let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
         let payer = station(&topology.subscriber)?;
         edge.allow(payer, PLENTY)?;
-        let before = counters::read(&topology.internet)?.received;
+        let before = arrived(&topology)?;
         let socket = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
         for _ in 0..200 {
             socket.send_to(&[0; 6_000], (INTERNET_V4, 9))?;
         }
-        let up = edge.usage(payer)?.up.octets;
-        let arrived = counters::read(&topology.internet)?.received - before;
-        assert_eq!(up, arrived, "fragments of 6,000 octets, {hook:?}");
-        assert!(arrived >= 200 * 6_000);
+        let up = billed(&topology, &edge, before)?.up;
+        assert!(up.octets >= 200 * 6_000, "{up:?}, {hook:?}");
 
         // Every frame is billed, passes free or drops with a cause: none is lost track of.
         let seen = |edge: &Edge| -> Result<u64> {
@@ -150,7 +156,7 @@ fn d5_jumbo_frames_count_in_full_length_in_several_buffers() -> Result<()> {
         let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
         let payer = station(&topology.subscriber)?;
         edge.allow(payer, PLENTY)?;
-        let before = counters::read(&topology.internet)?.received;
+        let before = arrived(&topology)?;
         let socket = udp_socket(&topology.subscriber, "0.0.0.0:0")?;
         tell_of_drops(&socket)?;
         let until = Instant::now() + SENT;
@@ -164,9 +170,7 @@ fn d5_jumbo_frames_count_in_full_length_in_several_buffers() -> Result<()> {
                 std::thread::yield_now();
             }
         }
-        let up = edge.usage(payer)?.up;
-        let arrived = counters::read(&topology.internet)?.received - before;
-        assert_eq!(up.octets, arrived, "{hook:?}");
+        let up = billed(&topology, &edge, before)?.up;
         assert_eq!(up.frames, 1_994, "not fragmented, {hook:?}");
     }
     Ok(())
@@ -182,7 +186,7 @@ fn d6_what_offloads_merge_and_split_is_billed_as_on_the_wire() -> Result<()> {
     let mut edge = Edge::open(&topology, |options| options.upload_hook = UploadHook::Tc)?;
     let payer = station(&topology.subscriber)?;
     edge.allow(payer, PLENTY)?;
-    let mut before = edge.usage(payer)?;
+    let (start, mut before) = (arrived(&topology)?, edge.usage(payer)?);
     for (host, direction) in [
         (INTERNET_V4, Direction::Download),
         (INTERNET_V4, Direction::Upload),
@@ -190,8 +194,7 @@ fn d6_what_offloads_merge_and_split_is_billed_as_on_the_wire() -> Result<()> {
         (INTERNET_V6, Direction::Upload),
     ] {
         transfer(&topology.subscriber, host, direction, 48, 2_000)?;
-        agree(&topology, &edge)?;
-        let usage = edge.usage(payer)?;
+        let usage = billed(&topology, &edge, start)?;
         let (after, before) = match direction {
             Direction::Download => (usage.down, std::mem::replace(&mut before, usage).down),
             Direction::Upload => (usage.up, std::mem::replace(&mut before, usage).up),
@@ -218,15 +221,10 @@ fn a_transparent_bridge_bills_what_it_passes_and_passes_nothing_unpaid() -> Resu
         let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
         let payer = station(&topology.subscriber)?;
         edge.allow(payer, PLENTY)?;
-        let sent = counters::read(&topology.internet)?.received;
-        let received = counters::read(&topology.subscriber)?.received;
+        let before = arrived(&topology)?;
         transfer(&topology.subscriber, INTERNET_V4, Direction::Download, 8, 400)?;
         transfer(&topology.subscriber, INTERNET_V4, Direction::Upload, 8, 400)?;
-        let usage = edge.usage(payer)?;
-        let arrived = counters::read(&topology.internet)?.received - sent;
-        assert_eq!(usage.up.octets, arrived, "uploads, {hook:?}");
-        let arrived = counters::read(&topology.subscriber)?.received - received;
-        assert_eq!(usage.down.octets, arrived, "downloads, {hook:?}");
+        let usage = billed(&topology, &edge, before)?;
         assert!(usage.up.octets > 8 << 20 && usage.down.octets > 8 << 20, "{usage:?}");
 
         let freeloader = udp_socket(&topology.freeloader, "10.78.0.6:0")?;
@@ -246,19 +244,12 @@ fn d10_ipv6_is_billed_as_ipv4_is() -> Result<()> {
     for hook in BOTH {
         let mut edge = Edge::open(&topology, |options| options.upload_hook = hook)?;
         let payer = station(&topology.subscriber)?;
-        let used = counters::read(&topology.internet)?.received;
-        let received = counters::read(&topology.subscriber)?.received;
         edge.allow(payer, PLENTY)?;
+        let before = arrived(&topology)?;
         transfer(&topology.subscriber, INTERNET_V6, Direction::Download, 16, 400)?;
         transfer(&topology.subscriber, INTERNET_V6, Direction::Upload, 16, 400)?;
-        let usage = edge.usage(payer)?;
-        assert_eq!(
-            usage.up.octets,
-            counters::read(&topology.internet)?.received - used,
-            "{hook:?}"
-        );
-        let arrived = counters::read(&topology.subscriber)?.received - received;
-        assert_eq!(usage.down.octets, arrived, "{hook:?}");
+        let usage = billed(&topology, &edge, before)?;
+        assert!(usage.up.octets > 16 << 20 && usage.down.octets > 16 << 20, "{usage:?}, {hook:?}");
     }
     Ok(())
 }
@@ -292,6 +283,7 @@ fn d20_top_ups_that_race_the_meter_lose_and_invent_nothing() -> Result<()> {
     let mut edge = Edge::open(&topology, |options| options.upload_hook = UploadHook::XdpNative)?;
     let payer = station(&topology.subscriber)?;
     edge.allow(payer, 0)?;
+    let before = arrived(&topology)?;
     let done = AtomicBool::new(false);
     let sockets = [
         udp_socket(&topology.subscriber, "0.0.0.0:0")?,
@@ -324,10 +316,8 @@ fn d20_top_ups_that_race_the_meter_lose_and_invent_nothing() -> Result<()> {
         done.store(true, Ordering::Relaxed);
         senders.into_iter().map(|sender| sender.join().unwrap()).sum()
     });
-    let usage = edge.usage(payer)?;
+    let usage = billed(&topology, &edge, before)?;
     let bought = STEP * STEPS;
-    let arrived = counters::read(&topology.internet)?.received;
-    assert_eq!(usage.up.octets, arrived, "billed and arrived");
     // Spent to less than a frame, and over by at most one a CPU. What comes back is errors of the
     // far side, whose port is closed.
     let used = usage.octets();
@@ -475,15 +465,17 @@ fn stations_that_come_and_go_while_frames_flow_lose_and_invent_nothing() -> Resu
         done.store(true, Ordering::Relaxed);
         Ok(())
     })?;
-    std::thread::sleep(Duration::from_millis(300));
-    let mut billed = 0;
-    for (n, (bought, used)) in &model {
-        let now = edge.dataplane()?.usage(key(*n)).unwrap_or(*used);
-        assert!(now.octets() <= bought + FRAME, "station {n} used {now:?} of {bought}");
-        billed += now.up.octets;
-    }
+    let (billed, [counted]) = counters::at_rest([&topology.internet], || {
+        let mut billed = 0;
+        for (n, (bought, used)) in &model {
+            let now = edge.dataplane()?.usage(key(*n)).unwrap_or(*used);
+            assert!(now.octets() <= bought + FRAME, "station {n} used {now:?} of {bought}");
+            billed += now.up.octets;
+        }
+        Ok(billed)
+    })?;
     assert!(inserts > 100 && removals > 100, "{inserts} inserts, {removals} removals");
     assert!(billed > 100_000, "{billed} octets");
-    assert_eq!(billed, counters::read(&topology.internet)?.received, "billed and arrived");
+    assert_eq!(billed, counted.received, "billed and arrived");
     Ok(())
 }

@@ -363,8 +363,8 @@ fn d12_a_million_macs_keep_no_payer_from_its_octets_and_newcomers_are_refused_wi
         raw.send(&frame)?;
     }
     running.finish(Duration::from_mins(1))?;
-    let usage = edge.usage(payer)?;
-    assert_eq!(usage.down.octets, counters::read(&topology.subscriber)?.received);
+    let (usage, [counted]) = counters::at_rest([&topology.subscriber], || edge.usage(payer))?;
+    assert_eq!(usage.down.octets, counted.received);
     assert!(usage.down.octets > 64 << 20);
     assert!(edge.cause(Cause::Unknown)? >= u64::from(MACS), "each is dropped and counted");
     assert_eq!(edge.dataplane()?.station_count(), usize::try_from(taken)?);
