@@ -2,14 +2,6 @@
 
 use std::{ptr, slice, sync::Once};
 
-/// Gives it back: what was freed between what was not, and the first time the parts of the program that were
-/// only needed so far. Not after a fault of the disk, from which they would be read again.
-pub(crate) fn give_back() {
-    static FIRST: Once = Once::new();
-    give_back_heap();
-    FIRST.call_once(give_back_program);
-}
-
 /// Replaying a large ledger takes far more memory than what comes of it. The C library keeps what was
 /// freed unless it is told.
 pub(crate) fn give_back_heap() {
@@ -21,13 +13,15 @@ pub(crate) fn give_back_heap() {
     }
 }
 
-/// A start runs through most of the program. What is used later is mapped again, from what the kernel
-/// keeps of the file.
-fn give_back_program() {
+/// A start runs through most of the program. The first time that this is called, the program's pages are
+/// let go of; what is used later is mapped again, from what the kernel keeps of the file. Once alone, since
+/// the kernel may keep nothing of it while memory is short.
+pub(crate) fn give_back_program() {
+    static FIRST: Once = Once::new();
     // SAFETY: the function is of the kind that is asked for, and nothing keeps what it is lent.
-    unsafe {
+    FIRST.call_once(|| unsafe {
         libc::dl_iterate_phdr(Some(give_back_segments), ptr::null_mut());
-    }
+    });
 }
 
 /// Lets go of the segments of the program, or of a library, that can't be written to.
@@ -85,7 +79,8 @@ mod tests {
     #[test]
     fn what_was_given_back_is_there_again() {
         static TOLD: [u8; 8] = *b"the same";
-        give_back();
+        give_back_heap();
+        give_back_program();
         assert_eq!(std::hint::black_box(&TOLD), b"the same");
     }
 }

@@ -5,6 +5,8 @@
 //! channels. A station belongs to one account at a time; what it uses counts for the account that
 //! it belonged to last. Everything here but the leases follows from the journal and the counters.
 
+mod holding;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -12,11 +14,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use self::holding::{Account, Bought};
 use crate::{
     arena::{Arena, Spot},
     channel::{ChannelId, InvalidEvent, STATIONS_PER_ACCOUNT_MAX},
     dense::Pack,
-    few::Few,
     fleet::LateId,
     leasing::{Change, Leases},
     ledger::Usage,
@@ -93,44 +95,6 @@ pub struct Ahead {
     pub known: Octets,
 }
 
-/// What the payments on a channel bought.
-#[derive(Clone, Copy, Debug, Default)]
-struct Bought {
-    now: Octets,
-    /// Before payments were voided because their funding was lost.
-    most: Octets,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Account {
-    channels: Few<ChannelId, Bought>,
-    /// Used by stations that belong to other accounts now, or at another edge and told late.
-    gone: Octets,
-    leases: Leases,
-}
-
-impl Account {
-    fn bought(&self) -> Octets {
-        self.channels.values().fold(Octets(0), |sum, bought| sum.saturating_add(bought.now))
-    }
-
-    /// What its stations used, and what left with others.
-    fn used(&self) -> Octets {
-        self.gone.saturating_add(self.leases.used())
-    }
-
-    /// What its stations may ever have been let use in all, used octets included.
-    fn ever(&self) -> Octets {
-        let most = self.channels.values().fold(Octets(0), |sum, of| sum.saturating_add(of.most));
-        most.saturating_sub(self.gone)
-    }
-
-    /// What its stations may use in all, used octets included.
-    fn total(&self) -> Octets {
-        self.bought().saturating_sub(self.gone)
-    }
-}
-
 /// Every account and every station.
 #[derive(Debug, Default)]
 pub struct Accounts {
@@ -161,7 +125,7 @@ impl Accounts {
         }
         let spot = bound.unwrap_or_else(|| self.spot(id));
         if let Some((_, account)) = self.all.at_mut(spot) {
-            account.channels.insert(channel, Bought::default());
+            account.channels.insert(id, channel);
         }
         if bound.is_none() {
             self.sit(station, spot, used);
@@ -175,8 +139,8 @@ impl Accounts {
         let id = self.of_channel(channel)?;
         self.later.remove(channel);
         let account = self.all.get_mut(&id)?;
-        account.channels.remove(channel);
-        if !account.channels.is_empty() {
+        account.channels.remove(id, channel);
+        if account.channels.bought().next().is_some() {
             return Some((id, true));
         }
         let stations: Vec<_> = account.leases.stations().collect();
@@ -208,7 +172,7 @@ impl Accounts {
     pub fn set_bought(&mut self, channel: ChannelId, bought: Octets) {
         let id = self.later.get(&channel).copied().unwrap_or(AccountId(channel));
         let Some(account) = self.all.get_mut(&id) else { return };
-        let Some(known) = account.channels.get_mut(&channel) else { return };
+        let Some(known) = account.channels.get_mut(id, &channel) else { return };
         *known = Bought { now: bought, most: known.most.max(bought) };
         self.rouse(id);
     }
@@ -338,7 +302,7 @@ impl Accounts {
         self.active.remove(&id);
         self.withheld.remove(&id);
         self.late.remove(&id);
-        let channels: Vec<_> = account.channels.keys().copied().collect();
+        let channels: Vec<_> = account.channels.ids(id).collect();
         for channel in &channels {
             self.later.remove(channel);
         }
@@ -535,8 +499,7 @@ impl Accounts {
     pub fn of_channel(&self, channel: &ChannelId) -> Option<AccountId> {
         self.later.get(channel).copied().or_else(|| {
             let named = AccountId(*channel);
-            let channels = &self.all.get(&named)?.channels;
-            channels.get(channel).map(|_| named)
+            self.all.get(&named)?.channels.first.map(|_| named)
         })
     }
 
@@ -547,7 +510,7 @@ impl Accounts {
 
     /// One of an account's channels; none, when all were forgotten.
     pub fn a_channel_of(&self, id: AccountId) -> Option<ChannelId> {
-        self.all.get(&id)?.channels.keys().next().copied()
+        self.all.get(&id)?.channels.ids(id).next()
     }
 
     /// Whether nothing of an account's is in force, or on its way to be reclaimed.

@@ -72,7 +72,8 @@ async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<
     let changes = watch.pass(true, true);
     say(&answers, &Said::Ready)?;
     tell(&answers, changes)?;
-    footprint::give_back();
+    footprint::give_back_heap();
+    footprint::give_back_program();
     let mut request = [0];
     let mut on_trial = args.is_new;
     let (mut rules_changed, mut rules_next) = (false, Instant::now());

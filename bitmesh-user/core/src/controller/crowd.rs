@@ -7,12 +7,16 @@
 //! goes: to fill the bound with those takes so many coins. Who funds one that was pushed out gets its
 //! money back at the channel's end, by itself, as from a provider that vanished.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+};
 
 use super::{CHANNELS_PER_STATION_MAX, Controller, Out, Refusal};
 use crate::{
     account::AccountId,
     channel::{ChannelId, ProviderChannel},
+    dense::Pack,
     station::Station,
 };
 
@@ -26,14 +30,78 @@ pub const UNFUNDED_MAX: usize = 10_000;
 /// What a waiting channel is worth keeping for; the least goes first.
 type Worth = (bool, Reverse<usize>, u32);
 
+/// Channels that are not over, by who opened them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Crowd {
+    /// How many; no station has none.
+    each: BTreeMap<Station, usize>,
+    /// Those that wait for their funding.
+    unfunded: BTreeSet<(Station, ChannelId)>,
+}
+
+impl Crowd {
+    pub(super) fn opened(&mut self, station: Station) {
+        *self.each.entry(station).or_default() += 1;
+    }
+
+    /// One that was not over is.
+    pub(super) fn over(&mut self, station: Station, id: ChannelId) {
+        self.unfunded.remove(&(station, id));
+        if let Entry::Occupied(mut own) = self.each.entry(station) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
+    }
+
+    pub(super) fn set_unfunded(&mut self, station: Station, id: ChannelId, unfunded: bool) {
+        if unfunded {
+            self.unfunded.insert((station, id));
+        } else {
+            self.unfunded.remove(&(station, id));
+        }
+    }
+
+    /// How many a station has, and how many of them wait for their funding.
+    fn of(&self, station: Station) -> (usize, usize) {
+        let from = self.unfunded.range((station, ChannelId::FIRST)..);
+        let unfunded = from.take_while(|(of, _)| *of == station).count();
+        (self.each.get(&station).copied().unwrap_or(0), unfunded)
+    }
+
+    /// How many wait for their funding.
+    pub(super) fn unfunded(&self) -> usize {
+        self.unfunded.len()
+    }
+
+    pub(super) fn absorb(&mut self, other: Self) {
+        for (station, many) in other.each {
+            *self.each.entry(station).or_default() += many;
+        }
+        self.unfunded.extend(other.unfunded);
+    }
+}
+
+impl Pack for Crowd {
+    type Apart = Vec<(Station, usize)>;
+
+    fn take_apart(&mut self) -> Self::Apart {
+        self.each.take_apart()
+    }
+
+    fn put_together(&mut self, apart: Self::Apart) {
+        self.each.put_together(apart);
+    }
+}
+
 impl Controller {
     pub(super) fn check_caps(&self, station: Station) -> Result<(), Refusal> {
-        let own: Vec<_> = self.channels_of(station).collect();
-        let unfunded = own.iter().filter(|id| self.unfunded.contains(id)).count();
+        let (own, unfunded) = self.crowd.of(station);
         if unfunded >= UNFUNDED_PER_STATION_MAX {
             return Err(Refusal::TooManyUnfunded);
         }
-        if own.len() >= CHANNELS_PER_STATION_MAX {
+        if own >= CHANNELS_PER_STATION_MAX {
             return Err(Refusal::TooManyChannels);
         }
         Ok(())
@@ -42,7 +110,7 @@ impl Controller {
     /// Has a waiting channel end where one more would be too many. One of a station that pays does not
     /// go for a stranger's.
     pub(super) fn make_place(&mut self, station: Station, out: &mut Out) -> Result<(), Refusal> {
-        if self.unfunded.len() < UNFUNDED_MAX {
+        if self.crowd.unfunded() < UNFUNDED_MAX {
             return Ok(());
         }
         let newcomer_pays = self.pays(station);
@@ -59,7 +127,8 @@ impl Controller {
     /// Strangers' channels before those of stations that pay, those of who has most of them before
     /// others, the oldest first.
     fn least_worth(&self) -> Option<(Worth, ChannelId)> {
-        let waiting = self.unfunded.iter().filter_map(|id| Some((id, self.book.get(id)?)));
+        let waiting = self.crowd.unfunded.iter();
+        let waiting = waiting.filter_map(|(_, id)| Some((id, self.book.get(id)?)));
         let waiting: Vec<_> = waiting
             .filter(|(id, channel)| channel.costless() && !self.presenting.contains(id))
             .collect();
@@ -87,7 +156,21 @@ impl Controller {
 
     /// Whether a station has an account that paid, or a channel with money in it.
     pub fn pays(&self, station: Station) -> bool {
-        self.payer(station).is_some()
-            || self.channels_of(station).any(|id| !self.unfunded.contains(&id))
+        let (own, unfunded) = self.crowd.of(station);
+        self.payer(station).is_some() || own > unfunded
+    }
+
+    /// Counts them again, and compares.
+    #[cfg(test)]
+    pub(super) fn check_crowd(&self) {
+        let mut each: BTreeMap<Station, usize> = BTreeMap::new();
+        for (_, channel) in self.book.iter().filter(|(_, channel)| !channel.finished()) {
+            *each.entry(channel.station()).or_default() += 1;
+        }
+        assert_eq!(self.crowd.each, each);
+        for (station, id) in &self.crowd.unfunded {
+            let channel = self.book.get(id).unwrap();
+            assert!(channel.speculative() && channel.station() == *station, "{channel:?}");
+        }
     }
 }

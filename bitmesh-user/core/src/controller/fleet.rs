@@ -366,9 +366,9 @@ impl Controller {
 
     fn let_leave(&mut self, id: &ChannelId) {
         let Some(channel) = self.book.get(id) else { return };
-        let station = channel.station();
-        self.by_station.remove(&(station, *id));
-        self.unfunded.remove(id);
+        if !channel.finished() {
+            self.crowd.over(channel.station(), *id);
+        }
         self.unsure.remove(id);
         self.fundings_refused.remove(id);
         self.book.forget(id);
@@ -438,8 +438,7 @@ impl Controller {
         let folded = *arrival.folded;
         self.book.absorb(folded.book);
         self.accounts.absorb(folded.accounts);
-        self.by_station.extend(folded.by_station);
-        self.unfunded.extend(folded.unfunded);
+        self.crowd.absorb(folded.crowd);
         self.unsure.extend(folded.unsure);
         let mut forgotten = folded.fleet.map(|fleet| fleet.forgotten).unwrap_or_default();
         for account in arrival.accounts {

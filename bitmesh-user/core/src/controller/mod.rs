@@ -33,6 +33,7 @@ use bitcoin::{
 pub use action::{Action, Answer};
 pub use claim::{CLAIM_BATCH_MAX, PlannedClaim};
 pub use close::{CloseNeeds, CloseOwn};
+use crowd::Crowd;
 pub use crowd::{UNFUNDED_MAX, UNFUNDED_PER_STATION_MAX};
 pub use fleet::{Missing, Place, STAY_MIN};
 pub use funding::{FUNDINGS_REFUSED_MAX, PRESENTED_AT_ONCE_MAX, Taken, UNCONFIRMED_CHANNELS_MAX};
@@ -68,10 +69,8 @@ pub struct Controller {
     payout: ScriptBuf,
     book: Book<ProviderChannel>,
     accounts: Accounts,
-    /// Channels that are not over, by who opened them.
-    by_station: BTreeSet<(Station, ChannelId)>,
-    /// Channels that wait for their funding.
-    unfunded: BTreeSet<ChannelId>,
+    /// Channels that are not over.
+    crowd: Crowd,
     /// Channels that may have credit which no confirmation backs, and others.
     unsure: BTreeSet<ChannelId>,
     unwritten: BTreeSet<Station>,
@@ -102,8 +101,7 @@ impl Controller {
             payout: ScriptBuf::new(),
             book: Book::default(),
             accounts: Accounts::default(),
-            by_station: BTreeSet::new(),
-            unfunded: BTreeSet::new(),
+            crowd: Crowd::default(),
             unsure: BTreeSet::new(),
             unwritten: BTreeSet::new(),
             ungranted: BTreeSet::new(),
@@ -161,10 +159,10 @@ impl Controller {
     /// Takes as little memory as what is known can take, for the price of making it anew.
     fn pack(&mut self) {
         let (book, accounts) = (self.book.take_apart(), self.accounts.take_apart());
-        let by_station = self.by_station.take_apart();
+        let crowd = self.crowd.take_apart();
         self.book.put_together(book);
         self.accounts.put_together(accounts);
-        self.by_station.put_together(by_station);
+        self.crowd.put_together(crowd);
     }
 
     /// Takes one input; adds to the batch what has to be stored and done.
@@ -263,7 +261,7 @@ impl Controller {
     fn follow(&mut self, id: &ChannelId, event: &ProviderEvent) -> Result<(), InvalidEvent> {
         match event {
             ProviderEvent::Opened { station, used, .. } => {
-                self.by_station.insert((*station, *id));
+                self.crowd.opened(*station);
                 self.accounts.open(*id, *station, *used);
                 self.note_opened(*id, *station);
             }
@@ -281,15 +279,8 @@ impl Controller {
             ProviderEvent::Finished => self.let_go(id),
             _ => {}
         }
-        let Some(channel) = self.book.get(id) else {
-            self.unfunded.remove(id);
-            return Ok(());
-        };
-        if channel.speculative() {
-            self.unfunded.insert(*id);
-        } else {
-            self.unfunded.remove(id);
-        }
+        let Some(channel) = self.book.get(id) else { return Ok(()) };
+        self.crowd.set_unfunded(channel.station(), *id, channel.speculative());
         if channel.at_risk(self.book.tip()) > Amount::ZERO {
             self.unsure.insert(*id);
         }
@@ -302,7 +293,7 @@ impl Controller {
     fn let_go(&mut self, id: &ChannelId) {
         let Some(channel) = self.book.get(id) else { return };
         let (station, forgettable) = (channel.station(), channel.forgettable());
-        self.by_station.remove(&(station, *id));
+        self.crowd.over(station, *id);
         if forgettable {
             self.book.forget(id);
             let gone = self.accounts.forget(id);

@@ -6,7 +6,7 @@ use bitcoin::secp256k1::PublicKey;
 
 use super::{Answer, Controller, Out, Refusal};
 use crate::{
-    channel::{ChannelId, ChannelParams, ProviderEvent, Versioned, check_economic},
+    channel::{ChannelParams, ProviderEvent, Versioned, check_economic},
     ledger::Usage,
     offer::SignedOffer,
     station::Station,
@@ -93,12 +93,5 @@ impl Controller {
         self.next_key_index += 1;
         self.record(channel, event, out);
         self.channel(&channel).map(|report| Answer::Channel(Box::new(report)))
-    }
-
-    /// Channels that a station opened and that are not over.
-    pub(super) fn channels_of(&self, station: Station) -> impl Iterator<Item = ChannelId> {
-        let from = (station, ChannelId::FIRST);
-        let own = self.by_station.range(from..).take_while(move |(of, _)| *of == station);
-        own.map(|(_, channel)| *channel)
     }
 }

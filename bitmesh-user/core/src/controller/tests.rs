@@ -61,6 +61,7 @@ impl Provider {
         self.journal.extend(out.entries().iter().cloned());
         if self.controller.book.scripts().len() < 100 {
             self.controller.book.check_waiting();
+            self.controller.check_crowd();
         }
         out.release(&Durable::committed())
     }
@@ -78,6 +79,7 @@ impl Provider {
         for entry in &self.journal {
             again.replay(entry).unwrap();
         }
+        again.check_crowd();
         again
     }
 
@@ -246,16 +248,16 @@ fn a4_channels_that_nothing_came_of_are_forgotten_and_others_are_not() {
     let all = |provider: &Controller| {
         let channels: Vec<_> = provider.book.iter().map(|(id, _)| *id).collect();
         let scripts = provider.book.scripts().len();
-        let waiting = provider.unfunded.clone();
         let stations: Vec<_> = provider.accounts().map(|account| account.station).collect();
-        (channels, scripts, waiting, provider.by_station.clone(), stations)
+        (channels, scripts, provider.crowd.clone(), stations)
     };
     provider.mine(101 + FUNDING_WINDOW_BLOCKS, vec![]);
     let before = provider.controller.book.script_changes();
     assert_eq!(provider.controller.book.scripts().len(), 3);
     provider.mine(102 + FUNDING_WINDOW_BLOCKS, vec![]);
-    let own = BTreeSet::from([(station(1), paid.channel)]);
-    let left = (vec![paid.channel], 1, BTreeSet::new(), own, vec![station(1)]);
+    let mut own = Crowd::default();
+    own.opened(station(1));
+    let left = (vec![paid.channel], 1, own, vec![station(1)]);
     assert_eq!(all(&provider.controller), left);
     assert_ne!(provider.controller.book.script_changes(), before);
     assert_eq!(provider.controller.account(station(1)).bought_octets, Octets(3 << 20));

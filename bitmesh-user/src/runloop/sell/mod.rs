@@ -312,7 +312,7 @@ impl<'a> Session<'a> {
         let mut out = Batch::default();
         self.read_usage(&mut out);
         stop.bounds(self.settle(out)).await?;
-        footprint::give_back();
+        footprint::give_back_heap();
         self.foundation.store.goes_on(now()).await?;
         self.desk.front.works(now());
         let _ = self.keep_status();

@@ -21,6 +21,7 @@ use crate::{
     api::{Doing, Envelope},
     chain::{self, ChainEvent},
     dataplane::{Change, StationEvent},
+    footprint,
     store::TIDY_INTERVAL_IDLE,
 };
 
@@ -152,9 +153,14 @@ impl Session<'_> {
             Event::Addresses => self.read_addresses().await,
             Event::Drift => self.find_drift(&mut out),
             Event::Tidy => {
-                let _writing = self.desk.front.writing();
                 let forgotten = |id: &ChannelId| self.controller.is_forgotten(id);
-                let pause = self.foundation.store.tidy::<ProviderEvent>(forgotten).await?;
+                let pause = {
+                    let _writing = self.desk.front.writing();
+                    self.foundation.store.tidy::<ProviderEvent>(forgotten).await?
+                };
+                if pause == TIDY_INTERVAL_IDLE {
+                    footprint::give_back_program();
+                }
                 timers.tidy.as_mut().reset(Instant::now() + pause);
             }
             Event::Beat => {

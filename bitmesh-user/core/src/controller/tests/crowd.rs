@@ -48,14 +48,14 @@ fn a4_a_flood_from_many_stations_pushes_out_itself_and_no_newcomer_waits_for_its
         .collect();
     let mut number = greedy.len();
     let mut crowd = Vec::new();
-    while provider.controller.unfunded.len() < UNFUNDED_MAX {
+    while provider.controller.crowd.unfunded() < UNFUNDED_MAX {
         crowd.push(provider.flood(flooder(number), number).unwrap());
         number += 1;
     }
     let before = provider.controller.book.scripts().len();
     let newcomer = provider.open(5, provider.request(23), NOW).unwrap();
     assert!(!provider.knows(&greedy[0]) && provider.knows(&greedy[1]));
-    assert_eq!(provider.controller.unfunded.len(), UNFUNDED_MAX);
+    assert_eq!(provider.controller.crowd.unfunded(), UNFUNDED_MAX);
     assert_eq!(provider.controller.book.scripts().len(), before);
     for _ in 0..8 {
         provider.flood(flooder(number), number).unwrap();
@@ -70,7 +70,7 @@ fn a4_a_flood_from_many_stations_pushes_out_itself_and_no_newcomer_waits_for_its
     assert_eq!(provider.pay(&payer, 4).len(), 2);
 
     let again = provider.replayed();
-    assert_eq!(again.unfunded, provider.controller.unfunded);
+    assert_eq!(again.crowd, provider.controller.crowd);
     assert_eq!(again.book.scripts().len(), before);
     assert_eq!(again.next_key_index(), provider.controller.next_key_index());
 }

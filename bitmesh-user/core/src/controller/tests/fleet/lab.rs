@@ -407,6 +407,7 @@ impl Lab {
         let Some(controller) = &mut self.edges[edge].controller else { return vec![] };
         let mut out = Out::default();
         controller.handle(input, &mut out);
+        controller.check_crowd();
         self.settle(edge, out)
     }
 

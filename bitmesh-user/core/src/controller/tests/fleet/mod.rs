@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use self::lab::{Crash, Halt, Lab, MIB, down, edge};
 use super::*;
 use crate::{
-    channel::{ChannelStatus, FUNDING_WINDOW_BLOCKS, SpendKind, TIPS_KEPT},
+    channel::{ChannelStatus, FINAL_DEPTH_BLOCKS, FUNDING_WINDOW_BLOCKS, SpendKind, TIPS_KEPT},
     fleet::{FleetEntry, Member, Taken},
 };
 
@@ -340,6 +340,29 @@ fn a_journal_is_kept_as_long_as_a_later_channel_belongs_to_its_account() {
     lab.take(1, 0);
     let report = lab.controller(1).account(station(1));
     assert_eq!((report.account, report.credit_octets), (Some(first.account), Octets(5 * MIB)));
+}
+
+#[test]
+fn a_channel_that_is_over_and_leaves_takes_none_from_the_count_of_its_station() {
+    let mut lab = Lab::funded(&[(0, 1), (0, 2)]);
+    let first = lab.channels[0].clone();
+    lab.mine(vec![lab.spend(0)]);
+    for _ in 0..FINAL_DEPTH_BLOCKS {
+        lab.mine(vec![]);
+    }
+    lab.see(0, 1_000);
+    lab.see(1, 1_000);
+    let over = ChannelStatus::Closed { kind: Some(SpendKind::Claim) };
+    assert_eq!(lab.controller(0).channel(&first.id).unwrap().status, over);
+    // Its station has another one, of another account, which stays.
+    lab.bind(0, 1, 1).unwrap();
+    lab.look(0);
+    let second = lab.open(0, 1, 30).unwrap();
+    assert_eq!(lab.channels[second].account, lab.channels[1].account);
+    lab.want(1, first.account);
+    lab.take(1, 0);
+    assert_eq!(lab.controller(1).place(first.account), Place::Here);
+    lab.put(0, Input::Checkpoint);
 }
 
 #[test]
