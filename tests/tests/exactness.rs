@@ -195,6 +195,7 @@ fn d6_what_offloads_merge_and_split_is_billed_as_on_the_wire() -> Result<()> {
     ] {
         transfer(&topology.subscriber, host, direction, 48, 2_000)?;
         let usage = billed(&topology, &edge, start)?;
+        assert!(usage.up.octets > 0 && usage.down.octets > 0, "{usage:?}");
         let (after, before) = match direction {
             Direction::Download => (usage.down, std::mem::replace(&mut before, usage).down),
             Direction::Upload => (usage.up, std::mem::replace(&mut before, usage).up),

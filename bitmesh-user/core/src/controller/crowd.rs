@@ -70,6 +70,11 @@ impl Crowd {
         (self.each.get(&station).copied().unwrap_or(0), unfunded)
     }
 
+    fn has_funded(&self, station: Station) -> bool {
+        let (own, unfunded) = self.of(station);
+        own > unfunded
+    }
+
     /// How many wait for their funding.
     pub(super) fn unfunded(&self) -> usize {
         self.unfunded.len()
@@ -156,8 +161,7 @@ impl Controller {
 
     /// Whether a station has an account that paid, or a channel with money in it.
     pub fn pays(&self, station: Station) -> bool {
-        let (own, unfunded) = self.crowd.of(station);
-        self.payer(station).is_some() || own > unfunded
+        self.payer(station).is_some() || self.crowd.has_funded(station)
     }
 
     /// Counts them again, and compares.
