@@ -48,7 +48,8 @@ impl<'a> Till<'a> {
         world.provider.start()?;
         let mut payers = Vec::new();
         for (number, stand) in (0u8..).zip(stands) {
-            payers.push(Payer::open(stand, API_PORT, &world.node, number, CAPACITY)?);
+            let payer = Payer::open(stand, API_PORT, &world.node, number, CAPACITY);
+            payers.push(payer.with_context(|| world.provider.log())?);
         }
         let kernel = Pinned::open(&pins_of(world.instance()))?;
         let scratch = tempfile::tempdir()?;
