@@ -35,7 +35,10 @@ use bitmesh_tests::{
     traffic::{Direction, Server, Transfer, transfer},
     world::{Trade, World},
 };
-use bitmesh_user::{dataplane::TcHook, http};
+use bitmesh_user::{
+    dataplane::{self, TcHook},
+    http,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -191,6 +194,31 @@ fn d15_a_guard_that_is_killed_ends_the_daemon_and_everything_holds() -> Result<(
         topology.recreate_freeloader_port()?;
         assert_eq!(heard.during(Duration::from_millis(500)), (0, 0));
         world.provider.start()
+    })
+}
+
+#[test]
+fn d15_a_start_that_fails_after_a_boot_keeps_the_ports_shut() -> Result<()> {
+    let topology = Topology::edge()?;
+    let mut world = World::new(&topology, &Trade::default())?;
+    world.provider.stop()?;
+    // A boot leaves nothing of the kernel's.
+    dataplane::purge(world.instance())?;
+    let ledger = world.provider.directory().join("bitmesh.sqlite");
+    let whole = fs::read(&ledger)?;
+    fs::write(&ledger, "no ledger")?;
+    flooded(&topology, |heard| {
+        let (up, down) = heard.during(Duration::from_millis(300));
+        ensure!(up > 0 && down > 0, "nothing passes without programs: {up}, {down}");
+        world.provider.spawn()?;
+        let told = world.provider.wait_for_failure()?;
+        ensure!(told.contains("not a database") && told.contains("--detach"), "{told}");
+        heard.drain();
+        assert_eq!(heard.during(Duration::from_millis(500)), (0, 0), "unpaid frames pass");
+        fs::write(&ledger, &whole)?;
+        world.provider.start()?;
+        assert_eq!(heard.during(Duration::from_millis(300)), (0, 0), "unpaid frames pass");
+        Ok(())
     })
 }
 

@@ -4,12 +4,16 @@ use std::{
     fs,
     io::Write as _,
     net::TcpStream,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
-    path::Path,
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
+    path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     EbpfLoader,
     programs::{Xdp, XdpMode},
@@ -119,7 +123,7 @@ fn a_wrong_login_a_taken_port_and_a_missing_right_are_told_apart() -> Result<()>
     let _ = dataplane::purge(&instance);
 
     let data = tempfile::tempdir()?;
-    std::os::unix::fs::chown(data.path(), Some(NOBODY), Some(NOBODY))?;
+    chown(data.path(), Some(NOBODY), Some(NOBODY))?;
     // The build's folders may be closed to others.
     let program = data.path().join("bitmesh");
     fs::copy(bitmesh()?, &program)?;
@@ -177,6 +181,27 @@ fn another_seed_or_a_second_daemon_does_not_touch_the_data() -> Result<()> {
     world.provider.start()
 }
 
+/// The server speaks TLS from now on, with a certificate of its own for this address, which is given.
+fn certify(server: &Server<'_>, address: &str) -> Result<PathBuf> {
+    let file = |name: &str| server.socket().join(name);
+    let (key, certificate) = (file("server.key"), file("server.crt"));
+    let mut openssl = Command::new("openssl");
+    openssl.args(["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt"]);
+    openssl.args(["ec_paramgen_curve:P-256", "-days", "2", "-subj", "/CN=database"]);
+    openssl.args(["-addext", &format!("subjectAltName=IP:{address}")]);
+    openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    let made = openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate).output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    chown(&key, Some(NOBODY), Some(NOBODY))?;
+    for (setting, file) in [("ssl_key_file", &key), ("ssl_cert_file", &certificate)] {
+        let change = format!("ALTER SYSTEM SET {setting} = '{}'", file.display());
+        server.sql("postgres", &change)?;
+    }
+    server.sql("postgres", "ALTER SYSTEM SET ssl = on")?;
+    server.sql("postgres", "SELECT pg_reload_conf()")?;
+    Ok(certificate)
+}
+
 #[test]
 fn a_database_that_a_fleet_cant_use_is_said_with_what_to_do() -> Result<()> {
     sweep();
@@ -190,9 +215,11 @@ fn a_database_that_a_fleet_cant_use_is_said_with_what_to_do() -> Result<()> {
         namespace.address(&format!("edge{i}"), &format!("10.79.{i}.1"), 30)?;
         edge.address("node0", &format!("10.79.{i}.2"), 30)?;
     }
+    namespace.address("edge1", "fd79::1", 64)?;
+    edges[1].address("node0", "fd79::2", 64)?;
     let node = Node::start(&namespace)?;
     let launch = Box::new(|program: &Path| namespace.command(program));
-    let database = Server::start(&own_name("misuse3-"), launch, "10.79.0.1,10.79.1.1")?;
+    let database = Server::start(&own_name("misuse3-"), launch, "10.79.0.1,10.79.1.1,fd79::1")?;
     database.create("ledger")?;
     let seed = tempfile::tempdir()?;
     Seed::new(Words::generate()?, None)?.keep(seed.path(), Network::Regtest, 0)?;
@@ -234,10 +261,42 @@ fn a_database_that_a_fleet_cant_use_is_said_with_what_to_do() -> Result<()> {
     refused("b", &wrong, "/ledger", None, &["refuses bitmesh", "password"])?;
     refused("b", &good, "/nowhere", None, &["does not exist", "createdb"])?;
 
+    let certificates = tempfile::tempdir()?;
+    fs::set_permissions(certificates.path(), fs::Permissions::from_mode(0o755))?;
+    let kept = certificates.path().join("databases.crt");
+    let place = format!("/ledger?sslmode=verify-full&sslrootcert={}", kept.display());
+    let unverified = |told: &[&str]| {
+        let told = [&["does not show who it is", "sslrootcert"], told].concat();
+        refused("b", &good, &place, None, &told)
+    };
+    unverified(&["databases.crt: No such file"])?;
+    fs::write(&kept, "")?;
+    unverified(&["does not support TLS", "ssl = on"])?;
+    fs::copy(certify(&database, "10.79.0.1")?, &kept)?;
+    unverified(&["10.79.1.1: ", "not valid for name"])?;
+    let certificate = certify(&database, "10.79.1.1")?;
+    unverified(&["10.79.1.1: ", "invalid peer certificate"])?;
+    fs::copy(certificate, &kept)?;
+    let (_data, mut verified) = edge(1, "b", &good, &place, seed)?;
+    verified.start()?;
+    let secret = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                  WHERE application_name = 'bitmesh'";
+    assert_eq!(database.sql("postgres", secret)?, "t");
+    let warning = "need not show who they are";
+    let said = verified.log();
+    assert!(!said.contains(warning), "{said}");
+    verified.stop()?;
+    let (_data, mut sixth) = edge(1, "c", &good, ":1,[fd79::1]/ledger", seed)?;
+    sixth.start()?;
+    sixth.stop()?;
+
     let (_data, mut first) = edge(0, "a", &good, "/ledger", seed)?;
     first.start()?;
     refused("a", &good, "/ledger", seed, &["another edge that is called a", "--edge"])?;
     refused("b", &good, "/ledger", None, &["another seed", "--store"])?;
+    let status = first.cli(&["status"])?;
+    let said = String::from_utf8_lossy(&status.stdout);
+    assert!(said.contains(warning) && said.contains("10.79.0.1"), "{said}");
     first.stop()?;
     database.sql("ledger", "UPDATE layout SET number = 99")?;
     refused("b", &good, "/ledger", seed, &["has layout 99", "newer"])

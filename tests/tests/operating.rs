@@ -173,7 +173,11 @@ impl<'a> Stage<'a> {
                     ));
                 }
                 all.push(of("/var/lib/postgresql", data));
-                all.extend(DATABASES.map(|name| of(name, database_address(name, 0))));
+                // Names are an edge's: this machine has no hosts file of its own.
+                all.extend(DATABASES.map(|name| {
+                    let address = database_address(name, 0);
+                    of(&format!("host={name} "), format!("host={name} hostaddr={address} "))
+                }));
             }
         }
         all.extend([of("eth0", WAN.into()), of("eth1", LAN.into())]);
@@ -195,11 +199,9 @@ impl<'a> Stage<'a> {
     /// What it says.
     fn execute(&self, block: &Block) -> Result<String> {
         let mut script = block.script.clone();
-        // What has the name of a machine in a path of ours is put in last.
         for (from, to) in self.substitutes(block.host)? {
-            script = script.replace(&from, &to.replace("db1", "@1@").replace("db2", "@2@"));
+            script = script.replace(&from, &to);
         }
-        let script = script.replace("@1@", "db1").replace("@2@", "db2");
         let mut command: Command = match block.host {
             Host::Edge(edge) => {
                 let mut command = self.edge(edge)?.command("bash")?;
@@ -219,12 +221,13 @@ impl<'a> Stage<'a> {
                     .args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}")])
                     .args(["--clear-groups", "bash"])
                     .env("PATH", format!("{}:{path}", postgres::programs()?.display()))
-                    .env("PGHOST", data);
+                    .envs([("PGHOST", &data), ("HOME", &data)]);
                 command
             }
         };
         let output =
             command.args(["-euxo", "pipefail", "-c", &format!("cd /\n{script}")]).output()?;
+        self.carry_certificates()?;
         let said = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
         ensure!(
             output.status.success(),
@@ -235,6 +238,20 @@ impl<'a> Stage<'a> {
             self.journal(block.host)?
         );
         Ok(said(&output.stdout))
+    }
+
+    /// What a person brings from the database's machines to the others.
+    fn carry_certificates(&self) -> Result<()> {
+        let folders: Vec<_> =
+            ["root"].iter().chain(&DATABASES).map(|name| self.folder.path().join(name)).collect();
+        for name in DATABASES.map(|name| format!("{name}.crt")) {
+            let made = folders.iter().map(|folder| folder.join(&name)).find(|path| path.exists());
+            let Some(made) = made else { continue };
+            for to in folders.iter().map(|folder| folder.join(&name)).filter(|to| !to.exists()) {
+                fs::copy(&made, to)?;
+            }
+        }
+        Ok(())
     }
 
     /// What a person would look at.
@@ -252,6 +269,7 @@ impl<'a> Stage<'a> {
         }
         let fleet = self.edge(0)?.sh("cat /etc/bitmesh/sell.toml")?.contains("store =");
         shows("no engine", told.contains(if fleet { "PostgreSQL" } else { "SQLite" }))?;
+        shows("no verified database", !told.contains("need not show who they are"))?;
         shows("a password", !told.contains("choose-one"))
     }
 
@@ -320,6 +338,7 @@ fn every_command_of_the_page_works_in_its_order() -> Result<()> {
     for edge in &stage.edges {
         let journal = edge.journal();
         ensure!(journal.contains("running as user"), "{journal}");
+        ensure!(journal.contains("net.ipv4.ip_forward = 1"), "{journal}");
         for secret in ["passphrase", "store-password"] {
             let secret = edge.sh(&format!("cat /etc/bitmesh/{secret}"))?;
             ensure!(!journal.contains(secret.trim()), "a secret is in the journal");

@@ -231,8 +231,12 @@ impl<'a> Mover<'a> {
 
     /// No source is asked for anything.
     fn arguments(&self) -> Vec<String> {
-        let args = ["store", "move", "--edge", "tower", "--peer", "127.0.0.1", "--json", "--store"];
-        args.map(str::to_owned).into_iter().chain([self.url()]).collect()
+        self.arguments_with(&["--esplora", "http://127.0.0.1:1"])
+    }
+
+    fn arguments_with(&self, source: &[&str]) -> Vec<String> {
+        let args = [&["store", "move", "--edge", "tower", "--json"], source, &["--store"]].concat();
+        args.into_iter().map(str::to_owned).chain([self.url()]).collect()
     }
 
     fn command(&self, more: &[&str]) -> Result<Command> {
@@ -308,6 +312,11 @@ fn p13_kills_of_a_move_leave_the_ledger_to_the_box_or_to_the_fleet_and_it_goes_o
     let stands = [Stand::new(&topology, 0)?, Stand::new(&topology, 1)?];
     let mut mover = Mover::new(&topology, &stands)?;
     mover.again(0)?;
+    let light = mover.arguments_with(&["--peer", "127.0.0.1"]);
+    let light: Vec<_> = light.iter().map(String::as_str).collect();
+    let refused = mover.till.world.provider.cli(&light)?;
+    let told = String::from_utf8_lossy(&refused.stderr);
+    ensure!(told.contains("name a node with --node") && !mover.fleet_has_it()?, "{told}");
     let began = Instant::now();
     mover.run(&[])?.map_err(|told| anyhow::anyhow!("{told}"))?;
     let takes = began.elapsed();

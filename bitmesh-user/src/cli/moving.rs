@@ -9,7 +9,7 @@ use super::{print, show::facts, store::spinner, wallet::Place};
 use crate::{
     api::value,
     bench::grouped,
-    config::FleetArgs,
+    config::{FleetArgs, FleetConfig},
     runloop::{Step, abandon_move, move_ledger, unlock},
     store::Moved,
 };
@@ -36,6 +36,10 @@ impl MoveArgs {
             bail!("name the fleet's database with --store postgres://USER@HOST/DATABASE");
         };
         let common = self.place.provider().await?;
+        if !self.abandon {
+            // Else nobody could start it afterwards.
+            FleetConfig::check_source(&common.source)?;
+        }
         let seed = unlock(&common)?;
         let place = fleet.ledger(&common, &seed);
         if self.abandon {

@@ -12,7 +12,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::{Common, merge};
+use super::{Common, SourceConfig, merge};
 use crate::{
     secret::{self, SecretError},
     store::{Address, Fleet, Place},
@@ -30,7 +30,8 @@ const CREDENTIAL: &str = "bitmesh-store-password";
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
 pub struct FleetArgs {
     /// PostgreSQL database that the edges of a fleet share, as `postgres://USER@HOST/DATABASE`; several
-    /// hosts with commas between: the one that takes writes is used. All edges have one seed
+    /// hosts with commas between: the one that takes writes is used. With
+    /// `?sslmode=verify-full&sslrootcert=FILE` hosts have to show a certificate. All edges have one seed
     /// [default: a file, for one box]
     #[arg(long, value_name = "URL", env = "BITMESH_STORE", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,6 +113,17 @@ impl FleetArgs {
 }
 
 impl FleetConfig {
+    /// Whether blocks from there do for an edge.
+    pub(crate) fn check_source(source: &SourceConfig) -> Result<()> {
+        if matches!(source, SourceConfig::Light { .. }) {
+            bail!(
+                "--store takes a source that gives every block whole, since accounts come with \
+                 channels that were not watched before: name a node with --node"
+            );
+        }
+        Ok(())
+    }
+
     /// Finds the password that is kept apart from the address.
     fn find_password(&mut self, file: Option<&Path>) -> Result<()> {
         let password = match secret::find(file, CREDENTIAL) {

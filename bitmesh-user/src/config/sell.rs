@@ -274,11 +274,8 @@ impl SellArgs {
             );
         }
         let fleet = args.fleet.judge()?;
-        if fleet.is_some() && matches!(common.source, SourceConfig::Light { .. }) {
-            bail!(
-                "--store takes a source that gives every block whole, since accounts come with \
-                 channels that were not watched before: name a node with --node"
-            );
+        if fleet.is_some() {
+            FleetConfig::check_source(&common.source)?;
         }
         Ok(SellConfig {
             common,

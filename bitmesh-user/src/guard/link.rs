@@ -55,8 +55,8 @@ pub fn start(args: &GuardArgs, hold: OwnedFd) -> Result<Started> {
     if let Some(format) = args.log_format.and_then(|format| format.to_possible_value()) {
         command.args(["--log-format", format.get_name()]);
     }
-    if args.is_new {
-        command.arg("--is-new");
+    if args.on_trial {
+        command.arg("--on-trial");
     }
     command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::from(hold));
     let pid = command.spawn().context("starting the guard; is /proc mounted?")?.id();

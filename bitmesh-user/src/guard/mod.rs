@@ -44,9 +44,9 @@ pub struct GuardArgs {
     /// The only file that is read
     #[arg(long)]
     pub node_cookie: Option<PathBuf>,
-    /// Nothing was metered before: take everything off again if the daemon ends before it sells
+    /// Nothing was sold before: take everything off again if the daemon ends before it sells
     #[arg(long)]
-    pub is_new: bool,
+    pub on_trial: bool,
     /// What the log tells
     #[arg(long)]
     pub log: Option<String>,

@@ -75,7 +75,7 @@ async fn guard(mut watch: Watch, socket: StdStream, args: &GuardArgs) -> Result<
     footprint::give_back_heap();
     footprint::give_back_program();
     let mut request = [0];
-    let mut on_trial = args.is_new;
+    let mut on_trial = args.on_trial;
     let (mut rules_changed, mut rules_next) = (false, Instant::now());
     let mut links_next = Instant::now() + LINKS_INTERVAL;
     loop {

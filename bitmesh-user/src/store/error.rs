@@ -139,6 +139,18 @@ pub enum StoreError {
         /// What the server said.
         why: String,
     },
+    /// The server does not show that it is the one that is meant.
+    #[error(
+        "{place} does not show who it is: {why}; nothing was said to it. `sslrootcert` in --store names the \
+         file with the certificates that vouch for its servers, which --store names as these do; the \
+         server needs `ssl = on`"
+    )]
+    Unverified {
+        /// Which database.
+        place: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// There is no such database.
     #[error("{place} does not exist; make it at the server: createdb --owner={user} {name}")]
     NoDatabase {

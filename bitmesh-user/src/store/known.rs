@@ -34,8 +34,10 @@ pub(super) struct Known {
     pub(super) mark: Mark,
     pub(super) settings: BTreeMap<String, String>,
     pub(super) tails: Tails,
-    /// Rows of the journal, which were not folded.
+    /// Rows of the journal, which were not folded; more than there are, once accounts have left.
     pub(super) journal_rows: u64,
+    /// Whether accounts have left since the rows were counted.
+    pub(super) accounts_left: bool,
     /// Digest of each station's usage.
     pub(super) usage: HashMap<i64, Digest>,
     pub(super) blocks: BTreeMap<i64, Digest>,
@@ -65,6 +67,7 @@ pub(super) struct Changes {
     newest: NewestRows,
     /// Something else than payments was written.
     other: bool,
+    accounts_left: bool,
 }
 
 impl Changes {
@@ -297,6 +300,7 @@ impl Known {
         self.tails.extend(changes.tails);
         self.journal_rows =
             self.journal_rows.saturating_add(changes.appended).saturating_sub(changes.folded);
+        self.accounts_left |= changes.accounts_left;
         for channel in &changes.forgotten {
             self.tails.remove(channel);
         }
@@ -354,12 +358,14 @@ fn fleet_change(entry: &FleetEntry, write: &mut Write, changes: &mut Changes) {
         FleetEntry::AccountGone { account, channels } => {
             write.forgotten.extend(channels.iter().map(|channel| *channel.as_bytes()));
             changes.forgotten.clone_from(&write.forgotten);
+            changes.accounts_left = true;
             FleetChange::AccountGone { account: octets(account) }
         }
         FleetEntry::KeyIndex { next } => FleetChange::NextKey((*next).into()),
         FleetEntry::HandOver { account, to, tips } => {
             let tips = tips.iter().map(|(height, hash)| ((*height).into(), hash.to_byte_array()));
             let (to, tips) = (to.get().into(), tips.collect());
+            changes.accounts_left = true;
             FleetChange::HandOver { account: octets(account), to, tips }
         }
         FleetEntry::CaughtUp { account } => FleetChange::CaughtUp { account: octets(account) },

@@ -114,7 +114,13 @@ impl Store {
         E: Serialize + DeserializeOwned + Compact,
     {
         assert!(self.loaded, "a ledger is loaded before it is written");
-        let waiting = self.known.journal_rows.saturating_sub(kept);
+        let mut waiting = self.known.journal_rows.saturating_sub(kept);
+        if waiting > 0 && self.known.accounts_left {
+            // Theirs went with them.
+            self.known.journal_rows = self.database()?.journal_rows().await?;
+            self.known.accounts_left = false;
+            waiting = self.known.journal_rows.saturating_sub(kept);
+        }
         if waiting == 0 {
             return Ok(Tidied::default());
         }

@@ -100,7 +100,7 @@ pub(super) fn spent(controller: &Controller, dataplane: &Dataplane) -> Vec<(Stat
 pub(super) fn warn_unless_forwarding() {
     let off = |path: &str| std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "0");
     if off("/proc/sys/net/ipv4/ip_forward") {
-        warn!("this box does not forward IPv4: `sysctl -w net.ipv4.ip_forward=1` turns it on");
+        warn!("this box does not forward IPv4 yet: `sysctl -w net.ipv4.ip_forward=1` turns it on");
     }
 }
 

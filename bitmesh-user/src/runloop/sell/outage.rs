@@ -78,7 +78,14 @@ impl Patience {
 /// Whether it is a server that is not there, and not the disk.
 fn is_of_server(failure: &anyhow::Error) -> bool {
     let failure = failure.downcast_ref::<StoreError>();
-    matches!(failure, Some(StoreError::Unreachable { .. } | StoreError::ReadOnly { .. }))
+    matches!(
+        failure,
+        Some(
+            StoreError::Unreachable { .. }
+                | StoreError::Unverified { .. }
+                | StoreError::ReadOnly { .. }
+        )
+    )
 }
 
 /// Waits until the disk takes something again; `false` when the daemon is to stop.

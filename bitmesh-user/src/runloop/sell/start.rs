@@ -66,6 +66,14 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
             warn!("{}: {warning}", hook.interface);
         }
     }
+    // Only who never sold finds a network that works when the start fails.
+    let on_trial = dataplane.is_new() && !store::was_used(&config.common.data_dir);
+    if dataplane.is_new() && !on_trial {
+        info!(
+            "from now on stations pass what they paid for alone, also if this start fails; `bitmesh sell \
+             --detach` lets everybody pass"
+        );
+    }
     let args = GuardArgs {
         instance: config.instance.clone(),
         lan: config.lan.clone(),
@@ -74,12 +82,12 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
             SourceConfig::Node { login: NodeLogin::Cookie(path), .. } => Some(path.clone()),
             _ => None,
         },
-        is_new: dataplane.is_new(),
+        on_trial,
         log: config.settings.common.log.clone(),
         log_format: config.settings.common.log_format,
     };
     let guard = match guard::start(&args, dataplane.hold()?) {
-        Err(error) if dataplane.is_new() => {
+        Err(error) if on_trial => {
             dataplane.detach()?;
             return Err(error);
         }

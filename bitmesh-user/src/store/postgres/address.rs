@@ -1,8 +1,17 @@
 //! Where the database of a fleet is: `postgres://USER@HOST[:PORT][,HOST[:PORT]...]/DATABASE`.
 
-use std::{fmt, str::FromStr};
+use std::{
+    env, fmt,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
-use sqlx::{ConnectOptions as _, postgres::PgConnectOptions};
+use reqwest::Url;
+use sqlx::{
+    ConnectOptions as _,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 
 /// Hosts that an address names at most.
 const HOSTS_MAX: usize = 16;
@@ -13,6 +22,7 @@ const APPLICATION: &str = "bitmesh";
 #[derive(Clone)]
 pub struct Address {
     hosts: Vec<(String, PgConnectOptions)>,
+    certificates: Option<PathBuf>,
     shown: String,
     /// Whether the password stands in the text itself.
     names_password: bool,
@@ -56,6 +66,9 @@ impl FromStr for Address {
             if options.get_database().is_none() {
                 return Err(error("it names no database"));
             }
+            // The brackets of an IPv6 address are the URL's.
+            let bare = options.get_host().trim_matches(['[', ']']).to_owned();
+            let options = if bare == options.get_host() { options } else { options.host(&bare) };
             let name = options.get_socket().map(|socket| socket.display().to_string());
             known.push((name.unwrap_or_else(|| host.to_owned()), options));
         }
@@ -65,7 +78,7 @@ impl FromStr for Address {
             (options.get_username(), options.get_database().unwrap_or_default())
         });
         let shown = format!("postgres://{user}@{}/{database}", names.join(","));
-        Ok(Self { hosts: known, shown, names_password })
+        Ok(Self { hosts: known, certificates: certificates(tail), shown, names_password })
     }
 }
 
@@ -99,6 +112,21 @@ impl Address {
         self.hosts.iter().all(|(_, options)| is(options))
     }
 
+    /// Hosts beyond this machine that need not show who they are: who is in between reads and changes
+    /// what is said.
+    pub(super) fn unverified(&self) -> impl Iterator<Item = &str> {
+        let unverified = |options: &PgConnectOptions| {
+            !is_here(options) && !matches!(options.get_ssl_mode(), PgSslMode::VerifyFull)
+        };
+        let hosts = self.hosts.iter().filter(move |(_, options)| unverified(options));
+        hosts.map(|(name, _)| name.as_str())
+    }
+
+    /// The file with the certificates that vouch for hosts, where one is named.
+    pub(super) fn certificates(&self) -> Option<&Path> {
+        self.certificates.as_deref()
+    }
+
     /// The database's name.
     pub(super) fn database(&self) -> &str {
         let first = self.hosts.first();
@@ -109,6 +137,21 @@ impl Address {
     pub(super) fn user(&self) -> &str {
         self.hosts.first().map_or("", |(_, options)| options.get_username())
     }
+}
+
+/// The file that the options behind a `?`, or the environment as for `psql`, name.
+fn certificates(tail: &str) -> Option<PathBuf> {
+    let url = Url::parse(&format!("postgres://host{tail}")).ok()?;
+    let is_named = |option: &str| ["sslrootcert", "ssl-root-cert", "ssl-ca"].contains(&option);
+    let file = url.query_pairs().filter(|(option, _)| is_named(option)).last();
+    let file = file.map(|(_, file)| file.into_owned().into());
+    file.or_else(|| env::var_os("PGSSLROOTCERT")).map(PathBuf::from)
+}
+
+fn is_here(options: &PgConnectOptions) -> bool {
+    let host = options.get_host();
+    let is_loopback = || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    options.get_socket().is_some() || host == "localhost" || is_loopback()
 }
 
 impl fmt::Display for Address {
@@ -151,7 +194,38 @@ mod tests {
             address.hosts()[0].1.to_url_lossy().password().map(str::to_owned)
         };
         assert_eq!(of("postgres://me:secret@one/fleet").as_deref(), Some("secret"));
-        assert_eq!(of("postgres://me@[::1]/fleet").as_deref(), Some("other"));
+        assert_eq!(of("postgres://me@two/fleet").as_deref(), Some("other"));
+    }
+
+    #[test]
+    fn an_ipv6_address_is_one_without_the_brackets_of_a_url() {
+        let address: Address = "postgres://me@[fd00::1]:5433,[::1]/fleet".parse().unwrap();
+        let hosts: Vec<_> =
+            address.hosts().iter().map(|(_, it)| (it.get_host(), it.get_port())).collect();
+        assert_eq!(hosts, [("fd00::1", 5_433), ("::1", 5_432)]);
+        assert_eq!(address.to_string(), "postgres://me@[fd00::1]:5433,[::1]/fleet");
+    }
+
+    #[test]
+    fn a_host_elsewhere_has_to_show_who_it_is() {
+        let of = |text: &str| {
+            let address: Address = text.parse().unwrap();
+            address.unverified().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(of("postgres://me@one,two:5433/fleet"), ["one", "two:5433"]);
+        assert_eq!(of("postgres://me@one,127.0.0.1/fleet?sslmode=require"), ["one"]);
+        assert_eq!(of("postgres://me@one/fleet?sslmode=verify-ca"), ["one"]);
+        assert!(of("postgres://me@localhost,[::1]/fleet").is_empty());
+        assert!(of("postgres://me@%2Frun%2Fpostgresql/fleet").is_empty());
+        assert!(of("postgres://me@one,two/fleet?sslmode=verify-full").is_empty());
+    }
+
+    #[test]
+    fn certificates_are_in_the_file_that_the_address_names() {
+        let of = |text: &str| text.parse::<Address>().unwrap().certificates().map(Path::to_owned);
+        let path = Some(Path::new("/etc/bitmesh/databases.crt").to_owned());
+        assert_eq!(of("postgres://me@one/fleet?sslrootcert=/etc/bitmesh/databases.crt"), path);
+        assert_eq!(of("postgres://me@one/fleet"), None);
     }
 
     #[test]

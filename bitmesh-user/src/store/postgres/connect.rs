@@ -85,6 +85,11 @@ pub(super) async fn connect(
     history: Option<&History>,
 ) -> Result<Connected, StoreError> {
     let place = address.to_string();
+    if let Some(path) = address.certificates()
+        && let Err(error) = tokio::fs::read(path).await
+    {
+        return Err(StoreError::Unverified { place, why: format!("{}: {error}", path.display()) });
+    }
     let mut reasons = Vec::new();
     let mut only_reading = true;
     let mut refusal = None;
@@ -95,8 +100,9 @@ pub(super) async fn connect(
             Err(Unfit::ReadOnly) => reasons.push(format!("{name}: it only reads")),
             Err(Unfit::Sql(error)) => {
                 only_reading = false;
-                refusal = refusal.or_else(|| refused(address, &error));
-                reasons.push(format!("{name}: {error}"));
+                let why = format!("{name}: {error}");
+                refusal = refusal.or_else(|| refused(address, &error, &why));
+                reasons.push(why);
             }
         }
     }
@@ -194,9 +200,23 @@ async fn stands(
     row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
 }
 
+/// Whether what a server shows of itself is not enough for the address.
+fn is_unverified(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => {
+            error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()).is_some()
+        }
+        _ => false,
+    }
+}
+
 /// An error that a person has to do something about, and no other host makes good.
-fn refused(address: &Address, error: &sqlx::Error) -> Option<StoreError> {
+fn refused(address: &Address, error: &sqlx::Error, told: &str) -> Option<StoreError> {
     let (place, why) = (address.to_string(), error.to_string());
+    if is_unverified(error) {
+        return Some(StoreError::Unverified { place, why: told.to_owned() });
+    }
     match code(error)?.as_str() {
         "28P01" | "28000" => {
             Some(StoreError::Credentials { place, user: address.user().to_owned(), why })
@@ -233,6 +253,7 @@ pub fn is_passing(error: &StoreError) -> bool {
             }
         },
         StoreError::Unreachable { .. }
+        | StoreError::Unverified { .. }
         | StoreError::ReadOnly { .. }
         | StoreError::Behind { .. }
         | StoreError::OtherServer { .. } => true,

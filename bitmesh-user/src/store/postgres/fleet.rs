@@ -394,6 +394,14 @@ impl PostgresEngine {
         rows.iter().map(edge).collect()
     }
 
+    /// How many rows of the journal this edge has.
+    pub(in crate::store) async fn journal_rows(&mut self) -> Result<u64, StoreError> {
+        let query = sqlx::query(sql::COUNT_JOURNAL).bind(self.standing.edge);
+        let rows = self.rows(query).await?;
+        let count: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
+        Ok(count.unsigned_abs())
+    }
+
     /// How many accounts each edge has.
     pub(in crate::store) async fn counts(&mut self) -> Result<Vec<(EdgeNumber, u64)>, StoreError> {
         let rows = self.rows(sqlx::query(sql::COUNT_ACCOUNTS)).await?;

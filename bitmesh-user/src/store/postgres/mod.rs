@@ -318,10 +318,20 @@ impl Engine for PostgresEngine {
     fn kept(&self) -> Kept {
         let Server { host, engine, version, synchronous, .. } = &self.server;
         let mut warnings = Vec::new();
-        if self.address.hosts().len() > 1 && *synchronous == Some(false) {
+        // It may have been set since the connection was made.
+        let synchronous = self.watch.synchronous(host).or(*synchronous);
+        if self.address.hosts().len() > 1 && synchronous == Some(false) {
             warnings.push(format!(
                 "{host} waits for no standby: payments that were acknowledged are lost with it. Set \
                  synchronous_standby_names there"
+            ));
+        }
+        let unverified: Vec<_> = self.address.unverified().collect();
+        if !unverified.is_empty() {
+            warnings.push(format!(
+                "{} need not show who they are: who is in between can read and change the ledger. Add \
+                 ?sslmode=verify-full&sslrootcert=FILE to --store, unless a tunnel keeps others out",
+                unverified.join(", ")
             ));
         }
         for old in self.watch.replaced() {

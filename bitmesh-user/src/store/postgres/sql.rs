@@ -260,6 +260,8 @@ pub(super) const SELECT_JOURNAL: &str = ours!(
     "channel_members",
     "AND t.seq > $2 ORDER BY t.seq LIMIT $3"
 );
+pub(super) const COUNT_JOURNAL: &str =
+    ours!("COUNT(*)", "journal", "channel", "channel_members", "");
 /// Everybody's, also of accounts that are on their way, and what is nobody's.
 pub(super) const SELECT_ALL_CHANNELS: &str = "SELECT channel, n, body, digest, seal FROM channels \
     WHERE channel > $1 ORDER BY channel LIMIT $2";

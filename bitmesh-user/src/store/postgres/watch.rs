@@ -39,6 +39,12 @@ impl Watch {
         seen.iter().any(|other| follows(other, server))
     }
 
+    /// Whether a commit at a host waits for a standby, as it said last; nothing, if it was not asked.
+    pub(super) fn synchronous(&self, host: &str) -> Option<bool> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().find(|server| server.host == host)?.synchronous
+    }
+
     /// Servers that take writes although another was promoted after them.
     pub(super) fn replaced(&self) -> Vec<String> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

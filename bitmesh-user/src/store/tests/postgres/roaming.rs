@@ -1,9 +1,13 @@
 //! Who may write what, and how accounts move.
 
 use bitcoin::hashes::Hash as _;
-use bitmesh_core::{account::AccountId, fleet::EdgeNumber};
+use bitmesh_core::{
+    account::AccountId,
+    fleet::{EdgeNumber, FleetEntry},
+};
 
 use super::*;
+use crate::store::tidy::Tidied;
 
 /// Commits entries with changes that only a fleet has.
 async fn commit(
@@ -143,6 +147,28 @@ async fn an_account_moves_with_its_journal_and_usage_and_comes_back_in_order() {
     let (mut one, found) = loaded(&first).await;
     assert_eq!(found, [block(7), block(8)]);
     assert_eq!(one.next_key_index().await.unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_an_account_that_left_are_not_waited_for_to_be_folded() {
+    let first = Database::fresh();
+    let second = first.edge("two");
+    let (mut one, _) = loaded(&first).await;
+    let (mut two, _) = loaded(&second).await;
+    let opened = [event(1, Event::Opened(0)), event(2, Event::Opened(1)), block(7)];
+    one.commit(&opened, None).await.unwrap();
+    one.commit(&[event(1, Event::Paid(1))], None).await.unwrap();
+    assert_eq!(two.want(&[id(1).into()]).await.unwrap(), 1);
+    one.renew().await.unwrap();
+    let Entry::Block { height, hash } = block(7) else { panic!("a block") };
+    let (account, to) = (id(1).into(), EdgeNumber::new(2).unwrap());
+    let over = FleetEntry::HandOver { account, to, tips: vec![(height, hash)] };
+    one.commit::<Event>(&[Entry::Fleet(over)], None).await.unwrap();
+    assert_eq!(two.renew().await.unwrap().arriving, [account]);
+    let tidied = one.tidy_beyond::<Event>(1, |_| false).await.unwrap();
+    assert_eq!((tidied, one.journal_rows()), (Tidied::default(), 1));
+    let tidied = one.tidy_beyond::<Event>(0, |_| false).await.unwrap();
+    assert_eq!((tidied.folded, one.journal_rows()), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
