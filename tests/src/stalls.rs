@@ -1,6 +1,8 @@
-//! How long this machine kept everything waiting: a limit by the clock on the wall is longer by that.
+//! How long this machine and its disk kept everything waiting: a limit by the clock on the wall is longer
+//! by that.
 
 use std::{
+    os::unix::fs::FileExt as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -9,54 +11,87 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What the thread sleeps for.
+/// What the thread sleeps for that does nothing else.
 const SLEEP: Duration = Duration::from_millis(50);
+/// The same, of the one that writes: its own writes are to keep nobody waiting.
+const WRITES: Duration = Duration::from_millis(200);
+/// Syncs that an answer waits for: of the commit that it came during, and of its own.
+const SYNCS: u32 = 2;
 
-/// A thread that does nothing but sleep, and notes how much too late it woke. Ended when dropped.
+/// A thread that does nothing but sleep, and notes how much too late it woke, and one that syncs a small
+/// file where the ledgers are. Ended when dropped.
 pub struct Stalls {
-    seen: Arc<Mutex<Seen>>,
+    sleeper: Arc<Mutex<Seen>>,
+    writer: Arc<Mutex<Seen>>,
     over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
+/// What a thread saw, each of whose rounds takes so long where nothing keeps it waiting.
 struct Seen {
-    awake: Instant,
+    round: Duration,
+    began: Instant,
     longest: Duration,
 }
 
 impl Seen {
+    fn of(round: Duration) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { round, began: Instant::now(), longest: Duration::ZERO }))
+    }
+
     /// The longest, with the one that may be under way.
     fn longest(&self) -> Duration {
-        self.longest.max(self.awake.elapsed().saturating_sub(SLEEP))
+        self.longest.max(self.began.elapsed().saturating_sub(self.round))
     }
+}
+
+/// The longest that a thread was kept waiting.
+fn longest(seen: &Mutex<Seen>) -> Duration {
+    seen.lock().unwrap_or_else(PoisonError::into_inner).longest()
+}
+
+/// A round is over, and the next begins.
+fn note(seen: &Mutex<Seen>) {
+    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    seen.longest = seen.longest();
+    seen.began = Instant::now();
 }
 
 impl Stalls {
     /// From now on.
     pub fn watch() -> Self {
-        let seen = Arc::new(Mutex::new(Seen { awake: Instant::now(), longest: Duration::ZERO }));
+        let (sleeper, writer) = (Seen::of(SLEEP), Seen::of(WRITES));
         let over = Arc::new(AtomicBool::new(false));
-        let (theirs, ends) = (seen.clone(), over.clone());
-        let thread = thread::spawn(move || {
+        let (theirs, ends) = (sleeper.clone(), over.clone());
+        let sleeping = thread::spawn(move || {
             while !ends.load(Ordering::Relaxed) {
                 thread::sleep(SLEEP);
-                let mut seen = theirs.lock().unwrap_or_else(PoisonError::into_inner);
-                *seen = Seen { awake: Instant::now(), longest: seen.longest() };
+                note(&theirs);
             }
         });
-        Self { seen, over, thread: Some(thread) }
+        let (theirs, ends) = (writer.clone(), over.clone());
+        let writing = thread::spawn(move || {
+            let Ok(file) = tempfile::tempfile() else { return };
+            while !ends.load(Ordering::Relaxed) {
+                thread::sleep(WRITES);
+                let _ = file.write_all_at(b"written", 0).and_then(|()| file.sync_data());
+                note(&theirs);
+            }
+        });
+        Self { sleeper, writer, over, threads: vec![sleeping, writing] }
     }
 
-    /// The longest time that it woke too late by.
+    /// The longest time that something had to wait for the machine, with the disk as often as an answer
+    /// may have to.
     pub fn longest(&self) -> Duration {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).longest()
+        longest(&self.sleeper) + longest(&self.writer) * SYNCS
     }
 }
 
 impl Drop for Stalls {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }

@@ -164,7 +164,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 fn takes_over(world: &World<'_>, funding: Txid) -> Result<()> {
     let stalls = Stalls::watch();
     let (mut octets, mut since, mut longest) = (Octets(0), Instant::now(), Duration::ZERO);
+    let (mut looked, mut look) = (Instant::now(), Duration::ZERO);
     eventually("payments on the next channel", STEP, || {
+        look = look.max(looked.elapsed());
+        looked = Instant::now();
         let now = world.account()?.usage.down.octets;
         longest = longest.max(since.elapsed());
         if now > octets {
@@ -176,7 +179,11 @@ fn takes_over(world: &World<'_>, funding: Txid) -> Result<()> {
         Ok(next.filter(|next| next.paid > Amount::ZERO).map(drop))
     })?;
     let stalled = stalls.longest();
-    ensure!(longest < PAUSE + stalled, "it rested for {longest:?}, stalled for {stalled:?}");
+    // A rest begins after one look and ends before another.
+    ensure!(
+        longest < PAUSE + look * 2 + stalled,
+        "it rested for {longest:?}, seen each {look:?}, stalled for {stalled:?}"
+    );
     Ok(())
 }
 

@@ -46,12 +46,14 @@ const COINS: Amount = Amount::from_sat(200_000);
 const MIB: u64 = 1 << 20;
 /// Time in which a port has to be metered again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Time that is waited for that, to tell late from never.
+const SEEN: Duration = Duration::from_secs(5);
 /// What it takes to ask for the status once.
 const ASKED: Duration = Duration::from_millis(300);
 
 /// Waits until the guard told that it put something back since it had done so `before` times.
 fn put_back(world: &World<'_>, before: u64) -> Result<()> {
-    eventually("put back", Duration::from_secs(5), || {
+    eventually("put back", SEEN, || {
         Ok((world.provider_status()?.guard.put_back > before).then_some(()))
     })
     .with_context(|| world.logs())
@@ -76,7 +78,8 @@ fn d16_a_port_that_is_recreated_is_metered_again_within_a_second() -> Result<()>
             let since = Instant::now();
             let index = interface_index(&topology.edge, FREELOADER_LAN)?;
             let told = format!("{FREELOADER_LAN} is back as interface {index}");
-            eventually("a port that is back", AGAIN, || {
+            let stalls = Stalls::watch();
+            eventually("a port that is back", SEEN, || {
                 let status = world.provider_status()?;
                 let events = &status.guard.recent;
                 let metered = status.hooks.iter().filter(|hook| hook.interface == FREELOADER_LAN);
@@ -84,7 +87,9 @@ fn d16_a_port_that_is_recreated_is_metered_again_within_a_second() -> Result<()>
                 Ok((back && metered.count() == 2).then_some(()))
             })
             .with_context(|| world.logs())?;
-            println!("round {round}: seen in status after {:?}", since.elapsed());
+            let (took, stalled) = (since.elapsed(), stalls.longest());
+            println!("round {round}: seen in status after {took:?}, stalled for {stalled:?}");
+            ensure!(took < AGAIN + ASKED + stalled, "{took:?}, stalled for {stalled:?}");
             assert_eq!(heard.during(Duration::from_millis(300)), (0, 0));
         }
         assert_eq!(heard.both(), (0, 0), "something unpaid passed");
@@ -123,7 +128,7 @@ fn d16_flaps_and_new_names_lose_no_count() -> Result<()> {
     mib()?;
     topology.edge.rename(LAN, "other0")?;
     mib()?;
-    eventually("the new name", AGAIN, || {
+    eventually("the new name", SEEN, || {
         let hooks = world.provider_status()?.hooks;
         Ok((hooks.iter().filter(|hook| hook.interface == "other0").count() == 2).then_some(()))
     })

@@ -85,6 +85,8 @@ impl<'a> Line<'a> {
                     best = best.max(known);
                     &counts.accepted
                 }
+                // The disk took longer than it was made to.
+                Ok((503, Err(code))) if in_time && code == "slow-store" => continue,
                 // Another connection's larger sum was there first: this one is part of it.
                 Ok((409, Err(code))) if code == "stale-payment" => &counts.late,
                 Ok((503, Err(code))) if counts.told.load(Ordering::SeqCst) => {

@@ -129,13 +129,13 @@ fn a_providers_unit_sells_without_rights_reloads_and_comes_back() -> Result<()> 
     // One that hangs is ended and started again.
     systemd.sh(&format!(
         "mkdir -p /etc/systemd/system/{SELL}.service.d
-         printf '[Service]\\nWatchdogSec=2\\nRestartSec=100ms\\n' > /etc/systemd/system/{SELL}.service.d/quick.conf
+         printf '[Service]\\nWatchdogSec=5\\nRestartSec=100ms\\n' > /etc/systemd/system/{SELL}.service.d/quick.conf
          systemctl daemon-reload
          systemctl restart {SELL}"
     ))?;
     let third = wait_active(&systemd, &second)?;
     systemd.sh(&format!(
-        "sleep 5; test $(systemctl show --value --property=MainPID {SELL}) = {third}"
+        "sleep 8; test $(systemctl show --value --property=MainPID {SELL}) = {third}"
     ))?;
     systemd.sh(&format!("kill -STOP {third}"))?;
     wait_active(&systemd, &third)?;

@@ -94,7 +94,7 @@ mod tests {
 
     #[tokio::test]
     async fn a1_who_reads_slowly_is_waited_for_and_who_reads_nothing_is_not() {
-        let patience = Duration::from_millis(200);
+        let patience = Duration::from_secs(1);
         let (near, mut far) = tokio::io::duplex(10);
         let mut paced = Paced::new(near, patience);
         let reader = tokio::spawn(async move {

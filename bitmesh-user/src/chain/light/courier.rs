@@ -25,8 +25,9 @@ use tokio::{
 /// Time that a peer has to take a connection, and to say hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// Time that it has to take the transaction. Bitcoin Core asks for what it is offered after 2 s, and
-/// hands it out after the next round of announcements, 5 s apart on average.
-const TAKE_DEADLINE: Duration = Duration::from_secs(40);
+/// hands it out after the next round of announcements, 5 s apart on average: one of 90,000 that it took
+/// is given up.
+const TAKE_DEADLINE: Duration = Duration::from_mins(1);
 /// How often the transaction is asked back.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest message that is read. A transaction has up to 400 kB, announcements

@@ -191,7 +191,9 @@ async fn nothing_acknowledged_is_lost_when_the_primary_dies_and_the_standby_is_p
     let (mut primary, standby) = with_standby();
     let (first, second) = (Proxy::of(&primary).await, Proxy::of(&standby).await);
     let directory = tempfile::tempdir().unwrap();
-    let fleet = Some(fleet(&at(&[&first, &second], "fleet"), "one"));
+    // A commit is tried for as long as a promotion may take on a busy machine.
+    let hold = Duration::from_secs(30);
+    let fleet = Some(Fleet { hold, ..fleet(&at(&[&first, &second], "fleet"), "one") });
     let place = Place { directory: directory.path().to_owned(), fleet };
     let open = || Store::open(&place, StoreRole::Provider, Network::Regtest);
     let mut store = open().await.unwrap();

@@ -68,15 +68,15 @@ async fn a_step_that_waits_for_too_long_fails_may_be_done_again_and_leaves_no_lo
     let second = first.edge("two");
     let (mut other, one) = fenced(&first, &second, 3).await;
     let one = since(&one);
-    let locked = first.hold("SELECT 1 FROM accounts FOR UPDATE", Duration::from_secs(4)).await;
+    let locked = first.hold("SELECT 1 FROM accounts FOR UPDATE", Duration::from_secs(15)).await;
     let began = Instant::now();
     let error = other.seize(&one, 10).await.unwrap_err();
     assert!(is_passing(&error), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     // Nothing of it waits at the server: a sign of life goes through at once.
     let began = Instant::now();
     other.renew().await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert!(other.seize(&one, 10).await.is_err(), "they are locked yet");
     locked.await.unwrap();
     assert_eq!(other.seize(&one, 10).await.unwrap(), 3);
