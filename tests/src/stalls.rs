@@ -59,6 +59,9 @@ fn note(seen: &Mutex<Seen>) {
 
 impl Stalls {
     /// From now on.
+    ///
+    /// # Panics
+    /// When no file can be made.
     pub fn watch() -> Self {
         let (sleeper, writer) = (Seen::of(SLEEP), Seen::of(WRITES));
         let over = Arc::new(AtomicBool::new(false));
@@ -69,9 +72,9 @@ impl Stalls {
                 note(&theirs);
             }
         });
+        let file = tempfile::tempfile().expect("a file where the ledgers are");
         let (theirs, ends) = (writer.clone(), over.clone());
         let writing = thread::spawn(move || {
-            let Ok(file) = tempfile::tempfile() else { return };
             while !ends.load(Ordering::Relaxed) {
                 thread::sleep(WRITES);
                 let _ = file.write_all_at(b"written", 0).and_then(|()| file.sync_data());

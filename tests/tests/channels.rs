@@ -180,6 +180,7 @@ fn takes_over(world: &World<'_>, funding: Txid) -> Result<()> {
     })?;
     let stalled = stalls.longest();
     // A rest begins after one look and ends before another.
+    ensure!(look < PAUSE + stalled, "a look took {look:?}, stalled for {stalled:?}");
     ensure!(
         longest < PAUSE + look * 2 + stalled,
         "it rested for {longest:?}, seen each {look:?}, stalled for {stalled:?}"

@@ -21,10 +21,11 @@ use aya::{
 use bitcoin::{Amount, Network};
 use bitmesh_core::wire::ErrorBody;
 use bitmesh_tests::{
-    daemon::{Daemon, bitmesh},
+    daemon::{Daemon, bitmesh, eventually},
     netns::Namespace,
     postgres::{self, Server},
     regtest::{Node, PASSWORD, USER},
+    sabotage::pins_of,
     sweep::{own_name, sweep},
     topology::{EDGE_V4, LAN, Topology},
     world::{Trade, World, ask, instance},
@@ -88,6 +89,21 @@ fn what_is_wrong_with_a_box_is_said_with_what_to_do() -> Result<()> {
             assert!(said.contains(text), "{args:?}: {said}");
         }
         assert!(said.contains("error: "), "{args:?}: {said}");
+    }
+
+    // That it was tried before makes it none that sold.
+    let data = tempfile::tempdir()?;
+    fs::set_permissions(data.path(), fs::Permissions::from_mode(0o711))?;
+    let chain = ["--network", "regtest", "--node", dead, "--lan", LAN];
+    let args = [&["sell"], &common[..], &chain].concat();
+    let mut daemon = Daemon::new(&namespace, &data.path().join("sell"), &args)?;
+    for _ in 0..2 {
+        daemon.spawn()?;
+        assert!(daemon.wait_for_failure()?.contains("no answer from the node"));
+        // The guard ends after the daemon.
+        eventually("nothing that a start which failed left", Duration::from_secs(5), || {
+            Ok((!pins_of(&instance).exists()).then_some(()))
+        })?;
     }
 
     let mut object = EbpfLoader::new().btf(None).load(dataplane::OBJECT)?;
@@ -250,7 +266,7 @@ fn a_database_that_a_fleet_cant_use_is_said_with_what_to_do() -> Result<()> {
             assert!(said.contains(text), "{login} {place}: {said}");
         }
         assert!(!said.contains(postgres::PASSWORD), "a password was told: {said}");
-        anyhow::Ok(())
+        anyhow::Ok(said)
     };
     let good = format!("postgres://{}:{}", postgres::USER, postgres::PASSWORD);
     let wrong = format!("postgres://{}:wrong", postgres::USER);
@@ -275,7 +291,8 @@ fn a_database_that_a_fleet_cant_use_is_said_with_what_to_do() -> Result<()> {
     fs::copy(certify(&database, "10.79.0.1")?, &kept)?;
     unverified(&["10.79.1.1: ", "not valid for name"])?;
     let certificate = certify(&database, "10.79.1.1")?;
-    unverified(&["10.79.1.1: ", "invalid peer certificate"])?;
+    let said = unverified(&["10.79.1.1: ", "invalid peer certificate"])?;
+    assert!(!said.contains("not valid for name"), "{said}");
     fs::copy(certificate, &kept)?;
     let (_data, mut verified) = edge(1, "b", &good, &place, seed)?;
     verified.start()?;
@@ -299,7 +316,7 @@ fn a_database_that_a_fleet_cant_use_is_said_with_what_to_do() -> Result<()> {
     assert!(said.contains(warning) && said.contains("10.79.0.1"), "{said}");
     first.stop()?;
     database.sql("ledger", "UPDATE layout SET number = 99")?;
-    refused("b", &good, "/ledger", seed, &["has layout 99", "newer"])
+    refused("b", &good, "/ledger", seed, &["has layout 99", "newer"]).map(drop)
 }
 
 #[test]

@@ -144,7 +144,8 @@ fn forwarding(id: &str, version: &str, sysctl: &str, on: Option<bool>) -> Findin
     match on {
         Some(true) => Finding::ok(id, format!("{version} is forwarded")),
         Some(false) => Finding::warning(id, format!("{version} is not forwarded")).advice(format!(
-            "`sysctl -w {sysctl}=1`, unless this box bridges or {version} is not sold"
+            "`sysctl -w {sysctl}=1` once it is metered (docs/OPERATING.md has the daemon's unit do it), \
+             unless this box bridges or {version} is not sold"
         )),
         None => Finding::note(id, format!("this kernel has no {version}"))
             .advice(format!("{version} can't be sold")),

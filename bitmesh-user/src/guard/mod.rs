@@ -5,7 +5,7 @@
 //! kept on, and the node's cookie file is read, which the node writes anew at each start. The guard
 //! takes its orders from its command line; over the socket it takes single octets, and so never a
 //! path, a program or an interface. It ends when the daemon does and leaves everything in place, but
-//! where a first start failed.
+//! where one that never sold failed to start.
 
 mod bell;
 mod link;

@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
     io,
+    time::Instant,
 };
 
 use bitcoin::hashes::Hash as _;
@@ -34,10 +35,11 @@ pub(super) struct Known {
     pub(super) mark: Mark,
     pub(super) settings: BTreeMap<String, String>,
     pub(super) tails: Tails,
-    /// Rows of the journal, which were not folded; more than there are, once accounts have left.
+    /// Rows of the journal, which were not folded; others than there are, once accounts have moved.
     pub(super) journal_rows: u64,
-    /// Whether accounts have left since the rows were counted.
-    pub(super) accounts_left: bool,
+    /// Whether accounts have moved since the rows were counted, and when that was.
+    pub(super) accounts_moved: bool,
+    pub(super) counted: Option<Instant>,
     /// Digest of each station's usage.
     pub(super) usage: HashMap<i64, Digest>,
     pub(super) blocks: BTreeMap<i64, Digest>,
@@ -67,7 +69,7 @@ pub(super) struct Changes {
     newest: NewestRows,
     /// Something else than payments was written.
     other: bool,
-    accounts_left: bool,
+    accounts_moved: bool,
 }
 
 impl Changes {
@@ -300,7 +302,7 @@ impl Known {
         self.tails.extend(changes.tails);
         self.journal_rows =
             self.journal_rows.saturating_add(changes.appended).saturating_sub(changes.folded);
-        self.accounts_left |= changes.accounts_left;
+        self.accounts_moved |= changes.accounts_moved;
         for channel in &changes.forgotten {
             self.tails.remove(channel);
         }
@@ -358,17 +360,20 @@ fn fleet_change(entry: &FleetEntry, write: &mut Write, changes: &mut Changes) {
         FleetEntry::AccountGone { account, channels } => {
             write.forgotten.extend(channels.iter().map(|channel| *channel.as_bytes()));
             changes.forgotten.clone_from(&write.forgotten);
-            changes.accounts_left = true;
+            changes.accounts_moved = true;
             FleetChange::AccountGone { account: octets(account) }
         }
         FleetEntry::KeyIndex { next } => FleetChange::NextKey((*next).into()),
         FleetEntry::HandOver { account, to, tips } => {
             let tips = tips.iter().map(|(height, hash)| ((*height).into(), hash.to_byte_array()));
             let (to, tips) = (to.get().into(), tips.collect());
-            changes.accounts_left = true;
+            changes.accounts_moved = true;
             FleetChange::HandOver { account: octets(account), to, tips }
         }
-        FleetEntry::CaughtUp { account } => FleetChange::CaughtUp { account: octets(account) },
+        FleetEntry::CaughtUp { account } => {
+            changes.accounts_moved = true;
+            FleetChange::CaughtUp { account: octets(account) }
+        }
         FleetEntry::Settled { late } => FleetChange::Settled {
             edge: late.edge.get().into(),
             epoch: late.epoch.cast_signed(),

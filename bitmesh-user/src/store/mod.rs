@@ -69,11 +69,6 @@ const MOVING: &str = "moved-to";
 /// What an edge of a fleet has in its data directory.
 const FLEET_FILES: [&str; 2] = [postgres::IDENTITY, postgres::CLUSTER];
 
-/// Whether something was stored in a data directory before. It is not locked, opened or changed.
-pub fn was_used(directory: &Path) -> bool {
-    witness::said(directory).is_some()
-}
-
 /// What is in a data directory of this.
 pub const FILES: [&str; 8] = [
     sqlite::FILE,

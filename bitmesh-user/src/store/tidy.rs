@@ -28,6 +28,8 @@ const STEP_DIVISOR: u64 = 8;
 pub const TIDY_INTERVAL: Duration = Duration::from_millis(100);
 /// The same, while none do.
 pub const TIDY_INTERVAL_IDLE: Duration = Duration::from_secs(1);
+/// How long after rows were counted they may be counted again: it takes as long as to read them.
+const COUNT_PAUSE: Duration = Duration::from_secs(15);
 /// Time after which a look begins no further step, for each [`ROWS_KEPT`] that wait, and at most: what
 /// comes in faster than it is folded gets more time, until it is not.
 const LOOK_TIME: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
@@ -115,10 +117,11 @@ impl Store {
     {
         assert!(self.loaded, "a ledger is loaded before it is written");
         let mut waiting = self.known.journal_rows.saturating_sub(kept);
-        if waiting > 0 && self.known.accounts_left {
-            // Theirs went with them.
+        let counts = self.known.counted.is_none_or(|at| at.elapsed() >= COUNT_PAUSE);
+        if waiting > 0 && self.known.accounts_moved && counts {
+            // Their rows went with them.
             self.known.journal_rows = self.database()?.journal_rows().await?;
-            self.known.accounts_left = false;
+            (self.known.accounts_moved, self.known.counted) = (false, Some(Instant::now()));
             waiting = self.known.journal_rows.saturating_sub(kept);
         }
         if waiting == 0 {

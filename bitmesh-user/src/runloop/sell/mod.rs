@@ -132,6 +132,7 @@ pub async fn sell(ready: Ready) -> Result<()> {
             Some(Ok(mut session)) => {
                 ran = true;
                 patience.reset();
+                start::note_sold(&config.common.data_dir);
                 session.guarding.selling().await;
                 let ended = Box::pin(session.run(&mut stop, &mut hangup)).await;
                 // Settings that were read again outlive a session.

@@ -99,7 +99,9 @@ pub(super) async fn outlast(
 ) -> Result<bool> {
     let why = telemetry::told(failure);
     if patience.is_news(&why) {
-        error!("{why}; nothing is acknowledged until it works again, credit stays good");
+        let hold = config.fleet.as_ref().map(|fleet| fleet.hold.get().as_secs());
+        let limit = hold.map_or_else(String::new, |seconds| format!(" for {seconds} s"));
+        error!("{why}; nothing is acknowledged until it works again, credit stays good{limit}");
     }
     desk.front.failed(&why, now());
     desk.refuse_waiting();

@@ -1,7 +1,10 @@
 //! What takes rights, done once and before anything else: programs onto ports, the guard, and then
 //! no rights any more.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, bail};
 use tracing::{info, warn};
@@ -24,6 +27,9 @@ use crate::{
 /// Ports below this one take a capability to listen on.
 const UNPRIVILEGED_PORTS: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
+/// Name of the file in the data directory that is there once it was sold from.
+const SOLD: &str = "sold";
+
 /// A provider with everything open and no rights left.
 pub struct Ready {
     pub(super) config: SellConfig,
@@ -41,7 +47,7 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
     }
     store::check_unlocked(&config.common.data_dir)?;
     if let Some(identity) = &identity {
-        let files = [&[ADMIN_SOCKET][..], &store::FILES, &wallet::seed::FILES].concat();
+        let files = [&[ADMIN_SOCKET, SOLD][..], &store::FILES, &wallet::seed::FILES].concat();
         guard::hand_over(&config.common.data_dir, &files, identity)?;
     }
     let seed = unlock(&config.common)?;
@@ -67,7 +73,7 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
         }
     }
     // Only who never sold finds a network that works when the start fails.
-    let on_trial = dataplane.is_new() && !store::was_used(&config.common.data_dir);
+    let on_trial = dataplane.is_new() && !config.common.data_dir.join(SOLD).exists();
     if dataplane.is_new() && !on_trial {
         info!(
             "from now on stations pass what they paid for alone, also if this start fails; `bitmesh sell \
@@ -98,6 +104,15 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
         info!("running as user {} without capabilities", identity.name());
     }
     Ok(Ready { config, dataplane, guard, seed })
+}
+
+/// Notes that it was sold from a data directory: a start that fails later leaves its ports shut.
+pub(super) fn note_sold(directory: &Path) {
+    let path = directory.join(SOLD);
+    let noted = File::create(&path).and_then(|file| file.sync_all());
+    if let Err(error) = noted.and_then(|()| File::open(directory)?.sync_all()) {
+        warn!("{}: {error}; a start that fails after a boot would open the ports", path.display());
+    }
 }
 
 fn check_port(port: u16) -> Result<()> {

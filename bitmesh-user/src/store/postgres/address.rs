@@ -122,9 +122,12 @@ impl Address {
         hosts.map(|(name, _)| name.as_str())
     }
 
-    /// The file with the certificates that vouch for hosts, where one is named.
+    /// The file with the certificates that have to vouch for a host, where one is named.
     pub(super) fn certificates(&self) -> Option<&Path> {
-        self.certificates.as_deref()
+        let vouches = |(_, options): &(String, PgConnectOptions)| {
+            matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull)
+        };
+        self.certificates.as_deref().filter(|_| self.hosts.iter().any(vouches))
     }
 
     /// The database's name.
@@ -139,19 +142,21 @@ impl Address {
     }
 }
 
-/// The file that the options behind a `?`, or the environment as for `psql`, name.
+/// The file that the options behind a `?`, or the environment as for `psql`, name: not what is in one.
 fn certificates(tail: &str) -> Option<PathBuf> {
     let url = Url::parse(&format!("postgres://host{tail}")).ok()?;
     let is_named = |option: &str| ["sslrootcert", "ssl-root-cert", "ssl-ca"].contains(&option);
     let file = url.query_pairs().filter(|(option, _)| is_named(option)).last();
     let file = file.map(|(_, file)| file.into_owned().into());
-    file.or_else(|| env::var_os("PGSSLROOTCERT")).map(PathBuf::from)
+    let file = file.or_else(|| env::var_os("PGSSLROOTCERT")).map(PathBuf::from);
+    file.filter(|file| !file.as_os_str().as_encoded_bytes().starts_with(b"-----BEGIN"))
 }
 
 fn is_here(options: &PgConnectOptions) -> bool {
     let host = options.get_host();
     let is_loopback = || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-    options.get_socket().is_some() || host == "localhost" || is_loopback()
+    let is_socket = options.get_socket().is_some() || host.starts_with('/');
+    is_socket || host == "localhost" || is_loopback()
 }
 
 impl fmt::Display for Address {
@@ -217,6 +222,7 @@ mod tests {
         assert_eq!(of("postgres://me@one/fleet?sslmode=verify-ca"), ["one"]);
         assert!(of("postgres://me@localhost,[::1]/fleet").is_empty());
         assert!(of("postgres://me@%2Frun%2Fpostgresql/fleet").is_empty());
+        assert!(of("postgres:///fleet").is_empty());
         assert!(of("postgres://me@one,two/fleet?sslmode=verify-full").is_empty());
     }
 
@@ -224,8 +230,10 @@ mod tests {
     fn certificates_are_in_the_file_that_the_address_names() {
         let of = |text: &str| text.parse::<Address>().unwrap().certificates().map(Path::to_owned);
         let path = Some(Path::new("/etc/bitmesh/databases.crt").to_owned());
-        assert_eq!(of("postgres://me@one/fleet?sslrootcert=/etc/bitmesh/databases.crt"), path);
-        assert_eq!(of("postgres://me@one/fleet"), None);
+        let named = "postgres://me@one/fleet?sslrootcert=/etc/bitmesh/databases.crt";
+        assert_eq!(of(&format!("{named}&sslmode=verify-full")), path);
+        assert_eq!(of(named), None);
+        assert_eq!(of("postgres://me@one/fleet?sslmode=verify-full"), None);
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub(super) struct Server {
     pub history: Option<History>,
     /// Whether a commit waits for a standby. None, where it is no PostgreSQL.
     pub synchronous: Option<bool>,
+    /// Whether what is written is on its disk, whole, once it says so. None, where it is no PostgreSQL.
+    pub writes_through: Option<bool>,
 }
 
 /// Why no server is used.
@@ -60,6 +62,7 @@ pub(super) async fn ask(to: &mut PgConnection, host: &str) -> Result<Server, sql
     let row = within(STATEMENT_TIMEOUT, sqlx::query(sql::SERVER).fetch_one(&mut *to)).await?;
     let told: String = row.try_get(0)?;
     let standbys: Option<String> = row.try_get(1)?;
+    let disk: [Option<String>; 2] = [row.try_get(2)?, row.try_get(3)?];
     let (engine, version) = split_version(&told);
     let mut server = Server { host: host.to_owned(), engine, version, ..Server::default() };
     let history = sqlx::query(sql::HISTORY).persistent(false).fetch_one(to);
@@ -67,6 +70,7 @@ pub(super) async fn ask(to: &mut PgConnection, host: &str) -> Result<Server, sql
         Ok(row) => {
             server.history = Some(History { system: row.try_get(0)?, timeline: row.try_get(1)? });
             server.synchronous = standbys.map(|names| !names.is_empty());
+            server.writes_through = Some(disk.iter().flatten().all(|setting| setting == "on"));
         }
         // It has no such functions.
         Err(sqlx::Error::Database(error))

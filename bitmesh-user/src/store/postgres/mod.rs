@@ -316,11 +316,17 @@ impl Engine for PostgresEngine {
     }
 
     fn kept(&self) -> Kept {
-        let Server { host, engine, version, synchronous, .. } = &self.server;
+        // Settings may have changed since the connection was made.
+        let server = self.watch.last(&self.server.host).unwrap_or_else(|| self.server.clone());
+        let Server { host, engine, version, synchronous, writes_through, .. } = &server;
         let mut warnings = Vec::new();
-        // It may have been set since the connection was made.
-        let synchronous = self.watch.synchronous(host).or(*synchronous);
-        if self.address.hosts().len() > 1 && synchronous == Some(false) {
+        if *writes_through == Some(false) {
+            warnings.push(format!(
+                "{host} does not bring what it writes to the disk: payments that were acknowledged are lost \
+                 with its power. Turn fsync and full_page_writes on there"
+            ));
+        }
+        if self.address.hosts().len() > 1 && *synchronous == Some(false) {
             warnings.push(format!(
                 "{host} waits for no standby: payments that were acknowledged are lost with it. Set \
                  synchronous_standby_names there"

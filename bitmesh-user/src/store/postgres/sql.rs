@@ -59,8 +59,8 @@ pub(super) const SESSION: &str = "SET statement_timeout = 5000; SET lock_timeout
     SET idle_in_transaction_session_timeout = 10000; SET synchronous_commit = 'on'";
 pub(super) const READ_ONLY: &str = "SHOW transaction_read_only";
 /// What the server is, and which standbys a commit waits for.
-pub(super) const SERVER: &str =
-    "SELECT version(), current_setting('synchronous_standby_names', true)";
+pub(super) const SERVER: &str = "SELECT version(), current_setting('synchronous_standby_names', true), \
+    current_setting('fsync', true), current_setting('full_page_writes', true)";
 /// Which cluster it is of, and how often one of it was promoted: the name of the log that is written now
 /// begins with that, in hexadecimal digits. PostgreSQL's alone: others have no such thing.
 pub(super) const HISTORY: &str = "SELECT system_identifier::TEXT, \

@@ -39,10 +39,10 @@ impl Watch {
         seen.iter().any(|other| follows(other, server))
     }
 
-    /// Whether a commit at a host waits for a standby, as it said last; nothing, if it was not asked.
-    pub(super) fn synchronous(&self, host: &str) -> Option<bool> {
+    /// What a host said of itself last, if it was asked.
+    pub(super) fn last(&self, host: &str) -> Option<Server> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.iter().find(|server| server.host == host)?.synchronous
+        seen.iter().find(|server| server.host == host).cloned()
     }
 
     /// Servers that take writes although another was promoted after them.

@@ -260,6 +260,35 @@ fn part(primary: &Server<'_>, standby: &Server<'_>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_may_lose_what_it_acknowledges_is_told_of_until_it_is_put_right() {
+    let (primary, standby) = with_standby();
+    let (first, second) = (Proxy::of(&primary).await, Proxy::of(&standby).await);
+    let directory = tempfile::tempdir().unwrap();
+    let fleet = Some(fleet(&at(&[&first, &second], "fleet"), "one"));
+    let place = Place { directory: directory.path().to_owned(), fleet };
+    let store = Store::open(&place, StoreRole::Provider, Network::Regtest).await.unwrap();
+    assert!(store.kept().warnings.is_empty(), "{:?}", store.kept());
+    for (setting, bad, good) in [
+        ("fsync", "off", "on"),
+        ("full_page_writes", "off", "on"),
+        ("synchronous_standby_names", "''", "standby"),
+    ] {
+        for (value, is_told) in [(bad, true), (good, false)] {
+            tokio::task::block_in_place(|| {
+                let change = format!("ALTER SYSTEM SET {setting} = {value}");
+                primary.sql("postgres", &change).unwrap();
+                primary.sql("postgres", "SELECT pg_reload_conf()").unwrap();
+            });
+            let until = std::time::Instant::now() + Duration::from_secs(20);
+            while store.kept().warnings.iter().any(|told| told.contains(setting)) != is_told {
+                assert!(std::time::Instant::now() < until, "{setting} {value}: {:?}", store.kept());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_two_servers_that_take_writes_the_one_that_was_promoted_last_is_used_or_none() {
     let (primary, standby) = with_standby();
     let (first, second) = (Proxy::of(&primary).await, Proxy::of(&standby).await);
