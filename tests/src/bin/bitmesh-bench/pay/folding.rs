@@ -1,8 +1,10 @@
 //! What it costs to fold the journal while payments come in at a fixed rate: the fewer of them are on
-//! the same channel, the more.
+//! the same channel, the more. Where nothing but payments comes they are written over each other, and nothing is
+//! ever folded; so channels are opened meanwhile, as many as the API lets in.
 
 use std::{
     cell::RefCell,
+    mem,
     time::{Duration, Instant},
 };
 
@@ -29,6 +31,8 @@ use crate::plan::go_on;
 const RATE: u32 = 10_000;
 /// Payments of a batch.
 const BATCH: u32 = 100;
+/// Batches to one that a channel is opened with: 50 a second.
+const OPENED_EVERY: u32 = 2;
 /// Most of the rate that may be missing before it is no such rate.
 const BEHIND: Duration = Duration::from_secs(1);
 const CHANNELS: [u32; 4] = [100, 1_000, 10_000, 100_000];
@@ -42,6 +46,9 @@ struct Paid {
     channels: Vec<ChannelId>,
     signature: Signature,
     payments: u32,
+    /// The channel that is opened next.
+    opening: Vec<Event>,
+    opened: u32,
     /// What each round found, beside its figure.
     writing_micros: Vec<f64>,
     rows_most: Vec<f64>,
@@ -80,6 +87,8 @@ impl Paid {
             channels,
             signature,
             payments: 0,
+            opening: Vec::new(),
+            opened: count,
             writing_micros,
             rows_most,
             _directory: directory,
@@ -87,15 +96,32 @@ impl Paid {
         while paid.fold()? < TIDY_INTERVAL_IDLE {
             go_on()?;
         }
-        while paid.fold()? == TIDY_INTERVAL_IDLE {
+        loop {
+            let rows = paid.store.journal_rows();
+            paid.fold()?;
+            if paid.store.journal_rows() < rows {
+                return Ok(paid);
+            }
             go_on()?;
+            paid.prepare()?;
             paid.write()?;
         }
-        Ok(paid)
     }
 
     fn fold(&mut self) -> Result<Duration> {
         Ok(self.runtime.block_on(self.store.tidy::<ProviderEvent>(|_| false))?)
+    }
+
+    /// Makes what takes time and is no part of writing.
+    fn prepare(&mut self) -> Result<()> {
+        if self.opening.is_empty() {
+            let next = accounts(self.opened..self.opened + 1, HEIGHT)?;
+            let next = next.first().context("an account")?;
+            self.opening = next.journal(&Secp256k1::new(), HEIGHT, 0)?;
+            self.opening.truncate(1);
+            self.opened += 1;
+        }
+        Ok(())
     }
 
     fn write(&mut self) -> Result<()> {
@@ -106,8 +132,9 @@ impl Paid {
             let event = ProviderEvent::Paid { paid, signature: self.signature, earlier: 0 };
             Some(Entry::Channel { channel, event })
         };
-        let entries: Vec<Event> =
-            (self.payments..self.payments + BATCH).filter_map(event).collect();
+        let opens = (self.payments / BATCH).is_multiple_of(OPENED_EVERY);
+        let mut entries = if opens { mem::take(&mut self.opening) } else { Vec::new() };
+        entries.extend((self.payments..self.payments + BATCH).filter_map(event));
         self.runtime.block_on(self.store.commit(&entries, None))?;
         self.payments += BATCH;
         Ok(())
@@ -120,6 +147,7 @@ impl Paid {
         let (mut writing, mut folding) = (Duration::ZERO, Duration::ZERO);
         let (mut look, mut most) = (started, 0);
         while started.elapsed() < time {
+            self.prepare()?;
             let due = started + Duration::from_secs(1) * (self.payments - before) / RATE;
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             let since = Instant::now();
@@ -155,7 +183,7 @@ pub fn run(volume: Volume, before: &dyn Fn(&str)) -> Result<Vec<(Group, Vec<Meas
     });
     let contenders = contenders.collect();
     let unit = ("us/payment", Better::Lower);
-    let title = "folding at 10,000 payments/s";
+    let title = "folding at 10,000 payments/s and 50 openings/s";
     let folding = Group::race(title, unit, volume.rounds, contenders, before)?;
     let beside = |title: &str, unit, rounds: fn(&Paid) -> &Vec<f64>| {
         let series = made.iter().map(|(count, paid)| Series {
