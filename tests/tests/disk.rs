@@ -15,6 +15,7 @@ use bitmesh_tests::{
     payers::Stand,
     pinned::Pinned,
     sabotage::pins_of,
+    stalls::Stalls,
     till::{API_PORT, Till},
     topology::Topology,
 };
@@ -260,7 +261,7 @@ fn p14_a_power_cut_forgets_at_most_the_usage_since_the_last_checkpoint() -> Resu
     let station = till.payer(0)?.station()?;
     let mut lost = Vec::new();
     for cut in 0..CUTS {
-        let over = AtomicBool::new(false);
+        let (over, stalls) = (AtomicBool::new(false), Stalls::watch());
         let seen = std::thread::scope(|scope| -> Result<_> {
             let traffic = scope.spawn(|| stands[0].send(&over));
             let seen = watch_usage(&till);
@@ -269,6 +270,7 @@ fn p14_a_power_cut_forgets_at_most_the_usage_since_the_last_checkpoint() -> Resu
             traffic.join().map_err(|_| anyhow::anyhow!("the traffic's thread died"))??;
             seen
         })?;
+        let stalled = stalls.longest();
         let (used, (ended, _)) = (till.honoured(0)?.used, *seen.last().context("looks")?);
         ensure!(used > seen[0].1 + MOVING, "nothing was used meanwhile");
         till.faults.cut_power()?;
@@ -279,7 +281,7 @@ fn p14_a_power_cut_forgets_at_most_the_usage_since_the_last_checkpoint() -> Resu
         let accounts: Vec<AccountReport> = till.world.provider.json(&["stations"])?;
         let account = accounts.iter().find(|account| account.station == station);
         let known = account.context("the payer's account")?.usage.billed().0;
-        let forgotten = FORGOTTEN + longest_pause(&seen);
+        let forgotten = FORGOTTEN + longest_pause(&seen) + stalled;
         let bound = seen.iter().rev().find(|(at, _)| ended.duration_since(*at) >= forgotten);
         let (_, bound) = bound.context("looks before the bound")?;
         ensure!(known >= *bound, "cut {cut}: {known} is known, {bound} was used {forgotten:?} ago");
