@@ -50,11 +50,23 @@ fn longest(seen: &Mutex<Seen>) -> Duration {
     seen.lock().unwrap_or_else(PoisonError::into_inner).longest()
 }
 
-/// A round is over, and the next begins.
-fn note(seen: &Mutex<Seen>) {
-    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-    seen.longest = seen.longest();
-    seen.began = Instant::now();
+/// Does something after each pause, and notes how long a round took, until it is over.
+fn rounds(
+    seen: &Arc<Mutex<Seen>>,
+    over: &Arc<AtomicBool>,
+    work: impl Fn() + Send + 'static,
+) -> JoinHandle<()> {
+    let (seen, over) = (seen.clone(), over.clone());
+    thread::spawn(move || {
+        let pause = seen.lock().unwrap_or_else(PoisonError::into_inner).round;
+        while !over.load(Ordering::Relaxed) {
+            thread::sleep(pause);
+            work();
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.longest = seen.longest();
+            seen.began = Instant::now();
+        }
+    })
 }
 
 impl Stalls {
@@ -65,21 +77,10 @@ impl Stalls {
     pub fn watch() -> Self {
         let (sleeper, writer) = (Seen::of(SLEEP), Seen::of(WRITES));
         let over = Arc::new(AtomicBool::new(false));
-        let (theirs, ends) = (sleeper.clone(), over.clone());
-        let sleeping = thread::spawn(move || {
-            while !ends.load(Ordering::Relaxed) {
-                thread::sleep(SLEEP);
-                note(&theirs);
-            }
-        });
         let file = tempfile::tempfile().expect("a file where the ledgers are");
-        let (theirs, ends) = (writer.clone(), over.clone());
-        let writing = thread::spawn(move || {
-            while !ends.load(Ordering::Relaxed) {
-                thread::sleep(WRITES);
-                let _ = file.write_all_at(b"written", 0).and_then(|()| file.sync_data());
-                note(&theirs);
-            }
+        let sleeping = rounds(&sleeper, &over, || {});
+        let writing = rounds(&writer, &over, move || {
+            let _ = file.write_all_at(b"written", 0).and_then(|()| file.sync_data());
         });
         Self { sleeper, writer, over, threads: vec![sleeping, writing] }
     }

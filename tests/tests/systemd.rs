@@ -47,7 +47,7 @@ END
          echo {PASSPHRASE} > /etc/bitmesh/passphrase)
          set -a; . /etc/bitmesh/environment; set +a
          bitmesh wallet create --role {role} --config /etc/bitmesh/{role}.toml \
-           --passphrase-file /etc/bitmesh/passphrase --words-file /root/words
+           --passphrase-file /etc/bitmesh/passphrase --words-file ~/words
          bitmesh service print {role} > /etc/systemd/system/bitmesh-{role}.service
          systemctl daemon-reload
          systemctl enable --now bitmesh-{role}"

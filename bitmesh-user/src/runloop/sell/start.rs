@@ -73,8 +73,9 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
         }
     }
     // Only who never sold finds a network that works when the start fails.
-    let on_trial = dataplane.is_new() && !config.common.data_dir.join(SOLD).exists();
-    if dataplane.is_new() && !on_trial {
+    let has_sold = config.common.data_dir.join(SOLD).exists();
+    let on_trial = dataplane.is_new() && !has_sold;
+    if dataplane.is_new() && has_sold {
         info!(
             "from now on stations pass what they paid for alone, also if this start fails; `bitmesh sell \
              --detach` lets everybody pass"
@@ -109,6 +110,9 @@ pub fn prepare(config: SellConfig) -> Result<Ready> {
 /// Notes that it was sold from a data directory: a start that fails later leaves its ports shut.
 pub(super) fn note_sold(directory: &Path) {
     let path = directory.join(SOLD);
+    if path.exists() {
+        return;
+    }
     let noted = File::create(&path).and_then(|file| file.sync_all());
     if let Err(error) = noted.and_then(|()| File::open(directory)?.sync_all()) {
         warn!("{}: {error}; a start that fails after a boot would open the ports", path.display());
